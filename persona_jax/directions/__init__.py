@@ -1,0 +1,1 @@
+"""Directions: `direction` (vectors and their file), `extract` (from contrastive prompts), `dose` (their units)."""

@@ -1,0 +1,155 @@
+"""Directions from contrastive prompts: difference of means (Rimsky et al. 2024; Arditi et al. 2024)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.directions.direction import Direction
+from persona_jax.edits.window import Window
+from persona_jax.engine.capture import Capture
+from persona_jax.engine.collect import batches
+from persona_jax.engine.generate import encode_rows
+from persona_jax.engine.model import Model, Progress
+from persona_jax.engine.rows import Row
+from persona_jax.personas.chat import Prompt, Raw
+
+Tokens = Literal["last", "answer_mean", "answer_first"]
+
+_WINDOWS = {"answer_mean": Window(start=0), "answer_first": Window(start=0, stop=1)}
+
+
+def _plain(prompt: Prompt) -> object:
+  return {"raw": prompt.text} if isinstance(prompt, Raw) else prompt
+
+
+def _group_sums(
+  model: Model, rows: Sequence[Row], capture: Capture, group_N: np.ndarray, progress: Progress | None
+) -> np.ndarray:
+  """Sums activations within groups of rows, on the device; returns float64 [G, L, D]."""
+  num_groups, arch = int(group_N.max()) + 1, model.arch
+  sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.width))
+  for batch, reads in batches(model, rows, capture):
+    group_B = jnp.asarray(group_N[batch])
+    for block in range(arch.num_blocks):
+      h_BD = reads[capture.sites[0], block][: len(batch)].astype(jnp.float32)
+      # Only the sums of a batch leave the device; batches are added in float64.
+      sums_GLD[:, block] += np.asarray(jax.ops.segment_sum(h_BD, group_B, num_groups), np.float64)
+    if progress is not None:
+      progress(len(batch))
+  return sums_GLD
+
+
+def _encode(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> list[Row]:
+  rows = encode_rows(model, prompts, None)
+  bare = [n for n, row in enumerate(rows) if len(row.ids) <= row.prompt_length]
+  if tokens != "last" and bare:
+    raise ValueError(
+      f"prompts {bare[:5]} have no answer; tokens={tokens!r} needs chats that end with an assistant message."
+    )
+  return rows
+
+
+def _labels(replicates: int | Sequence[int] | None, n: int) -> np.ndarray:
+  """Returns the replicate of each pair, 0 … S - 1."""
+  if replicates is None:
+    return np.zeros(n, int)
+  if isinstance(replicates, (int, np.integer)):
+    if not 1 <= replicates <= n:
+      raise ValueError(f"replicates={replicates}: give 1 to {n} (the number of pairs), or a label for each pair.")
+    return np.arange(n) % int(replicates)
+  labels = np.asarray(replicates)
+  if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f"replicates: give one int label for each of the {n} pairs; got shape {labels.shape}.")
+  present = np.unique(labels)
+  if not np.array_equal(present, np.arange(present.size)):
+    raise ValueError(f"replicates: labels must be 0 … S - 1 with none left out; got {present.tolist()}.")
+  return labels
+
+
+def extract(
+  model: Model,
+  positives: Sequence[Prompt],
+  negatives: Sequence[Prompt],
+  *,
+  method: Literal["diff_means"] = "diff_means",
+  site: str = "resid_post",
+  tokens: Tokens = "last",
+  replicates: int | Sequence[int] | None = None,
+  concept: str = "direction",
+  progress: Progress | None = None,
+) -> Direction:
+  """Extracts mean(positives) - mean(negatives) at every block.
+
+  Args:
+    model: the model.
+    positives, negatives: prompts or chats, paired by position. An answer is a final assistant message.
+    method: "diff_means".
+    site: where to read.
+    tokens: "last" token of the row; "answer_mean", the mean over the answer's tokens (within an answer
+      first, then over answers); or "answer_first", its first token.
+    replicates: None for one; S to deal the pairs out in turn; or one label 0 … S - 1 a pair.
+    concept: name of the direction.
+    progress: called with the number of prompts done.
+
+  Returns:
+    A `Direction`: vectors [S, L, D]; `gap_L` the distance of the class means; `reliability_L` from halves
+    (pairs 0, 2, 4, … against 1, 3, 5, …) when there are at least 4 pairs.
+
+  Raises:
+    ValueError: nothing to contrast, unequal numbers, an unknown method, site or token choice, a chat
+      without an answer where one is needed.
+  """
+  positives, negatives = list(positives), list(negatives)
+  if method != "diff_means":
+    raise ValueError(f"method={method!r}: 'diff_means' is the method there is.")
+  if tokens not in ("last", *_WINDOWS):
+    raise ValueError(f"tokens={tokens!r}: use 'last', 'answer_mean' or 'answer_first'.")
+  if not positives or len(positives) != len(negatives):
+    raise ValueError(
+      f"{len(positives)} positives and {len(negatives)} negatives; give as many of each, at least one."
+    )
+  n = len(positives)
+  label_N = _labels(replicates, n)
+  num_replicates = int(label_N.max()) + 1
+  group_N = label_N * 2 + np.arange(n) % 2  # a group is a half of a replicate
+  capture = (
+    Capture((site,), reduce="last")
+    if tokens == "last"
+    else Capture((site,), reduce="mean", tokens=_WINDOWS[tokens])
+  )
+  pos_GLD, neg_GLD = (
+    _group_sums(model, _encode(model, prompts, tokens), capture, group_N, progress)
+    for prompts in (positives, negatives)
+  )
+  count_G = np.bincount(group_N)
+  groups = np.arange(len(count_G))
+
+  def contrast(chosen_G: np.ndarray) -> np.ndarray:
+    """Returns the difference of means over some groups, [L, D]."""
+    return (pos_GLD[chosen_G] - neg_GLD[chosen_G]).sum(axis=0) / count_G[chosen_G].sum()
+
+  vectors_SLD = np.stack([contrast(groups // 2 == s) for s in range(num_replicates)])
+  reliability_L = None
+  if n >= 4:
+    even, odd = contrast(groups % 2 == 0), contrast(groups % 2 == 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+      cos_L = (even * odd).sum(-1) / (np.linalg.norm(even, axis=-1) * np.linalg.norm(odd, axis=-1))
+      reliability_L = 2 * cos_L / (1 + cos_L)
+  provenance = {
+    "model": model.identity.name,
+    "model_hash": model.identity.sha256,
+    "dtype": model.dtype,
+    "system_default": model.chat.system_default,
+    "method": method,
+    "site": site,
+    "tokens": tokens,
+    "num_pairs": n,
+    "replicates": num_replicates,
+    "data_hash": content_hash([[_plain(p) for p in positives], [_plain(p) for p in negatives]]),
+  }
+  gap_L = np.linalg.norm(vectors_SLD.mean(axis=0), axis=-1)
+  return Direction(vectors_SLD, concept, site, provenance, gap_L, reliability_L)

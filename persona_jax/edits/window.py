@@ -1,0 +1,80 @@
+"""Token windows: on which tokens an edit acts, or a capture reads."""
+
+import dataclasses
+import re
+
+from persona_jax.edits.table import ALL_ROLES, ALWAYS, FOREVER, ROLES
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """Tokens with one of `roles` whose offset from the end of the prompt lies in [start, stop).
+
+  Offset 0 is the first answer token, -1 the last prompt token.
+
+  Attributes:
+    roles: names out of `edits.table.ROLES`, or None for all.
+    start: first offset, or None for the beginning of the sequence.
+    stop: offset after the last, or None for no end.
+
+  Raises:
+    ValueError: an unknown role, no role, or an empty interval.
+  """
+
+  roles: tuple[str, ...] | None = None
+  start: int | None = None
+  stop: int | None = None
+
+  def __post_init__(self) -> None:
+    if self.roles is not None:
+      object.__setattr__(self, "roles", tuple(self.roles))
+      unknown = [role for role in self.roles if role not in ROLES]
+      if unknown or not self.roles:
+        raise ValueError(f"window roles {self.roles}: use some of {sorted(ROLES)}, or None for all.")
+    if self.interval[0] >= self.interval[1]:
+      raise ValueError(f"window [{self.start}, {self.stop}) is empty; stop must exceed start.")
+
+  @property
+  def interval(self) -> tuple[int, int]:
+    """(start, stop) as integers."""
+    return (
+      ALWAYS if self.start is None else self.start,
+      FOREVER if self.stop is None else self.stop,
+    )
+
+  @property
+  def role_mask(self) -> int:
+    """Bit mask over `ROLES`."""
+    return ALL_ROLES if self.roles is None else sum(1 << ROLES[r] for r in set(self.roles))
+
+  def __str__(self) -> str:
+    start = "" if self.start is None else self.start
+    stop = "" if self.stop is None else self.stop
+    return f"[{start}:{stop}]" + ("" if self.roles is None else f" {'+'.join(self.roles)}")
+
+
+_NAMED = {
+  "all": Window(),
+  "prompt": Window(stop=0),
+  "generated": Window(start=0),
+  "answer": Window(start=-1),
+}
+
+
+def as_window(tokens: "str | Window") -> Window:
+  """Resolves a window name: "all", "prompt", "generated", "answer" or "last:k".
+
+  "answer" is the last prompt token (which produces the first answer token) and all generated ones;
+  "generated" leaves the first answer token alone; "last:k" is the last k prompt tokens.
+
+  Raises:
+    ValueError: any other name, or k < 1.
+  """
+  if isinstance(tokens, Window):
+    return tokens
+  if tokens in _NAMED:
+    return _NAMED[tokens]
+  last = re.fullmatch(r"last:([1-9]\d*)", tokens) if isinstance(tokens, str) else None
+  if last:
+    return Window(start=-int(last[1]), stop=0)
+  raise ValueError(f"tokens={tokens!r}: use one of {sorted(_NAMED)}, 'last:k' or a pj.Window.")

@@ -1,0 +1,111 @@
+"""Captures over lists of prompts, batch by batch, into numpy; and projections on directions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from persona_jax.edits.compile import RowEdits, compile_edits
+from persona_jax.edits.edit import DirectionLike
+from persona_jax.engine.capture import Capture
+from persona_jax.engine.forward import forward
+from persona_jax.engine.generate import check_lengths, encode_rows
+from persona_jax.engine.rows import LENGTH_STEP, Row, round_up, row_bucket, tiles
+from persona_jax.personas.chat import Prompt
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+
+_BATCH_ROWS = 32
+
+
+def batches(
+  model: "Model", rows: Sequence[Row], capture: Capture
+) -> Iterator[tuple[list[int], dict[tuple[str, int], jax.Array]]]:
+  """Runs rows in batches of like length; yields row numbers and their reads, padded rows last."""
+  check_lengths(model, rows, 0)
+  for tile in tiles(rows, _BATCH_ROWS):
+    size = row_bucket(len(tile))
+    filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
+    t = round_up(max(len(row.ids) for row in filled), LENGTH_STEP)
+    ids_BT, roles_BT = np.zeros((size, t), np.int32), np.zeros((size, t), np.int32)
+    for b, row in enumerate(filled):
+      ids_BT[b, : len(row.ids)] = row.ids
+      roles_BT[b, : len(row.ids)] = row.roles
+    table = compile_edits(model, [r.edits for r in filled]) if any(r.edits for r in filled) else None
+    _, reads = forward(
+      model,
+      jnp.asarray(ids_BT),
+      table,
+      capture,
+      lengths_B=jnp.asarray([len(row.ids) for row in filled], jnp.int32),
+      prompt_lengths_B=jnp.asarray([row.prompt_length for row in filled], jnp.int32),
+      roles_BT=jnp.asarray(roles_BT),
+      logits=None,
+    )
+    yield tile, reads
+
+
+def capture(
+  model: "Model",
+  prompts: Sequence[Prompt],
+  what: Capture,
+  *,
+  edits: Sequence[RowEdits] | None = None,
+  progress: Callable[[int], None] | None = None,
+) -> dict[tuple[str, int], np.ndarray]:
+  """Reads activations of prompts; see `Model.capture`."""
+  rows = encode_rows(model, prompts, edits)
+  if not rows:
+    raise ValueError("capture needs at least one prompt.")
+  longest = max(len(row.ids) for row in rows)
+  out: dict[tuple[str, int], np.ndarray] = {}
+  for tile, reads in batches(model, rows, what):
+    for where, value in reads.items():
+      array = np.asarray(value, np.float32)
+      if where not in out:
+        tail = (longest, array.shape[-1]) if what.reduce == "all" else array.shape[1:]
+        out[where] = np.full((len(rows), *tail), np.nan, np.float32)
+      for b, n in enumerate(tile):
+        if what.reduce == "all":
+          length = len(rows[n].ids)
+          out[where][n, :length] = array[b, :length]
+        else:
+          out[where][n] = array[b]
+    if progress is not None:
+      progress(len(tile))
+  return out
+
+
+def project(
+  model: "Model",
+  prompts: Sequence[Prompt],
+  directions: DirectionLike | Sequence[DirectionLike],
+  *,
+  site: str = "resid_post",
+  tokens: str = "last",
+) -> np.ndarray:
+  """Projects prompts on unit directions at every block.
+
+  Args:
+    model: the model.
+    prompts: strings, chats or `pj.Raw`.
+    directions: one `Direction` or several; each block's own unit vector is used.
+    site: where to read.
+    tokens: "last" token of the row, or a window name ("all", "answer", …) to average over.
+
+  Returns:
+    float32 [P, L, R], in the units of the residual stream; NaN where the window holds no token.
+
+  Raises:
+    ValueError: an unknown site or window, or directions that do not fit the model.
+  """
+  reduced = (
+    Capture((site,), reduce="last", bank=directions)
+    if tokens == "last"
+    else Capture((site,), reduce="mean", bank=directions, tokens=tokens)
+  )
+  reads = capture(model, prompts, reduced)
+  return np.stack([reads[site, i] for i in range(model.arch.num_blocks)], axis=1)

@@ -1,0 +1,157 @@
+"""Decode: one compiled `while_loop` over steps, blocks unrolled inside, that stops when all rows are done."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from persona_jax.edits.apply import TokenInfo
+from persona_jax.edits.table import ROLES, EditTable
+from persona_jax.engine.forward import run_blocks
+from persona_jax.engine.sampling import Sampling, next_token
+from persona_jax.models import families
+from persona_jax.models.arch import Arch
+from persona_jax.models.layers import KV
+
+
+class Start(NamedTuple):
+  """Where each row's decoding begins.
+
+  Attributes:
+    token_B: int32, the last token of the prompt (or of the answer so far).
+    role_B: int32, its role.
+    position_B: int32, its position in the row.
+    offset_B: int32, its offset from the end of the prompt (-1, or more in a started answer).
+    pad_B: int32, slots of the cache before the row's first token.
+    done_B: bool, rows that only fill the tile.
+    key_B: sampling keys.
+  """
+
+  token_B: jax.Array
+  role_B: jax.Array
+  position_B: jax.Array
+  offset_B: jax.Array
+  pad_B: jax.Array
+  done_B: jax.Array
+  key_B: jax.Array
+
+
+class State(NamedTuple):
+  """The loop's carry; after the loop, its result.
+
+  Attributes:
+    step: int32, tokens generated so far by the longest row.
+    token_B: int32, what is fed next.
+    done_B: bool, rows that met a stop token.
+    caches: keys and values by block; token t of the answer stands at slot S + t.
+    ids_BN: int32, generated ids; beyond `length_B` they mean nothing.
+    logprob_BN: float32, log-probability of each under the model (temperature 1, no filter), or None.
+    length_B: int32, generated tokens of each row, the stop token included.
+    realised_B, requested_B: float32, delivery of edits (`edits.apply.Delivery`).
+    edited_B: int32, tokens on which an edit was on.
+  """
+
+  step: jax.Array
+  token_B: jax.Array
+  done_B: jax.Array
+  caches: list[KV]
+  ids_BN: jax.Array
+  logprob_BN: jax.Array | None
+  length_B: jax.Array
+  realised_B: jax.Array
+  requested_B: jax.Array
+  edited_B: jax.Array
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("arch", "sampling", "num_steps", "with_logprobs", "resid_dtype"),
+  donate_argnames=("caches",),
+)
+def decode(
+  params: Mapping[str, Any],
+  caches: list[KV],
+  start: Start,
+  edits: EditTable | None,
+  stop_ids_E: jax.Array,
+  *,
+  arch: Arch,
+  sampling: Sampling,
+  num_steps: int,
+  with_logprobs: bool,
+  resid_dtype: Any,
+) -> State:
+  """Generates up to `num_steps` tokens for B rows.
+
+  Args:
+    params, arch, resid_dtype: the model.
+    caches: per block [B, K, S + N, H] with N = `num_steps`, the prefix in the first S slots; donated.
+    start: where each row begins.
+    edits: the rows' edit table.
+    stop_ids_E: int32, ids that end a row.
+    sampling: how a token is chosen.
+    num_steps: N.
+    with_logprobs: whether to compute log-probabilities (one more pass over the vocabulary).
+  """
+  num_rows = start.token_B.shape[0]
+  num_slots = caches[0].k_BKSH.shape[2]
+  first_slot = num_slots - num_steps
+  adapter = families.family(arch.family)
+  slot_S = jnp.arange(num_slots)
+
+  def body(state: State) -> State:
+    t = state.step
+    live_B = ~state.done_B
+    role_B = jnp.where(t == 0, start.role_B, ROLES["assistant"])
+    tokens = TokenInfo((start.offset_B + t)[:, None], role_B[:, None], live_B[:, None])
+    seen_BS = (slot_S >= start.pad_B[:, None]) & (slot_S <= first_slot + t)
+    out = run_blocks(
+      arch,
+      params,
+      adapter.embed(params, state.token_B[:, None], resid_dtype),
+      (start.position_B + t)[:, None],
+      seen_BS[:, None],
+      tokens,
+      caches=state.caches,
+      cursor=first_slot + t,
+      edits=edits,
+    )
+    logits_BV = adapter.unembed(arch, params, out.h_BTD[:, 0])
+    token_B = next_token(sampling, logits_BV, start.key_B, t)
+    logprob_BN = state.logprob_BN
+    if logprob_BN is not None:
+      chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
+      logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+      logprob_BN = jax.lax.dynamic_update_slice(logprob_BN, logprob_B[:, None], (0, t))
+    return State(
+      step=t + 1,
+      token_B=token_B,
+      done_B=state.done_B | jnp.any(token_B[:, None] == stop_ids_E, axis=1),
+      caches=out.caches,
+      ids_BN=jax.lax.dynamic_update_slice(state.ids_BN, token_B[:, None], (0, t)),
+      logprob_BN=logprob_BN,
+      length_B=state.length_B + live_B,
+      realised_B=state.realised_B + out.delivery.realised_B,
+      requested_B=state.requested_B + out.delivery.requested_B,
+      edited_B=state.edited_B + out.delivery.edited_BT[:, 0],
+    )
+
+  zero_B = jnp.zeros((num_rows,), jnp.float32)
+  empty_B = jnp.zeros((num_rows,), jnp.int32)
+  state = State(
+    step=jnp.int32(0),
+    token_B=start.token_B,
+    done_B=start.done_B,
+    caches=caches,
+    ids_BN=jnp.zeros((num_rows, num_steps), jnp.int32),
+    logprob_BN=jnp.zeros((num_rows, num_steps), jnp.float32) if with_logprobs else None,
+    length_B=empty_B,
+    realised_B=zero_B,
+    requested_B=zero_B,
+    edited_B=empty_B,
+  )
+  return jax.lax.while_loop(
+    lambda s: (s.step < num_steps) & ~jnp.all(s.done_B), body, state
+  )

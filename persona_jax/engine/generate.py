@@ -1,0 +1,206 @@
+"""Generation of a tile of rows, each with its own edits, and of lists of prompts."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from persona_jax.edits.compile import RowEdits, as_rows, compile_edits
+from persona_jax.edits.edit import Edit
+from persona_jax.engine import decode as decoding
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.rows import (
+  Row,
+  derive_seed,
+  make_row,
+  row_bucket,
+  sampling_keys,
+  tiles,
+)
+from persona_jax.engine.sampling import Sampling
+from persona_jax.personas.chat import Prompt, Raw
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+
+# A row's delivered dose must lie here, else bfloat16 swallowed (or rounding inflated) the edit.
+DOSE_RANGE = (0.95, 1.05)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What one row generated.
+
+  Attributes:
+    text: decoded answer without special tokens.
+    token_ids: its ids, the stop token included.
+    finish_reason: "stop" (a stop token came) or "length" (the budget ended).
+    logprobs: log-probability of each id under the model at temperature 1, or None if not asked for.
+    tokens_edited: tokens, prompt ones included, on which an edit was on.
+    delivered_dose: <realised change, requested change> / ||requested change||^2 over the edited tokens,
+      after the cast to the model's dtype; NaN where nothing was requested.
+    valid: false if the row has edits and no token was edited, or if the dose lies outside [.95, 1.05].
+  """
+
+  text: str
+  token_ids: tuple[int, ...]
+  finish_reason: str
+  logprobs: tuple[float, ...] | None
+  tokens_edited: int
+  delivered_dose: float
+  valid: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Decoding settings that all rows of a call share.
+
+  Attributes:
+    max_new_tokens: budget, at least 1.
+    sampling: how a token is chosen.
+    stop_ids: ids that end a row.
+    logprobs: whether log-probabilities are computed.
+  """
+
+  max_new_tokens: int
+  sampling: Sampling = Sampling()
+  stop_ids: tuple[int, ...] = ()
+  logprobs: bool = False
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+      raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: give an int of at least 1.")
+
+
+def is_valid(edits: Sequence[Edit], tokens_edited: int, dose: float) -> bool:
+  """Whether a row got what it asked for; see `Generation.valid`."""
+  if edits and tokens_edited == 0:
+    return False
+  return bool(np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1])
+
+
+def dose_of(realised: float, requested: float) -> float:
+  """Returns realised / requested, NaN if nothing was requested."""
+  return float(realised) / float(requested) if requested > 0 else float("nan")
+
+
+def check_lengths(model: "Model", rows: Sequence[Row], room: int) -> None:
+  """Raises a ValueError if a row and what follows it exceed the model's positions."""
+  longest = max(len(row.ids) for row in rows)
+  if longest + room > model.arch.max_positions:
+    raise ValueError(
+      f"a prompt of {longest} tokens and {room} more exceed the model's "
+      f"{model.arch.max_positions} positions; shorten it or generate less."
+    )
+
+
+def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> list[Generation]:
+  """Generates for the rows of one tile, in their order."""
+  num_rows = row_bucket(len(rows))
+  steps = settings.max_new_tokens
+  prefix = prefill(model, rows, num_rows, room=steps)
+  filled = list(rows) + [rows[0]] * (num_rows - len(rows))
+  table = compile_edits(model, [row.edits for row in filled]) if any(r.edits for r in rows) else None
+  last_B = np.asarray([len(row.ids) - 1 for row in filled], np.int32)
+  start = decoding.Start(
+    token_B=jnp.asarray([row.ids[-1] for row in filled], jnp.int32),
+    role_B=jnp.asarray([row.roles[-1] for row in filled], jnp.int32),
+    position_B=jnp.asarray(last_B),
+    offset_B=jnp.asarray(last_B - [row.prompt_length for row in filled], jnp.int32),
+    pad_B=jnp.asarray(prefix.pad_B),
+    done_B=jnp.arange(num_rows) >= len(rows),
+    key_B=sampling_keys([row.seed for row in filled]),
+  )
+  out = decoding.decode(
+    model.params,
+    prefix.caches,
+    start,
+    table,
+    jnp.asarray(settings.stop_ids or (-1,), jnp.int32),
+    arch=model.arch,
+    sampling=settings.sampling,
+    num_steps=steps,
+    with_logprobs=settings.logprobs,
+    resid_dtype=model.resid_dtype,
+  )
+  ids_BN, length_B = np.asarray(out.ids_BN), np.asarray(out.length_B)
+  logprob_BN = None if out.logprob_BN is None else np.asarray(out.logprob_BN)
+  realised_B = np.asarray(out.realised_B) + prefix.realised_B
+  requested_B = np.asarray(out.requested_B) + prefix.requested_B
+  edited_B = np.asarray(out.edited_B) + prefix.edited_B
+  generations = []
+  for b, row in enumerate(rows):
+    ids = tuple(ids_BN[b, : length_B[b]].tolist())
+    dose = dose_of(realised_B[b], requested_B[b])
+    generations.append(
+      Generation(
+        text=model.tokenizer.decode(list(ids)),
+        token_ids=ids,
+        finish_reason="stop" if ids[-1] in settings.stop_ids else "length",
+        logprobs=None if logprob_BN is None else tuple(logprob_BN[b, : len(ids)].tolist()),
+        tokens_edited=int(edited_B[b]),
+        delivered_dose=dose,
+        valid=is_valid(row.edits, int(edited_B[b]), dose),
+      )
+    )
+  return generations
+
+
+def per_row_edits(edits: Sequence[RowEdits] | None, num_rows: int) -> list[tuple[Edit, ...]]:
+  """Normalises the `edits` argument of the public calls.
+
+  Raises:
+    ValueError: `edits` is no list with one item a row.
+  """
+  if edits is None:
+    return [()] * num_rows
+  if isinstance(edits, Edit) or len(edits) != num_rows:
+    given = "a single edit" if isinstance(edits, Edit) else f"{len(edits)} items"
+    raise ValueError(f"edits must be a list with one item (edits of that row) for each of {num_rows} rows; got {given}.")
+  return as_rows(edits)
+
+
+def encode_rows(
+  model: "Model", prompts: Sequence[Prompt], edits: Sequence[RowEdits] | None
+) -> list[Row]:
+  """Renders and tokenises prompts, with the edits of each.
+
+  Raises:
+    ValueError: `prompts` is a single prompt, or empty, or one cannot be rendered.
+  """
+  if isinstance(prompts, (str, Raw)) or (prompts and isinstance(prompts[0], dict)):
+    raise ValueError("prompts must be a list of prompts (strings, chats or pj.Raw), not a single one.")
+  row_edits = per_row_edits(edits, len(prompts))
+  return [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits)]
+
+
+def generate(
+  model: "Model",
+  prompts: Sequence[Prompt],
+  settings: Settings,
+  *,
+  edits: Sequence[RowEdits] | None = None,
+  seed: int | Sequence[int] = 0,
+  progress: Callable[[int], None] | None = None,
+) -> list[Generation]:
+  """Generates an answer for each prompt; see `Model.generate`."""
+  seeds = [seed] * len(prompts) if isinstance(seed, (int, np.integer)) else list(seed)
+  if len(seeds) != len(prompts):
+    raise ValueError(f"seed has {len(seeds)} items for {len(prompts)} prompts; give one int or one a row.")
+  rows = encode_rows(model, prompts, edits)
+  if not rows:
+    return []
+  check_lengths(model, rows, settings.max_new_tokens)
+  plain = [p.text if isinstance(p, Raw) else p for p in prompts]
+  rows = [
+    dataclasses.replace(row, seed=derive_seed(int(s), p)) for row, s, p in zip(rows, seeds, plain)
+  ]
+  out: list[Generation | None] = [None] * len(rows)
+  for tile in tiles(rows):
+    for n, generation in zip(tile, generate_tile(model, [rows[n] for n in tile], settings)):
+      out[n] = generation
+    if progress is not None:
+      progress(len(tile))
+  return [generation for generation in out if generation is not None]

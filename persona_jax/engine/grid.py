@@ -1,0 +1,208 @@
+"""`Condition` and `Grid`: what is compared, as plain data; a grid is prompts x conditions x samples."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.edits.edit import Edit
+from persona_jax.engine.rows import derive_seed
+from persona_jax.engine.sampling import Sampling
+from persona_jax.personas.chat import Prompt, Raw
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Condition:
+  """One way to imbue a persona: parts of the chat prompt, edits, or both.
+
+  Attributes:
+    name: unique within a grid.
+    system: system message, put before the prompt's own messages.
+    prefix: text put at the head of the first user message, with a blank line after it.
+    edits: edits of every row of the condition, in order.
+    replicate: which paraphrase or direction replicate this is, for the results table.
+
+  Raises:
+    ValueError: an empty name, or an item of `edits` that is no edit.
+  """
+
+  name: str
+  system: str | None = None
+  prefix: str | None = None
+  edits: tuple[Edit, ...] = ()
+  replicate: int | None = None
+
+  def __init__(
+    self,
+    name: str,
+    *,
+    system: str | None = None,
+    prefix: str | None = None,
+    edits: Edit | Sequence[Edit] = (),
+    replicate: int | None = None,
+  ):
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    if not name or not isinstance(name, str):
+      raise ValueError(f"a condition needs a name, got {name!r}.")
+    wrong = [type(e).__name__ for e in edits if not isinstance(e, Edit)]
+    if wrong:
+      raise ValueError(f"condition {name!r}: edits must be made by pj.add and its kin, got {wrong}.")
+    for field, value in zip(
+      ("name", "system", "prefix", "edits", "replicate"), (name, system, prefix, edits, replicate)
+    ):
+      object.__setattr__(self, field, value)
+
+  @property
+  def method(self) -> str:
+    """ "none", "prompt", "steer" or "both"; derived from what the condition holds."""
+    prompted = self.system is not None or self.prefix is not None
+    return {(False, False): "none", (True, False): "prompt", (False, True): "steer"}.get(
+      (prompted, bool(self.edits)), "both"
+    )
+
+  def apply(self, prompt: Prompt) -> Prompt:
+    """Puts the condition's parts round a prompt.
+
+    Raises:
+      ValueError: the prompt is raw or has a system message of its own, and the condition brings parts.
+    """
+    if self.system is None and self.prefix is None:
+      return prompt
+    if isinstance(prompt, Raw):
+      raise ValueError(f"condition {self.name!r} changes the chat; a pj.Raw prompt has none.")
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if self.prefix is not None:
+      first = next((m for m in chat if m["role"] == "user"), None)
+      if first is None:
+        raise ValueError(f"condition {self.name!r} has a prefix; the prompt has no user message for it.")
+      first["content"] = f"{self.prefix}\n\n{first['content']}"
+    if self.system is not None:
+      if chat[0]["role"] == "system":
+        raise ValueError(
+          f"condition {self.name!r} brings a system message; the prompt already has one: "
+          f"{chat[0]['content'][:60]!r}."
+        )
+      chat = [{"role": "system", "content": self.system}, *chat]
+    return chat
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the condition as plain values; vectors appear by their hash."""
+    return {
+      "name": self.name,
+      "method": self.method,
+      "system": self.system,
+      "prefix": self.prefix,
+      "edits": [edit.describe() for edit in self.edits],
+      "replicate": self.replicate,
+    }
+
+  @property
+  def direction_hash(self) -> str:
+    """Hash of the directions of its edits: one direction's own, else of the list; "" without edits."""
+    hashes = [edit.direction_hash for edit in self.edits]
+    return "" if not hashes else hashes[0] if len(set(hashes)) == 1 else content_hash(hashes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One row to generate: a prompt under a condition, one sample."""
+
+  row_id: str
+  prompt_id: str
+  condition: Condition
+  sample: int
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+  """Prompts x conditions x samples, with one decoding setting and one seed.
+
+  Attributes:
+    prompts: {prompt_id: prompt}; a plain list gets the ids "0000", "0001", ….
+    conditions: with different names.
+    samples: answers of each prompt under each condition.
+    max_new_tokens: budget of a row.
+    temperature: 0 is greedy; then more than one sample is refused.
+    seed: of the whole grid.
+    paired: share sampling noise between the conditions of a prompt and sample.
+
+  Raises:
+    ValueError: nothing to run, names that occur twice, or several greedy samples.
+  """
+
+  prompts: Mapping[str, Prompt] | Sequence[Prompt]
+  conditions: Sequence[Condition]
+  samples: int = 1
+  max_new_tokens: int = dataclasses.field(kw_only=True)
+  temperature: float = 0.0
+  seed: int = 0
+  paired: bool = True
+
+  def __post_init__(self) -> None:
+    prompts = self.prompts
+    if isinstance(prompts, (str, Raw)):
+      raise ValueError("Grid prompts must be a list of prompts or {id: prompt}, not a single one.")
+    if not isinstance(prompts, Mapping):
+      prompts = {f"{n:04d}": prompt for n, prompt in enumerate(prompts)}
+    object.__setattr__(self, "prompts", dict(prompts))
+    object.__setattr__(self, "conditions", tuple(self.conditions))
+    names = [condition.name for condition in self.conditions]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not prompts or not names or twice:
+      raise ValueError(
+        f"a grid needs prompts (got {len(prompts)}) and conditions (got {len(names)}) with different "
+        f"names (twice: {twice})."
+      )
+    Sampling(self.temperature)
+    if self.samples < 1 or (self.samples > 1 and self.temperature == 0):
+      raise ValueError(
+        f"samples={self.samples} at temperature={self.temperature}: greedy answers are all the same; "
+        "give one sample, or a temperature."
+      )
+
+  @property
+  def num_rows(self) -> int:
+    """Rows of the grid."""
+    return len(self.prompts) * len(self.conditions) * self.samples
+
+  def settings(self) -> dict[str, Any]:
+    """Returns the decoding settings as plain values."""
+    return {
+      "max_new_tokens": self.max_new_tokens,
+      "temperature": self.temperature,
+      "seed": self.seed,
+      "paired": self.paired,
+    }
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the grid as plain values, from which its hash is taken."""
+    assert isinstance(self.prompts, dict)
+    return {
+      "prompts": {key: plain(prompt) for key, prompt in self.prompts.items()},
+      "conditions": [condition.describe() for condition in self.conditions],
+      "samples": self.samples,
+      **self.settings(),
+    }
+
+  def cells(self) -> list[Cell]:
+    """Returns the rows in a fixed order: condition by condition, prompt by prompt, sample by sample.
+
+    A row's id is a hash of what defines it, so the same row has the same id in another run.
+    """
+    assert isinstance(self.prompts, dict)
+    cells = []
+    for condition in self.conditions:
+      described = condition.describe()
+      for prompt_id, prompt in self.prompts.items():
+        for sample in range(self.samples):
+          mine = [] if self.paired else [condition.name]
+          seed = derive_seed(self.seed, plain(prompt), sample, *mine)
+          row = [prompt_id, plain(prompt), described, sample, self.settings()]
+          cells.append(Cell(content_hash(row)[:16], prompt_id, condition, sample, seed))
+    return cells
+
+
+def plain(prompt: Prompt) -> Any:
+  """Returns a prompt as JSON values."""
+  return {"raw": prompt.text} if isinstance(prompt, Raw) else prompt

@@ -1,0 +1,174 @@
+"""`Model`: parameters, architecture, tokenizer and chat format in one pytree, with the engine's calls on it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from persona_jax.checkpoints.checkpoint import Identity
+from persona_jax.checkpoints.tokenizer import Tokenizer
+from persona_jax.edits.compile import RowEdits
+from persona_jax.engine import collect as collecting
+from persona_jax.engine import generate as generating
+from persona_jax.engine import score as scoring
+from persona_jax.engine.capture import Capture
+from persona_jax.engine.generate import Generation, Settings
+from persona_jax.engine.sampling import Sampling
+from persona_jax.models.arch import Arch
+from persona_jax.personas.chat import Chat, EncodedPrompt, Prompt, encode_prompt
+
+Progress = Callable[[int], None]  # called with the number of rows just finished
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A loaded model; made by `pj.load`.
+
+  A pytree whose leaves are the parameters; everything else is static, so a `Model` passes through `jax.jit`.
+
+  Attributes:
+    params: {"embed_VD", "blocks": [{…}, …], "final_norm_D", …}; see the family's module.
+    arch: sizes and constants.
+    tokenizer: text to ids and back.
+    chat: how chats are rendered, with the `system_default` that was chosen.
+    identity: name, source, sha256 and quantisation of the checkpoint.
+    dtype: name of the dtype of weights and products, e.g. "float32".
+    resid_dtype: name of the dtype of the residual stream.
+  """
+
+  params: Any
+  arch: Arch = dataclasses.field(metadata={"static": True})
+  tokenizer: Tokenizer = dataclasses.field(metadata={"static": True})
+  chat: Chat = dataclasses.field(metadata={"static": True})
+  identity: Identity = dataclasses.field(metadata={"static": True})
+  dtype: str = dataclasses.field(metadata={"static": True})
+  resid_dtype: str = dataclasses.field(metadata={"static": True})
+
+  def __repr__(self) -> str:
+    return (
+      f"Model({self.identity.name!r}, {self.arch.family}, {self.arch.num_blocks} blocks of width "
+      f"{self.arch.width}, {self.dtype}, residual {self.resid_dtype})"
+    )
+
+  def encode(self, prompt: Prompt) -> EncodedPrompt:
+    """Renders a prompt (string, chat or `pj.Raw`) and tokenises it; see `personas.chat.encode_prompt`."""
+    return encode_prompt(self.tokenizer, self.chat, prompt)
+
+  def generate(
+    self,
+    prompts: Sequence[Prompt],
+    *,
+    edits: Sequence[RowEdits] | None = None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int | Sequence[int] = 0,
+    stop: Sequence[int | str] = (),
+    logprobs: bool = False,
+    progress: Progress | None = None,
+  ) -> list[Generation]:
+    """Generates an answer for each prompt.
+
+    Args:
+      prompts: strings (one user turn), chats (lists of {"role", "content"}) or `pj.Raw` texts. A final
+        assistant message is a started answer, which is continued.
+      edits: None, or for each prompt None, an edit or a list of edits (`pj.add` …).
+      max_new_tokens: budget of each row.
+      temperature: 0 is greedy.
+      top_k, top_p, min_p: filters, see `engine.sampling.Sampling`.
+      seed: one int, or one a row. A row's noise comes from its seed and its prompt alone: neighbours
+        change nothing, and the same prompt with the same seed gives the same sample.
+      stop: ids, or texts of single tokens, that end a row beside the model's own end tokens.
+      logprobs: whether to return each token's log-probability.
+      progress: called with the number of rows finished, tile by tile.
+
+    Returns:
+      One `Generation` a prompt, in order.
+
+    Raises:
+      ValueError: prompts, edits or settings do not fit; the message says which and what does.
+    """
+    sampling = Sampling(float(temperature), top_k, top_p, min_p)
+    settings = Settings(max_new_tokens, sampling, self.stop_ids(stop), logprobs)
+    return generating.generate(self, prompts, settings, edits=edits, seed=seed, progress=progress)
+
+  def score(
+    self,
+    prompts: Sequence[Prompt],
+    continuations: Sequence[str | Sequence[int]],
+    *,
+    edits: Sequence[RowEdits] | None = None,
+    per_token: bool = False,
+    progress: Progress | None = None,
+  ) -> "np.ndarray | list[np.ndarray]":
+    """Computes log-probabilities of continuations, each after its prompt.
+
+    The continuation is tokenised by itself and follows the prompt's tokens. Token windows count from the
+    end of the prompt, so "answer" edits act on its last token and on the continuation.
+
+    Args:
+      prompts: as in `generate`.
+      continuations: texts or token ids, one a prompt.
+      edits: as in `generate`.
+      per_token: return a list of float64 arrays, one value a token, instead of sums.
+      progress: called with the number of continuations scored.
+
+    Returns:
+      float64 [N], natural-log probability of each continuation; or the list.
+
+    Raises:
+      ValueError: lengths differ, a continuation is empty, or the prompts or edits do not fit.
+    """
+    return scoring.score(
+      self, prompts, continuations, edits=edits, per_token=per_token, progress=progress
+    )
+
+  def capture(
+    self,
+    prompts: Sequence[Prompt],
+    capture: Capture,
+    *,
+    edits: Sequence[RowEdits] | None = None,
+    progress: Progress | None = None,
+  ) -> dict[tuple[str, int], np.ndarray]:
+    """Reads activations, or projections, of prompts and their given answers.
+
+    Args:
+      prompts: as in `generate`; a final assistant message is read as part of the row.
+      capture: what to read.
+      edits: as in `generate`.
+      progress: called with the number of rows done.
+
+    Returns:
+      {(site, block): float32 array}: [N, D] or [N, R] when reduced; [N, T, ·] with T the longest row and
+      NaN after a row's end otherwise.
+
+    Raises:
+      ValueError: the capture, prompts or edits do not fit.
+    """
+    return collecting.capture(self, prompts, capture, edits=edits, progress=progress)
+
+  def stop_ids(self, stop: Sequence[int | str] = ()) -> tuple[int, ...]:
+    """Returns the model's end tokens and `stop`, as ids.
+
+    Raises:
+      ValueError: a text that is not one token, or an id outside the vocabulary.
+    """
+    ids = list(self.tokenizer.eos_ids)
+    if isinstance(stop, str):
+      raise ValueError(f"stop={stop!r}: give a list of ids or of single tokens' texts.")
+    for item in stop:
+      if isinstance(item, str):
+        encoded = self.tokenizer.encode(item)
+        if len(encoded) != 1:
+          raise ValueError(f"stop text {item!r} is {len(encoded)} tokens; only single tokens can stop a row.")
+        item = encoded[0]
+      if not 0 <= item < self.arch.vocab_size:
+        raise ValueError(f"stop id {item} lies outside the vocabulary of {self.arch.vocab_size}.")
+      ids.append(int(item))
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,99 @@
+"""Rows and tiles: what is to be run, as token ids, and how it is cut into batches of few shapes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.edits.edit import Edit
+from persona_jax.personas.chat import EncodedPrompt
+
+TILE_ROWS = 128  # rows of a decode tile; 128 rows fill 2 CPU cores' matrix units (JAX findings, H)
+LENGTH_STEP = 32  # prompts are padded to a multiple of this, so that few programs serve all
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+  """One sequence to run.
+
+  Attributes:
+    ids: token ids of the prompt and, if the chat ends with an assistant message, of the answer so far.
+    prompt_length: tokens of the prompt, the origin of token windows.
+    roles: role of each token, see `edits.table.ROLES`.
+    edits: what acts on the row, in order.
+    seed: 64-bit seed of the row's sampling noise.
+  """
+
+  ids: tuple[int, ...]
+  prompt_length: int
+  roles: tuple[int, ...]
+  edits: tuple[Edit, ...] = ()
+  seed: int = 0
+
+  @property
+  def prefix_key(self) -> tuple[object, ...]:
+    """Equal for rows whose tokens before the last one give the same keys and values.
+
+    Those depend on an edit only if its window reaches a token before the last.
+    """
+    first, stop = -self.prompt_length, len(self.ids) - 1 - self.prompt_length
+    reaching = tuple(
+      id(edit)
+      for edit in self.edits
+      if max(first, edit.window.interval[0]) < min(stop, edit.window.interval[1])
+    )
+    return self.ids[:-1], self.prompt_length, reaching
+
+  @property
+  def edits_reach_prefix(self) -> bool:
+    """Whether some edit's window holds a token before the last one."""
+    return bool(self.prefix_key[2])
+
+
+def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0) -> Row:
+  """Makes a row of an encoded prompt.
+
+  Raises:
+    ValueError: the prompt has no token.
+  """
+  if not len(encoded.ids):
+    raise ValueError("a prompt has no token; give at least one.")
+  return Row(
+    tuple(int(i) for i in encoded.ids),
+    int(encoded.prompt_length),
+    tuple(int(r) for r in encoded.roles),
+    edits,
+    seed,
+  )
+
+
+def derive_seed(*parts: object) -> int:
+  """Hashes plain values (JSON) to a 63-bit seed; the same on every machine."""
+  return int(content_hash(parts)[:16], 16) >> 1
+
+
+def sampling_keys(seeds: Sequence[int]) -> jax.Array:
+  """Returns one threefry key a seed, [B]."""
+  words = np.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], np.uint32)
+  return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def round_up(n: int, step: int) -> int:
+  """Rounds n up to a multiple of `step`."""
+  return -(-n // step) * step
+
+
+def row_bucket(n: int) -> int:
+  """Rounds a number of rows up to a power of two, so that few programs serve all batches."""
+  return 1 << max(0, n - 1).bit_length()
+
+
+def tiles(rows: Sequence[Row], max_rows: int = TILE_ROWS) -> list[list[int]]:
+  """Cuts rows into tiles of at most `max_rows`, like lengths together; returns row numbers.
+
+  The cut depends only on the rows, so that a run that goes on after a stop makes the same tiles.
+  """
+  order = sorted(range(len(rows)), key=lambda n: (len(rows[n].ids), n))
+  return [order[i : i + max_rows] for i in range(0, len(order), max_rows)]

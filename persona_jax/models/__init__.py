@@ -1,0 +1,1 @@
+"""Flax ports: `arch` (sizes), `layers` (shared parts), `families` (which adapters there are), `llama`."""

@@ -1,0 +1,390 @@
+"""Chat prompts: a model's Jinja template rendered in a sandbox, then tokens with the role of each.
+
+A template is code that came with the weights, so it runs in Jinja's immutable sandbox, with the
+extras that transformers gives it (`raise_exception`, `strftime_now`, `tojson`, loop controls) and
+nothing else.
+"""
+
+import dataclasses
+import datetime
+import functools
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import numpy as np
+
+ROLES = {"system": 0, "user": 1, "assistant": 2, "think": 3, "template": 4}
+
+_SYSTEM_DEFAULTS = ("keep", "empty", "drop")
+_SPEAKERS = ("system", "user", "assistant")
+_THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_SENTINEL = "A system message that is cut out again."
+# Unicode noncharacters: never part of a text, no white space, left alone by `trim`.
+_NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+  """An already rendered text, taken as it is: no template is applied."""
+
+  text: str
+
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message] | Raw
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+  """A rendered prompt.
+
+  Attributes:
+    text: what the model reads before it answers, generation prompt included.
+    answer: a final assistant message, the start of the answer; "" if there is none. It is kept
+      open: no end token follows it.
+    role_spans: (start, end, role) that divide text + answer, in characters, without gaps. Roles
+      are the keys of `ROLES`; what the template wrote, a default system message too, is
+      "template".
+  """
+
+  text: str
+  answer: str
+  role_spans: tuple[tuple[int, int, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+  """How a model wants its chats written.
+
+  Attributes:
+    template: Jinja source, or None for a model without one: then only `Raw` can be rendered.
+    bos_token, eos_token: what the template sees under these names; None is undefined there.
+    system_default: what happens without a system message. "keep": what the template does, which for
+      Llama 3, Qwen 2.5 and SmolLM2 is a text of its own; "empty": a system message "" is given;
+      "drop": the whole system block is cut out.
+  """
+
+  template: str | None
+  bos_token: str | None = None
+  eos_token: str | None = None
+  system_default: str = "keep"
+
+  def __post_init__(self) -> None:
+    if self.system_default not in _SYSTEM_DEFAULTS:
+      raise ValueError(
+        f"system_default={self.system_default!r}; it must be one of {', '.join(_SYSTEM_DEFAULTS)}."
+      )
+    if self.template is not None:
+      _compile(self.template)
+
+  @classmethod
+  def of(cls, tokenizer: "ChatTokenizer", system_default: str = "keep") -> "Chat":
+    """Return the chat format that a tokenizer's files describe."""
+    bos, eos = tokenizer.bos_id, tokenizer.eos_ids
+    return cls(
+      tokenizer.chat_template,
+      bos_token=None if bos is None else tokenizer.id_to_token(bos),
+      eos_token=tokenizer.id_to_token(eos[0]) if eos else None,
+      system_default=system_default,
+    )
+
+  def render(self, prompt: Prompt) -> Rendered:
+    """Render a string (one user turn), a list of {"role", "content"} messages, or a `Raw` text.
+
+    Raises:
+      ValueError: a message that cannot be used, a model without a template, a template that fails
+        or refuses, or a system block that cannot be cut out (system_default "drop").
+    """
+    if isinstance(prompt, Raw):
+      return Rendered(prompt.text, "", _runs([ROLES["user"]] * len(prompt.text)))
+    messages, answer = _split_answer(_messages(prompt))
+    if self.template is None:
+      raise ValueError(
+        "this model has no chat template; give Raw(text), which is used as it is, or load a chat "
+        "model."
+      )
+    if messages[0]["role"] != "system" and self.system_default == "empty":
+      messages = [{"role": "system", "content": ""}, *messages]
+    text = self._write(messages)
+    roles = self._roles(messages, text)
+    answer_roles = [ROLES["assistant"]] * len(answer)
+    _mark_thinking(answer, answer_roles, 0)
+    return Rendered(text, answer, _runs(roles + answer_roles))
+
+  def _write(self, messages: Sequence[Message]) -> str:
+    if messages[0]["role"] != "system" and self.system_default == "drop":
+      return self._without_system(messages)
+    return self._apply(messages, generation_prompt=True)
+
+  def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+    assert self.template is not None
+    tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+    try:
+      return _compile(self.template).render(
+        messages=[dict(message) for message in messages],
+        tools=None,
+        documents=None,
+        add_generation_prompt=generation_prompt,
+        **{name: token for name, token in tokens.items() if token is not None},
+      )
+    except Exception as error:  # the template is foreign code: it may fail in any way
+      roles = ", ".join(message["role"] for message in messages)
+      raise ValueError(
+        f"the chat template failed on messages of {roles}: {type(error).__name__}: {error}"
+      ) from error
+
+  def _without_system(self, messages: Sequence[Message]) -> str:
+    """Render with a system message, then cut what a system message alone renders to."""
+    system = {"role": "system", "content": _SENTINEL}
+    try:
+      block = self._apply([system], generation_prompt=False)
+      text = self._apply([system, *messages], generation_prompt=True)
+    except ValueError as error:
+      raise ValueError(
+        f"system_default='drop': the template has no system block that can be cut out ({error}); "
+        f"use 'keep'."
+      ) from error
+    rest = text.removeprefix(block)
+    if _SENTINEL not in block or rest == text or _SENTINEL in rest:
+      raise ValueError(
+        "system_default='drop': the template does not write a system message as a block of its "
+        "own; use 'keep'."
+      )
+    bos = self.bos_token or ""
+    # SmolLM2's BOS is "<|im_start|>", which opens every turn: then the rest begins with it already.
+    written = block.startswith(bos) and not rest.startswith(bos)
+    return bos + rest if written else rest
+
+  def _roles(self, messages: Sequence[Message], text: str) -> list[int]:
+    """Return the role of each character of `text`.
+
+    Searching for a message would find the word "user" in "<|im_start|>user". Instead the chat is
+    rendered again with marks around each message. A template that trims messages would trim less
+    with white space inside the marks; then the marks go inside the white space.
+    """
+    everything = text + "".join(message["content"] for message in messages)
+    free = [mark for mark in _NONCHARACTERS if mark not in everything][:3]
+    if len(free) < 3:
+      raise ValueError("the prompt uses the noncharacters U+FDD0 to U+FDEF; remove them.")
+    opening, start, end = free
+    mark = re.compile(f"{opening}(\\d+)([{start}{end}])")
+    for trimmed in (False, True):
+      marked = []
+      for i, message in enumerate(messages):
+        content = message["content"]
+        core = content.strip() if trimmed else content
+        if core:
+          head, tail = content.split(core, 1) if trimmed else ("", "")
+          content = f"{head}{opening}{i}{start}{core}{opening}{i}{end}{tail}"
+        marked.append({"role": message["role"], "content": content})
+      written = self._write(marked)
+      if mark.sub("", written) == text:
+        return _roles_of_marks(messages, text, mark, written, start)
+    raise ValueError(
+      "the chat template writes a message differently depending on what it says, so the tokens' "
+      "roles cannot be told; give Raw(text)."
+    )
+
+
+class ChatTokenizer(Protocol):
+  """What is needed of a tokenizer here; `persona_jax.checkpoints.Tokenizer` has it."""
+
+  @property
+  def bos_id(self) -> int | None: ...
+
+  @property
+  def eos_ids(self) -> tuple[int, ...]: ...
+
+  @property
+  def add_bos(self) -> bool: ...
+
+  @property
+  def chat_template(self) -> str | None: ...
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+
+  def id_to_token(self, token_id: int) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+  """A prompt as tokens.
+
+  Attributes:
+    ids: tokens of the prompt, then of the answer if it has one.
+    prompt_length: number of tokens before the answer.
+    roles: int8 [len(ids)], values of `ROLES`. A token is "template" only if all of it is: " Hi" in
+      "[INST] Hi" is the user's.
+  """
+
+  ids: list[int]
+  prompt_length: int
+  roles: np.ndarray
+
+
+def encode_prompt(tokenizer: ChatTokenizer, chat: Chat, prompt: Prompt) -> EncodedPrompt:
+  """Render and tokenise a prompt; its answer by itself, so that it never changes the prompt.
+
+  A template writes its own BOS. Before `Raw` text, BOS is added if the model expects it and it is
+  absent.
+
+  Raises:
+    ValueError: as `Chat.render`, or a prompt without tokens.
+  """
+  rendered = chat.render(prompt)
+  roles_by_char = [
+    ROLES[role] for start, end, role in rendered.role_spans for _ in range(start, end)
+  ]
+  ids, offsets = tokenizer.encode_with_offsets(rendered.text)
+  roles = [_token_role(roles_by_char, *offset) for offset in offsets]
+  if isinstance(prompt, Raw) and tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
+    assert tokenizer.bos_id is not None
+    ids, roles = [tokenizer.bos_id, *ids], [ROLES["user"], *roles]
+  if not ids:
+    raise ValueError(f"{prompt!r} has no tokens; a prompt needs at least one.")
+  shift = len(rendered.text)
+  answer_ids, offsets = tokenizer.encode_with_offsets(rendered.answer)
+  roles += [_token_role(roles_by_char, shift + start, shift + end) for start, end in offsets]
+  return EncodedPrompt([*ids, *answer_ids], len(ids), np.array(roles, np.int8))
+
+
+def _messages(prompt: str | Sequence[Message]) -> list[Message]:
+  if isinstance(prompt, str):
+    return [{"role": "user", "content": prompt}]
+  if not isinstance(prompt, Sequence) or not prompt:
+    raise ValueError(
+      f"a prompt is a string, a non-empty list of messages, or Raw(text); got {prompt!r}."
+    )
+  messages: list[Message] = []
+  for i, message in enumerate(prompt):
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+      raise ValueError(f"message {i} is {message!r}; it must have the keys 'role' and 'content'.")
+    if message["role"] not in _SPEAKERS:
+      raise ValueError(
+        f"message {i} has the role {message['role']!r}; it must be one of {', '.join(_SPEAKERS)}."
+      )
+    if not isinstance(message["content"], str):
+      raise ValueError(f"message {i} has the content {message['content']!r}; it must be a string.")
+    if message["role"] == "system" and i > 0:
+      raise ValueError(f"message {i} is a system message; only the first may be one.")
+    messages.append(message)
+  return messages
+
+
+def _split_answer(messages: list[Message]) -> tuple[list[Message], str]:
+  if messages[-1]["role"] != "assistant":
+    return messages, ""
+  if len(messages) == 1:
+    raise ValueError("the only message is an assistant's; an answer needs a prompt before it.")
+  return messages[:-1], messages[-1]["content"]
+
+
+def _roles_of_marks(
+  messages: Sequence[Message], text: str, mark: re.Pattern[str], written: str, start_mark: str
+) -> list[int]:
+  roles = [ROLES["template"]] * len(text)
+  opened: dict[int, int] = {}
+  spans: list[tuple[int, int, int]] = []
+  removed = 0
+  for match in mark.finditer(written):
+    i, position = int(match[1]), match.start() - removed
+    removed += len(match[0])
+    if match[2] == start_mark:
+      opened[i] = position
+    elif i in opened:
+      spans.append((i, opened.pop(i), position))
+    else:  # the template cut the front of the message off, as Qwen 3 cuts old thoughts
+      kept = _common_prefix(messages[i]["content"].rstrip()[::-1], text[:position].rstrip()[::-1])
+      spans.append((i, len(text[:position].rstrip()) - kept, position))
+  for i, position in opened.items():  # the template cut the back of the message off
+    spans.append((i, position, position + _common_prefix(messages[i]["content"], text[position:])))
+  for i, start, end in spans:
+    role = messages[i]["role"]
+    roles[start:end] = [ROLES[role]] * (end - start)
+    if role == "assistant":
+      _mark_thinking(text[start:end], roles, start)
+  return roles
+
+
+def _mark_thinking(text: str, roles: list[int], start: int) -> None:
+  for match in _THINK.finditer(text):
+    for i in range(start + match.start(), start + match.end()):
+      roles[i] = ROLES["think"]
+
+
+def _common_prefix(a: str, b: str) -> int:
+  return sum(
+    1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+  )
+
+
+def _runs(roles: Sequence[int]) -> tuple[tuple[int, int, str], ...]:
+  names = {value: name for name, value in ROLES.items()}
+  spans, start = [], 0
+  for role, group in itertools.groupby(roles):
+    end = start + sum(1 for _ in group)
+    spans.append((start, end, names[role]))
+    start = end
+  return tuple(spans)
+
+
+def _token_role(roles_by_char: Sequence[int], start: int, end: int) -> int:
+  spoken = (role for role in roles_by_char[start:end] if role != ROLES["template"])
+  return next(spoken, ROLES["template"])
+
+
+class _Generation(jinja2.ext.Extension):
+  """`{% generation %}…{% endgeneration %}`, transformers' mark for answers; renders the body."""
+
+  tags = {"generation"}
+
+  def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+  raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+  return datetime.datetime.now().strftime(pattern)
+
+
+def _tojson(
+  value: Any,
+  ensure_ascii: bool = False,
+  indent: int | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
+) -> str:
+  # Jinja's own filter escapes <, > and &, which are meant for the model here.
+  return json.dumps(
+    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(template: str) -> jinja2.Template:
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[_Generation, "jinja2.ext.loopcontrols"],
+  )
+  environment.filters["tojson"] = _tojson
+  environment.globals["raise_exception"] = _raise_exception
+  environment.globals["strftime_now"] = _strftime_now
+  try:
+    return environment.from_string(template)
+  except jinja2.TemplateSyntaxError as error:
+    raise ValueError(
+      f"the chat template is no valid Jinja: line {error.lineno}: {error}"
+    ) from error

@@ -1,0 +1,1 @@
+"""Runs: `run` holds the run directory, its table, and the loop that fills it."""

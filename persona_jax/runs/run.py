@@ -1,0 +1,247 @@
+"""`pj.run`: a grid becomes a run directory, tile by tile; stopped and started again, it goes on.
+
+    DIR/grid.json            what was asked for: prompts, conditions, settings, model, hashes, versions
+    DIR/results/tile-*.parquet   rows of one tile each, written whole or not at all
+    DIR/scores/NAME.parquet  one file a scorer, keyed by row_id
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tqdm
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.engine.generate import Settings, check_lengths, generate_tile
+from persona_jax.engine.grid import Cell, Grid, plain
+from persona_jax.engine.model import Model
+from persona_jax.engine.rows import make_row, tiles
+from persona_jax.engine.sampling import Sampling
+from persona_jax.scorers.base import Scorer
+
+COLUMNS = (
+  "row_id", "prompt_id", "condition", "method", "replicate", "sample", "seed", "prompt", "text",
+  "token_ids", "finish_reason", "n_prompt_tokens", "n_tokens", "tokens_edited", "delivered_dose",
+  "valid", "config_hash", "direction_hash", "model_hash",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run directory.
+
+  Attributes:
+    directory: where it is.
+    description: the content of grid.json.
+  """
+
+  directory: Path
+  description: dict[str, Any]
+
+  @classmethod
+  def open(cls, directory: str | Path) -> "Run":
+    """Opens a finished or unfinished run.
+
+    Raises:
+      FileNotFoundError: the directory holds no grid.json.
+    """
+    directory = Path(directory)
+    path = directory / "grid.json"
+    if not path.is_file():
+      raise FileNotFoundError(f"{directory} is no run directory: it has no grid.json.")
+    return cls(directory, json.loads(path.read_text()))
+
+  @property
+  def num_rows(self) -> int:
+    """Rows that the grid asks for."""
+    return int(self.description["num_rows"])
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether every row is there."""
+    return len(self.table()) == self.num_rows
+
+  def table(self) -> pd.DataFrame:
+    """Returns one row per cell that is done, in grid order, with each scorer's columns at the end.
+
+    Columns: see `COLUMNS`; `replicate` is a nullable integer, `token_ids` holds arrays.
+    """
+    parts = sorted((self.directory / "results").glob("tile-*.parquet"))
+    if not parts:
+      return pd.DataFrame(columns=list(COLUMNS))
+    table = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    table = table.sort_values("cell", kind="stable").drop(columns="cell").reset_index(drop=True)
+    for scores in sorted((self.directory / "scores").glob("*.parquet")):
+      table = table.merge(pd.read_parquet(scores), on="row_id", how="left", validate="one_to_one")
+    return table
+
+  def score(self, scorers: Sequence[Scorer]) -> None:
+    """Adds (or replaces) the columns of scorers, over all rows that are done."""
+    bare = self.table()
+    for scorer in scorers:
+      columns = scorer.score(bare)[list(scorer.columns)]
+      columns.insert(0, "row_id", bare["row_id"])
+      write_parquet(columns, self.directory / "scores" / f"{scorer.name}.parquet")
+
+
+def write_parquet(table: pd.DataFrame, path: Path) -> None:
+  """Writes a table beside its place and moves it there, so that a crash leaves no half file."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  table.to_parquet(partial, index=False)
+  partial.replace(path)
+
+
+def write_json(value: Any, path: Path) -> None:
+  """Writes JSON beside its place and moves it there."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True))
+  partial.replace(path)
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+  """Returns what identifies a loaded model, as plain values."""
+  return {
+    "name": model.identity.name,
+    "sha256": model.identity.sha256,
+    "quantisation": model.identity.quantisation,
+    "dtype": model.dtype,
+    "resid_dtype": model.resid_dtype,
+    "system_default": model.chat.system_default,
+  }
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of the packages that numbers depend on."""
+  return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+
+
+def _start(model: Model, grid: Grid, directory: Path) -> Run:
+  """Makes the directory, or checks that the one there belongs to the same grid and model."""
+  what = {"model": describe_model(model), "grid": grid.describe()}
+  description = {
+    "hash": content_hash(what),
+    "num_rows": grid.num_rows,
+    "versions": versions(),
+    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    **what,
+  }
+  if (directory / "grid.json").exists():
+    run = Run.open(directory)
+    if run.description["hash"] != description["hash"]:
+      differing = [
+        key
+        for part in ("model", "grid")
+        for key in what[part]
+        if content_hash(run.description[part].get(key)) != content_hash(what[part][key])
+      ]
+      raise ValueError(
+        f"{directory} holds a run of another grid or model (it differs in: {', '.join(differing)}); "
+        "choose another directory, or remove that one."
+      )
+    return run
+  write_json(description, directory / "grid.json")
+  return Run(directory, description)
+
+
+def run(
+  model: Model,
+  grid: Grid,
+  out: str | Path,
+  *,
+  scorers: Sequence[Scorer] = (),
+  progress: bool = True,
+) -> Run:
+  """Generates every row of a grid into a directory; rows that are there already are kept.
+
+  Tiles are cut from the whole grid, whatever is done already, so a run that was stopped and goes on
+  computes each row in the same batch, and so to the same bits, as one that was not.
+
+  Args:
+    model: the model.
+    grid: what to run.
+    out: directory; made if absent.
+    scorers: each adds its columns to the table.
+    progress: show rows, tokens per second and time left on stderr.
+
+  Returns:
+    The `Run`; `run.table()` is the table.
+
+  Raises:
+    ValueError: the directory holds a run of another grid or model, or a prompt does not fit the model.
+  """
+  this = _start(model, grid, Path(out))
+  cells = grid.cells()
+  assert isinstance(grid.prompts, dict)
+  rows = [
+    make_row(
+      model.encode(cell.condition.apply(grid.prompts[cell.prompt_id])), cell.condition.edits, cell.seed
+    )
+    for cell in cells
+  ]
+  check_lengths(model, rows, grid.max_new_tokens)
+  settings = Settings(grid.max_new_tokens, Sampling(grid.temperature), model.stop_ids())
+  shared = {"model": describe_model(model), "settings": grid.settings()}
+  config_hash = {
+    c.name: content_hash({**shared, "condition": c.describe()}) for c in grid.conditions
+  }
+  plan = tiles(rows)
+  files = [this.directory / "results" / f"tile-{i:05d}.parquet" for i in range(len(plan))]
+  todo = [i for i, file in enumerate(files) if not file.exists()]
+  bar = tqdm.tqdm(
+    total=len(rows),
+    initial=sum(len(plan[i]) for i in range(len(plan)) if i not in todo),
+    unit="row",
+    disable=not progress,
+    desc="generate",
+  )
+  tokens, start = 0, time.monotonic()
+  with bar:
+    for i in todo:
+      generations = generate_tile(model, [rows[n] for n in plan[i]], settings)
+      records = [
+        {
+          "cell": n,
+          **_identify(cells[n], grid),
+          "text": generation.text,
+          "token_ids": list(generation.token_ids),
+          "finish_reason": generation.finish_reason,
+          "n_prompt_tokens": len(rows[n].ids),
+          "n_tokens": len(generation.token_ids),
+          "tokens_edited": generation.tokens_edited,
+          "delivered_dose": generation.delivered_dose,
+          "valid": generation.valid,
+          "config_hash": config_hash[cells[n].condition.name],
+          "direction_hash": cells[n].condition.direction_hash,
+          "model_hash": model.identity.sha256,
+        }
+        for n, generation in zip(plan[i], generations)
+      ]
+      table = pd.DataFrame(records, columns=["cell", *COLUMNS])
+      write_parquet(table.astype({"replicate": "Int64"}), files[i])
+      tokens += sum(len(g.token_ids) for g in generations)
+      bar.set_postfix_str(f"{tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)
+      bar.update(len(plan[i]))
+  this.score(scorers)
+  return this
+
+
+def _identify(cell: Cell, grid: Grid) -> dict[str, Any]:
+  assert isinstance(grid.prompts, dict)
+  prompt = grid.prompts[cell.prompt_id]
+  return {
+    "row_id": cell.row_id,
+    "prompt_id": cell.prompt_id,
+    "condition": cell.condition.name,
+    "method": cell.condition.method,
+    "replicate": cell.condition.replicate,
+    "sample": cell.sample,
+    "seed": cell.seed,
+    "prompt": prompt if isinstance(prompt, str) else json.dumps(plain(prompt), ensure_ascii=False),
+  }

@@ -1,0 +1,7 @@
+"""Scorers: rows of a run to measurements, each with `validate` against labels."""
+
+from persona_jax.scorers.base import Scorer, agreement
+from persona_jax.scorers.degenerate import Degenerate
+from persona_jax.scorers.refusal import DEFAULT_RULES, RefusalRules
+
+__all__ = ["DEFAULT_RULES", "Degenerate", "RefusalRules", "Scorer", "agreement"]

@@ -1,0 +1,133 @@
+"""Opening a checkpoint: directories, what `source` may be, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from persona_jax.checkpoints import Checkpoint, Identity, open_checkpoint
+from tests.reference.checkpoint_writer import write_checkpoint
+
+CONFIG = {"model_type": "llama", "vocab_size": 4, "hidden_size": 3}
+WORDS = ("<eos>", "red", "green", "blue")
+WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+  tensors = {
+    "model.embed_tokens.weight": WEIGHTS,
+    "half": WEIGHTS.astype(np.float16),
+    "brain": WEIGHTS.astype(ml_dtypes.bfloat16),
+  }
+  return write_checkpoint(
+    tmp_path / "toy", CONFIG, tensors, WORDS, "{{ messages[0].content }}", eos_token="<eos>"
+  )
+
+
+def test_directory_gives_config_tensors_and_tokenizer(directory: Path) -> None:
+  checkpoint = open_checkpoint(directory)
+  assert isinstance(checkpoint, Checkpoint)
+  assert checkpoint.config == CONFIG
+  assert set(checkpoint.names) == {"model.embed_tokens.weight", "half", "brain"}
+  assert checkpoint.shapes["brain"] == (4, 3)
+  np.testing.assert_array_equal(checkpoint.read("model.embed_tokens.weight"), WEIGHTS)
+  assert checkpoint.tokenizer.encode("blue red") == [3, 1]
+  assert checkpoint.tokenizer.chat_template == "{{ messages[0].content }}"
+
+
+def test_directory_tensors_keep_their_stored_type(directory: Path) -> None:
+  checkpoint = open_checkpoint(str(directory))
+  assert checkpoint.read("half").dtype == np.float16
+  brain = checkpoint.read("brain")
+  assert brain.dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(brain, WEIGHTS.astype(ml_dtypes.bfloat16))
+
+
+def test_identity_follows_the_content_and_not_the_place(directory: Path, tmp_path: Path) -> None:
+  first = open_checkpoint(directory).identity
+  assert first.name == "toy" and len(first.sha256) == 64
+  assert set(first.quantisation.split("+")) == {"F32", "F16", "BF16"}
+  moved = directory.rename(tmp_path / "elsewhere")
+  assert open_checkpoint(moved).identity.sha256 == first.sha256
+  (moved / "chat_template.jinja").write_text("x")
+  assert open_checkpoint(moved).identity.sha256 != first.sha256
+
+
+def test_identity_is_hashable_and_ignores_the_source() -> None:
+  one = Identity("m", "here", "0" * 64, "F32")
+  assert hash(one) == hash(dataclasses.replace(one, source="there"))
+  assert one == dataclasses.replace(one, source="there")
+  assert one != dataclasses.replace(one, sha256="1" * 64)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_missing_file_is_named(directory: Path, name: str) -> None:
+  (directory / name).unlink()
+  with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+    open_checkpoint(directory)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, -1])
+def test_truncated_safetensors_is_refused_wherever_it_ends(directory: Path, kept: int) -> None:
+  path = directory / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:kept])
+  with pytest.raises(ValueError, match=r"model\.safetensors: not a readable safetensors file"):
+    open_checkpoint(directory)
+
+
+def test_bad_safetensors_header_is_refused(directory: Path) -> None:
+  path = directory / "model.safetensors"
+  content = bytearray(path.read_bytes())
+  content[8:12] = b"}{}{"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match="not a readable safetensors file"):
+    open_checkpoint(directory)
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_sharded_weights_are_refused(directory: Path, with_weights: bool) -> None:
+  (directory / "model.safetensors.index.json").write_text("{}")
+  if not with_weights:
+    (directory / "model.safetensors").unlink()
+  with pytest.raises(ValueError, match="sharded over files are not read"):
+    open_checkpoint(directory)
+
+
+def test_tensor_type_that_is_not_handled_is_named(directory: Path) -> None:
+  tensors = {"ids": np.zeros(3, np.int64)}
+  safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+  with pytest.raises(ValueError, match="tensor 'ids' has the type I64; handled: F32, F16, BF16"):
+    open_checkpoint(directory)
+
+
+def test_config_without_a_model_type_is_refused(directory: Path) -> None:
+  (directory / "config.json").write_text("{}")
+  with pytest.raises(ValueError, match="no model_type"):
+    open_checkpoint(directory)
+
+
+def test_tokenizer_larger_than_the_embedding_is_refused(directory: Path) -> None:
+  (directory / "config.json").write_text('{"model_type": "llama", "vocab_size": 3}')
+  with pytest.raises(ValueError, match="has 4 tokens, the model's vocab_size is 3"):
+    open_checkpoint(directory)
+
+
+def test_unknown_tensor_lists_what_there_is(directory: Path) -> None:
+  with pytest.raises(ValueError, match=r"no tensor 'x'; it has \['brain', 'half', "):
+    open_checkpoint(directory).read("x")
+
+
+def test_unknown_name_says_what_fits() -> None:
+  with pytest.raises(FileNotFoundError, match="'org/model'.*smollm2-135m-instruct.*a .gguf file"):
+    open_checkpoint("org/model")
+
+
+def test_file_of_another_kind_says_what_fits(tmp_path: Path) -> None:
+  path = tmp_path / "model.bin"
+  path.write_bytes(b"x")
+  with pytest.raises(ValueError, match=r"model\.bin is not a checkpoint.*a \.gguf file"):
+    open_checkpoint(path)

@@ -1,0 +1,63 @@
+"""Models that tests share."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from tests.reference.checkpoint_writer import write_checkpoint
+from tests.reference.random_llama import random_llama, vocabulary
+
+TEMPLATE = (
+  "{% for m in messages %}{% if m['role'] == 'system' %}w2 {{ m['content'] }} "
+  "{% elif m['role'] == 'user' %}w3 {{ m['content'] }} "
+  "{% else %}w4 {{ m['content'] }} {% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}w4{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+  """A random tiny Llama: as `pj.load` reads it, and as the reference does."""
+
+  model: pj.Model
+  config: dict[str, Any]
+  tensors: dict[str, np.ndarray]
+  directory: Path
+
+  def direction(self, seed: int = 0, replicates: int = 1, norm: float = 3.0) -> pj.Direction:
+    """Draws a direction whose vectors are far from unit length."""
+    rng = np.random.default_rng(seed)
+    v_SLD = rng.normal(
+      size=(replicates, self.config["num_hidden_layers"], self.config["hidden_size"])
+    )
+    v_SLD *= norm / np.linalg.norm(v_SLD, axis=-1, keepdims=True)
+    return pj.Direction(v_SLD, f"random{seed}", gap_L=np.full(v_SLD.shape[1], 2.0))
+
+
+def make_tiny(directory: Path, **options: Any) -> Tiny:
+  """Writes a random Llama and loads it."""
+  config, tensors = random_llama(**options)
+  write_checkpoint(directory, config, tensors, vocabulary(config), TEMPLATE)
+  return Tiny(pj.load(directory), config, tensors, directory)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+  """Three blocks of odd width, two query heads a key head, a head of its own."""
+  return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_tied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+  """The same with the head tied to the embedding and one key head a query head."""
+  return make_tiny(tmp_path_factory.mktemp("tied"), seed=1, tied=True, kv_heads=4, head_dim=6)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> pj.Model:
+  """The real model, as `python -m persona_jax.fetch` left it in the cache."""
+  return pj.load("smollm2-135m-instruct")

