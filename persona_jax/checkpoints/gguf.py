@@ -129,8 +129,9 @@ class GGUFFile:
 class _Reader(GGUFReader):
   """GGUFReader that reads arrays in one go and names the tensor whose type it does not know.
 
-  The parent makes three array views for every string: 5 s for the vocabulary of SmolLM2, 0.2 s
-  here. Both hooks are the parent's internals; should it drop them, opening is slow and one
+  The parent makes an array view or two for every item of an array: it took 5.0 s to open SmolLM2
+  on a loaded two-core machine; `open_checkpoint`, tokenizer and sha256 included, took 0.33 s there
+  with this. Both hooks are the parent's internals; should it drop them, opening is slow and one
   message less exact.
   """
 

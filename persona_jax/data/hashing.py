@@ -5,7 +5,7 @@ import json
 
 
 def content_hash(value: object) -> str:
-  """Returns the sha256 (hex) of the canonical JSON of `value`: sorted keys, no spaces, UTF-8.
+  """Return the sha256 (hex) of the canonical JSON of `value`: sorted keys, no spaces, UTF-8.
 
   Raises:
     TypeError: the value is no JSON value.

@@ -1,1 +1,4 @@
-"""Directions: `direction` (vectors and their file), `extract` (from contrastive prompts), `dose` (their units)."""
+"""Directions of concepts in activation space.
+
+`direction` (vectors and their file), `extract` (from contrastive prompts), `dose` (their units).
+"""

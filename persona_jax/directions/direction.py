@@ -22,13 +22,14 @@ class Direction:
   """Vectors of one concept.
 
   Attributes:
-    vectors_SLD: float32 [S, L, D]; S replicates (paraphrases or bootstrap draws), block i is output of layer i.
+    vectors_SLD: float32 [S, L, D]; S replicates (paraphrases or bootstrap draws), block i is output
+      of layer i.
     concept: its name, e.g. "C+".
     site: where it was read; edits act there unless told otherwise.
     provenance: model name and hash, method, tokens, data hash, counts; plain values.
     gap_L: float32 [L], distance of the two class means along the mean vector, or None.
-    reliability_L: float32 [L], split-half reliability of the mean vector (cosine of the halves, stepped up
-      by Spearman-Brown), or None if there were too few pairs.
+    reliability_L: float32 [L], split-half reliability of the mean vector (cosine of the halves,
+      stepped up by Spearman-Brown), or None if there were too few pairs.
 
   Raises:
     ValueError: vectors are not [S, L, D], or hold a NaN or an infinity.
@@ -53,12 +54,16 @@ class Direction:
       if value is not None:
         value = np.asarray(value, np.float32)
         if value.shape != vectors.shape[1:2]:
-          raise ValueError(f"{name} has shape {value.shape}; the direction has {vectors.shape[1]} blocks.")
+          raise ValueError(
+            f"{name} has shape {value.shape}; the direction has {vectors.shape[1]} blocks."
+          )
         object.__setattr__(self, name, value)
 
   def __repr__(self) -> str:
     s, blocks, d = self.vectors_SLD.shape
-    return f"Direction({self.concept!r}, {s} replicates, {blocks} blocks, width {d}, site {self.site})"
+    return (
+      f"Direction({self.concept!r}, {s} replicates, {blocks} blocks, width {d}, site {self.site})"
+    )
 
   @property
   def mean_LD(self) -> np.ndarray:
@@ -85,9 +90,10 @@ class Direction:
     return digest.hexdigest()
 
   def save(self, path: str | Path) -> Path:
-    """Writes a safetensors file: tensor `vectors` [S, L, D], and everything else as metadata.
+    """Write a safetensors file: tensor `vectors` [S, L, D], and everything else as metadata.
 
-    Returns the path. The file is written beside its place and moved there, so a crash leaves no half file.
+    Returns the path. The file is written beside its place and moved there, so a crash leaves no
+    half file.
     """
     path = Path(path)
     tensors = {"vectors": np.ascontiguousarray(self.vectors_SLD)}
@@ -110,7 +116,7 @@ class Direction:
 
 
 def load_direction(path: str | Path, *, model: "Model | None" = None) -> Direction:
-  """Reads a file of `Direction.save`.
+  """Read a file of `Direction.save`.
 
   Args:
     path: the safetensors file.
@@ -131,8 +137,8 @@ def load_direction(path: str | Path, *, model: "Model | None" = None) -> Directi
     raise ValueError(f"{path} is no readable safetensors file: {error}.") from error
   if metadata.get("format") != _FORMAT or "vectors" not in tensors:
     raise ValueError(
-      f"{path} is no direction file: its format is {metadata.get('format')!r}, not {_FORMAT!r}, or it "
-      f"has no tensor 'vectors' (tensors: {sorted(tensors)})."
+      f"{path} is no direction file: its format is {metadata.get('format')!r}, not {_FORMAT!r}, or "
+      f"it has no tensor 'vectors' (tensors: {sorted(tensors)})."
     )
   direction = Direction(
     tensors["vectors"],
@@ -143,13 +149,15 @@ def load_direction(path: str | Path, *, model: "Model | None" = None) -> Directi
     tensors.get("reliability_L"),
   )
   if direction.hash != metadata["sha256"]:
-    raise ValueError(f"{path} is damaged: its vectors do not have the checksum that the file states.")
+    raise ValueError(
+      f"{path} is damaged: its vectors do not have the checksum that the file states."
+    )
   if model is not None:
     expected = (model.arch.num_blocks, model.arch.width)
     if direction.vectors_SLD.shape[1:] != expected:
       raise ValueError(
-        f"{path}: direction {direction.concept!r} is {direction.vectors_SLD.shape[1:]} [blocks, width]; "
-        f"the model is {expected}."
+        f"{path}: direction {direction.concept!r} is {direction.vectors_SLD.shape[1:]} "
+        f"[blocks, width]; the model is {expected}."
       )
   return direction
 
@@ -161,39 +169,46 @@ def compose(
   *,
   concept: str | None = None,
 ) -> Direction:
-  """Adds directions of one model and site, replicate by replicate.
+  """Add directions of one model and site, replicate by replicate.
 
   Args:
     ds: the directions, all [S, L, D] of the same shape.
     weights: one factor each, e.g. +1 or -1 for a pole.
-    rule: "unit_sum" makes each a unit vector first and the sum a unit vector again, so that a composite
-      is no stronger than its parts; "sum" adds the raw vectors.
+    rule: "unit_sum" makes each a unit vector first and the sum a unit vector again, so that a
+      composite is no stronger than its parts; "sum" adds the raw vectors.
     concept: name of the result; default the weighted names.
 
   Raises:
-    ValueError: shapes or sites differ, counts differ, an unknown rule, or a part or the sum is zero.
+    ValueError: shapes or sites differ, counts differ, an unknown rule, or a part or the sum is
+      zero.
   """
   ds = list(ds)
   if not ds or len(weights) != len(ds):
     raise ValueError(f"{len(ds)} directions and {len(weights)} weights; give one weight each.")
   shapes, sites = {d.vectors_SLD.shape for d in ds}, {d.site for d in ds}
   if len(shapes) > 1 or len(sites) > 1:
-    raise ValueError(f"directions must agree in shape and site; got {sorted(shapes)} at {sorted(sites)}.")
+    raise ValueError(
+      f"directions must agree in shape and site; got {sorted(shapes)} at {sorted(sites)}."
+    )
   if rule not in ("unit_sum", "sum"):
     raise ValueError(f"rule={rule!r}: use 'unit_sum' or 'sum'.")
-  concept = concept or " ".join(f"{w:+g}*{d.concept}" for w, d in zip(weights, ds))
+  concept = concept or " ".join(f"{w:+g}*{d.concept}" for w, d in zip(weights, ds, strict=True))
 
   def unit(x_SLD: np.ndarray, name: str) -> np.ndarray:
     norm = np.linalg.norm(x_SLD, axis=-1, keepdims=True)
     if not (norm > 0).all():
       s, block = np.argwhere(norm[..., 0] == 0)[0]
-      raise ValueError(f"{name} is the zero vector at block {block} (replicate {s}); it has no direction.")
+      raise ValueError(
+        f"{name} is the zero vector at block {block} (replicate {s}); it has no direction."
+      )
     return x_SLD / norm
 
   parts = [d.vectors_SLD.astype(np.float64) for d in ds]
   if rule == "unit_sum":
-    parts = [unit(part, f"direction {d.concept!r}") for part, d in zip(parts, ds)]
-  total = sum(w * part for w, part in zip(weights, parts))
+    parts = [unit(part, f"direction {d.concept!r}") for part, d in zip(parts, ds, strict=True)]
+  total = np.zeros(parts[0].shape)
+  for w, part in zip(weights, parts, strict=True):
+    total += w * part
   if rule == "unit_sum":
     total = unit(total, f"the sum {concept!r}")
   return Direction(
@@ -202,7 +217,10 @@ def compose(
     ds[0].site,
     {
       "method": f"compose:{rule}",
-      "parts": [{"concept": d.concept, "hash": d.hash, "weight": float(w)} for d, w in zip(ds, weights)],
+      "parts": [
+        {"concept": d.concept, "hash": d.hash, "weight": float(w)}
+        for d, w in zip(ds, weights, strict=True)
+      ],
       "model": ds[0].provenance.get("model"),
     },
   )

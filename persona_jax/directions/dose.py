@@ -1,7 +1,7 @@
 """`pj.dose`: how large residuals are, block by block, so that doses can be given in units of them.
 
-Measured on answer tokens of deployment-like length: the first tokens of a sequence (attention sinks) and
-short prompts understate or overstate the norm, and BOS has a norm of its own.
+Measured on answer tokens of deployment-like length: the first tokens of a sequence (attention
+sinks) and short prompts understate or overstate the norm, and BOS has a norm of its own.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Dose:
   provenance: dict[str, Any]
 
   def sigma(self, block: int, unit_D: np.ndarray) -> float:
-    """Returns the standard deviation of the projection on a unit vector [D], in the units of h."""
+    """Return the standard deviation of the projection on a unit vector [D], in the units of h."""
     return float((self.sample_LND[block].astype(np.float64) @ np.asarray(unit_D, np.float64)).std())
 
 
@@ -48,7 +48,7 @@ def dose(
   skip: int = 4,
   site: str = "resid_post",
 ) -> Dose:
-  """Measures residual norms on the model's own greedy answers to harmless prompts.
+  """Measure residual norms on the model's own greedy answers to harmless prompts.
 
   Args:
     model: the model, unedited.
@@ -72,7 +72,7 @@ def dose(
   chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]  # type: ignore[arg-type]
   todo = [n for n, chat in enumerate(chats) if chat[-1]["role"] != "assistant"]
   answers = model.generate([chats[n] for n in todo], max_new_tokens=answer_tokens)
-  for n, answer in zip(todo, answers):
+  for n, answer in zip(todo, answers, strict=True):
     if answer.text:
       chats[n] = [*chats[n], {"role": "assistant", "content": answer.text}]
   rows = [model.encode(chat) for chat in chats]

@@ -1,4 +1,7 @@
-"""Directions from contrastive prompts: difference of means (Rimsky et al. 2024; Arditi et al. 2024)."""
+"""Directions from contrastive prompts.
+
+Difference of means (Rimsky et al. 2024; Arditi et al. 2024).
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -27,9 +30,13 @@ def _plain(prompt: Prompt) -> object:
 
 
 def _group_sums(
-  model: Model, rows: Sequence[Row], capture: Capture, group_N: np.ndarray, progress: Progress | None
+  model: Model,
+  rows: Sequence[Row],
+  capture: Capture,
+  group_N: np.ndarray,
+  progress: Progress | None,
 ) -> np.ndarray:
-  """Sums activations within groups of rows, on the device; returns float64 [G, L, D]."""
+  """Sum activations within groups of rows, on the device; return float64 [G, L, D]."""
   num_groups, arch = int(group_N.max()) + 1, model.arch
   sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.width))
   for batch, reads in batches(model, rows, capture):
@@ -48,25 +55,32 @@ def _encode(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> list[Row
   bare = [n for n, row in enumerate(rows) if len(row.ids) <= row.prompt_length]
   if tokens != "last" and bare:
     raise ValueError(
-      f"prompts {bare[:5]} have no answer; tokens={tokens!r} needs chats that end with an assistant message."
+      f"prompts {bare[:5]} have no answer; tokens={tokens!r} needs chats that end "
+      "with an assistant message."
     )
   return rows
 
 
 def _labels(replicates: int | Sequence[int] | None, n: int) -> np.ndarray:
-  """Returns the replicate of each pair, 0 … S - 1."""
+  """Return the replicate of each pair, 0 … S - 1."""
   if replicates is None:
     return np.zeros(n, int)
   if isinstance(replicates, (int, np.integer)):
     if not 1 <= replicates <= n:
-      raise ValueError(f"replicates={replicates}: give 1 to {n} (the number of pairs), or a label for each pair.")
+      raise ValueError(
+        f"replicates={replicates}: give 1 to {n} (the number of pairs), or a label for each pair."
+      )
     return np.arange(n) % int(replicates)
   labels = np.asarray(replicates)
   if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"replicates: give one int label for each of the {n} pairs; got shape {labels.shape}.")
+    raise ValueError(
+      f"replicates: give one int label for each of the {n} pairs; got shape {labels.shape}."
+    )
   present = np.unique(labels)
   if not np.array_equal(present, np.arange(present.size)):
-    raise ValueError(f"replicates: labels must be 0 … S - 1 with none left out; got {present.tolist()}.")
+    raise ValueError(
+      f"replicates: labels must be 0 … S - 1 with none left out; got {present.tolist()}."
+    )
   return labels
 
 
@@ -82,26 +96,27 @@ def extract(
   concept: str = "direction",
   progress: Progress | None = None,
 ) -> Direction:
-  """Extracts mean(positives) - mean(negatives) at every block.
+  """Extract mean(positives) - mean(negatives) at every block.
 
   Args:
     model: the model.
-    positives, negatives: prompts or chats, paired by position. An answer is a final assistant message.
+    positives, negatives: prompts or chats, paired by position. An answer is a final assistant
+      message.
     method: "diff_means".
     site: where to read.
-    tokens: "last" token of the row; "answer_mean", the mean over the answer's tokens (within an answer
-      first, then over answers); or "answer_first", its first token.
+    tokens: "last" token of the row; "answer_mean", the mean over the answer's tokens (within an
+      answer first, then over answers); or "answer_first", its first token.
     replicates: None for one; S to deal the pairs out in turn; or one label 0 … S - 1 a pair.
     concept: name of the direction.
     progress: called with the number of prompts done.
 
   Returns:
-    A `Direction`: vectors [S, L, D]; `gap_L` the distance of the class means; `reliability_L` from halves
-    (pairs 0, 2, 4, … against 1, 3, 5, …) when there are at least 4 pairs.
+    A `Direction`: vectors [S, L, D]; `gap_L` the distance of the class means; `reliability_L` from
+    halves (pairs 0, 2, 4, … against 1, 3, 5, …) when there are at least 4 pairs.
 
   Raises:
-    ValueError: nothing to contrast, unequal numbers, an unknown method, site or token choice, a chat
-      without an answer where one is needed.
+    ValueError: nothing to contrast, unequal numbers, an unknown method, site or token choice, a
+      chat without an answer where one is needed.
   """
   positives, negatives = list(positives), list(negatives)
   if method != "diff_means":
@@ -110,7 +125,8 @@ def extract(
     raise ValueError(f"tokens={tokens!r}: use 'last', 'answer_mean' or 'answer_first'.")
   if not positives or len(positives) != len(negatives):
     raise ValueError(
-      f"{len(positives)} positives and {len(negatives)} negatives; give as many of each, at least one."
+      f"{len(positives)} positives and {len(negatives)} negatives; give as many of each, "
+      "at least one."
     )
   n = len(positives)
   label_N = _labels(replicates, n)
@@ -129,7 +145,7 @@ def extract(
   groups = np.arange(len(count_G))
 
   def contrast(chosen_G: np.ndarray) -> np.ndarray:
-    """Returns the difference of means over some groups, [L, D]."""
+    """Return the difference of means over some groups, [L, D]."""
     return (pos_GLD[chosen_G] - neg_GLD[chosen_G]).sum(axis=0) / count_G[chosen_G].sum()
 
   vectors_SLD = np.stack([contrast(groups // 2 == s) for s in range(num_replicates)])

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from persona_kernels.edit_norm import edit_slots
 
 from persona_jax.edits.table import AddEdit, ProjEdit, Site
+from persona_kernels.edit_norm import edit_slots
 
 
 class TokenInfo(NamedTuple):
@@ -38,13 +38,13 @@ class Delivery(NamedTuple):
   edited_BT: jax.Array
 
   @classmethod
-  def none(cls, shape_BT: tuple[int, int]) -> "Delivery":
-    """Returns the delivery of no edit."""
+  def none(cls, shape_BT: tuple[int, ...]) -> "Delivery":
+    """Return the delivery of no edit."""
     zero_B = jnp.zeros(shape_BT[:1], jnp.float32)
     return cls(zero_B, zero_B, jnp.zeros(shape_BT, bool))
 
   def plus(self, other: "Delivery") -> "Delivery":
-    """Adds the delivery of another site on the same tokens."""
+    """Add the delivery of another site on the same tokens."""
     return Delivery(
       self.realised_B + other.realised_B,
       self.requested_B + other.requested_B,
@@ -55,7 +55,7 @@ class Delivery(NamedTuple):
 def _switched_on(
   start_BW: jax.Array, stop_BW: jax.Array, roles_BW: jax.Array, tokens: TokenInfo
 ) -> jax.Array:
-  """Returns bool [B, T, W]: the tokens inside each window."""
+  """Return bool [B, T, W]: the tokens inside each window."""
   offset_BT1 = tokens.offset_BT[..., None]
   inside = (offset_BT1 >= start_BW[:, None]) & (offset_BT1 < stop_BW[:, None])
   has_role = (roles_BW[:, None] >> tokens.role_BT[..., None]) & 1
@@ -81,7 +81,7 @@ def _requested_proj(
 
 
 def apply_site(site: Site, h_BTD: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, Delivery]:
-  """Edits the activation of one site.
+  """Edit the activation of one site.
 
   Args:
     site: its edits for B rows.
@@ -89,8 +89,8 @@ def apply_site(site: Site, h_BTD: jax.Array, tokens: TokenInfo) -> tuple[jax.Arr
     tokens: offsets, roles and validity of the T tokens.
 
   Returns:
-    The activation in the same dtype, rounded once, and what was delivered. A token with no edit switched
-    on keeps its bits.
+    The activation in the same dtype, rounded once, and what was delivered. A token with no edit
+    switched on keeps its bits.
   """
   h32_BTD = h_BTD.astype(jnp.float32)
   if site.proj is not None:

@@ -22,7 +22,7 @@ class HasArch(Protocol):
 
 
 def as_rows(edits_per_row: Sequence[RowEdits]) -> list[tuple[Edit, ...]]:
-  """Normalises each row's edits (None, one edit, or several) to a tuple.
+  """Normalise each row's edits (None, one edit, or several) to a tuple.
 
   Raises:
     ValueError: an item is no edit.
@@ -38,7 +38,7 @@ def as_rows(edits_per_row: Sequence[RowEdits]) -> list[tuple[Edit, ...]]:
 
 
 def _num_slots(needed: int, where: tuple[str, int], like: Site | None) -> int:
-  """Returns the slots of a site: those of `like`, or a power of two, so that few programs serve all tables."""
+  """Return the slots of a site: of `like`, or a power of two, so that few programs serve all."""
   if needed > MAX_SLOTS:
     raise ValueError(
       f"{needed} edits meet at site {where[0]!r} of block {where[1]}; at most {MAX_SLOTS} may."
@@ -48,13 +48,14 @@ def _num_slots(needed: int, where: tuple[str, int], like: Site | None) -> int:
   given = like.num_slots
   if needed > given:
     raise ValueError(
-      f"like= has {given} slots at site {where[0]!r} of block {where[1]}; the new edits need {needed}."
+      f"like= has {given} slots at site {where[0]!r} of block {where[1]}; the new edits "
+      f"need {needed}."
     )
   return given
 
 
 def _at(values_L: np.ndarray, i: int, b: int, num_rows: int, name: str) -> float:
-  """Returns an amount of block index `i` for row `b`; amounts are per block or per block and row."""
+  """Return an amount of block index `i` for row `b`; amounts are per block or per block and row."""
   if values_L.ndim == 1:
     return float(values_L[i])
   if values_L.shape[1] != num_rows:
@@ -104,29 +105,26 @@ def _proj_site(
       start[b, s], stop[b, s] = edit.window.interval
       roles[b, s] = edit.window.role_mask
   gram_BSS = np.einsum("BRD,BSD->BRS", p_BSD.astype(np.float64), p_BSD).astype(np.float32)
-  return ProjEdit(
-    *map(jnp.asarray, (p_BSD, gram_BSS, beta, shift, lo, hi, start, stop, roles))
-  )
-
+  return ProjEdit(*map(jnp.asarray, (p_BSD, gram_BSS, beta, shift, lo, hi, start, stop, roles)))
 
 
 def compile_edits(
   model: HasArch, edits_per_row: Sequence[RowEdits], *, like: EditTable | None = None
 ) -> EditTable:
-  """Builds the table that a batch of rows threads through the model.
+  """Build the table that a batch of rows threads through the model.
 
   Args:
     model: anything with `.arch`; widths and block numbers are checked against it.
     edits_per_row: per row None, one edit or several; several act in list order, as hooks would.
-    like: a table whose shape (sites, kinds, slots) the new one takes, so that a program traced with the
-      one serves the other.
+    like: a table whose shape (sites, kinds, slots) the new one takes, so that a program traced with
+      the one serves the other.
 
   Returns:
     The table; leaves have B = len(edits_per_row) rows.
 
   Raises:
-    ValueError: a vector has the wrong width, a block does not exist, more than 8 edits meet at a site, an
-      amount per row has another number of rows, or the edits do not fit `like`.
+    ValueError: a vector has the wrong width, a block does not exist, more than 8 edits meet at a
+      site, an amount per row has another number of rows, or the edits do not fit `like`.
   """
   rows, arch = as_rows(edits_per_row), model.arch
   at_site: dict[tuple[str, int], list[list[tuple[Edit, int]]]] = {}
@@ -134,7 +132,8 @@ def compile_edits(
     for edit in row:
       if edit.unit_LD.shape[1] != arch.width:
         raise ValueError(
-          f"direction {edit.concept!r} has width {edit.unit_LD.shape[1]}; this model's is {arch.width}."
+          f"direction {edit.concept!r} has width {edit.unit_LD.shape[1]}; "
+          f"this model's is {arch.width}."
         )
       arch.block_numbers(edit.blocks)
       for i, block in enumerate(edit.blocks):
@@ -161,7 +160,7 @@ def compile_edits(
 
 
 def needs_roles(table: EditTable) -> bool:
-  """Whether some window of a concrete table asks for certain roles."""
+  """Return whether some window of a concrete table asks for certain roles."""
   for site in table.sites.values():
     start, stop, roles = site.windows
     used = np.asarray(start) < np.asarray(stop)

@@ -1,6 +1,7 @@
-"""Edits as users write them: `pj.add(direction, 0.3, unit="resid", blocks=15, scale=dose)` and its kin.
+"""Edits as users write them.
 
-Every operation acts along a unit vector p (DESIGN: one algebra). With a = <h, p>, in float32:
+For example `pj.add(direction, 0.3, unit="resid", blocks=15, scale=dose)`. Every operation acts
+along a unit vector p (DESIGN: one algebra). With a = <h, p>, in float32:
 
   add      a + c           ablate   0                set_to   c
   scale    gamma a         clamp    min(max(a, lo), hi)
@@ -51,7 +52,7 @@ class ScaleTable(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-  """One operation on one site of some blocks; made by `pj.add` and its kin, used by `pj.compile_edits`.
+  """One operation on one site of some blocks; made by `pj.add` and its kin.
 
   Attributes:
     op: "add", "ablate", "set_to", "scale", "clamp", "cap" or "floor".
@@ -59,8 +60,8 @@ class Edit:
     blocks: 0-based block numbers; the edit acts at that site of each.
     unit_LD: float32 unit vectors p, one a block of `blocks`.
     beta: factor on the projection.
-    shift_L, lo_L, hi_L: float64 amounts in the units of h, one a block, each [len(blocks)] or, where one
-      per row was given, [len(blocks), B].
+    shift_L, lo_L, hi_L: float64 amounts in the units of h, one a block, each [len(blocks)] or,
+      where one per row was given, [len(blocks), B].
     window: the tokens it acts on.
     amounts: what the user wrote, e.g. {"coef": 0.3}.
     unit: the unit it was written in.
@@ -83,7 +84,7 @@ class Edit:
   direction_hash: str
 
   def describe(self) -> dict[str, object]:
-    """Returns the edit as plain values for a config, a log or a hash; vectors appear by their hash."""
+    """Return the edit as plain values for a config, log or hash; vectors appear by their hash."""
     return {
       "op": self.op,
       "concept": self.concept,
@@ -131,8 +132,8 @@ def _target(
     raise ValueError(f"site={site!r} is unknown; edits act at one of {SITES}.")
   if site != direction.site and not allow_other_site:
     raise ValueError(
-      f"direction {direction.concept!r} was read at site {direction.site!r} and is to act at {site!r}; "
-      f"pass allow_other_site=True if that is meant."
+      f"direction {direction.concept!r} was read at site {direction.site!r} and is to act at "
+      f"{site!r}; pass allow_other_site=True if that is meant."
     )
   num_replicates, num_blocks, _ = direction.vectors_SLD.shape
   if blocks == "all":
@@ -147,23 +148,28 @@ def _target(
     )
   if replicate is not None and not 0 <= replicate < num_replicates:
     raise ValueError(
-      f"replicate={replicate}: direction {direction.concept!r} has replicates 0 to {num_replicates - 1}."
+      f"replicate={replicate}: direction {direction.concept!r} has replicates 0 to "
+      f"{num_replicates - 1}."
     )
   source_LD = direction.mean_LD if replicate is None else direction.vectors_SLD[replicate]
   vectors_LD = np.asarray(source_LD, np.float64)[list(chosen)]
   if not np.isfinite(vectors_LD).all():
-    raise ValueError(f"direction {direction.concept!r} holds a NaN or an infinity at blocks {chosen}.")
+    raise ValueError(
+      f"direction {direction.concept!r} holds a NaN or an infinity at blocks {chosen}."
+    )
   norm_L = np.linalg.norm(vectors_LD, axis=-1)
-  zero = [b for b, n in zip(chosen, norm_L) if n == 0]
+  zero = [b for b, n in zip(chosen, norm_L, strict=True) if n == 0]
   if zero:
-    raise ValueError(f"direction {direction.concept!r} is the zero vector at blocks {zero}; it has no axis.")
+    raise ValueError(
+      f"direction {direction.concept!r} is the zero vector at blocks {zero}; it has no axis."
+    )
   return _Target(
     direction, tuple(int(b) for b in chosen), vectors_LD, norm_L, site, as_window(tokens)
   )
 
 
 def _factor_L(target: _Target, unit: str, scale: ScaleTable | None) -> np.ndarray:
-  """Returns, per block, how long one unit along p is in the units of h."""
+  """Return, per block, how long one unit along p is in the units of h."""
   direction, blocks = target.direction, list(target.blocks)
   if unit == "raw":
     return target.norm_L
@@ -172,7 +178,8 @@ def _factor_L(target: _Target, unit: str, scale: ScaleTable | None) -> np.ndarra
   if unit == "gap":
     if direction.gap_L is None:
       raise ValueError(
-        f"unit='gap' needs a direction with a class gap; {direction.concept!r} was not made from two classes."
+        f"unit='gap' needs a direction with a class gap; {direction.concept!r} was not "
+        "made from two classes."
       )
     return np.asarray(direction.gap_L, np.float64)[blocks]
   if unit not in ("resid", "sigma"):
@@ -181,11 +188,11 @@ def _factor_L(target: _Target, unit: str, scale: ScaleTable | None) -> np.ndarra
     raise ValueError(f"unit={unit!r} needs scale=pj.dose(model, prompts).")
   if unit == "resid":
     return np.asarray(scale.resid_L, np.float64)[blocks]
-  return np.asarray([scale.sigma(b, p_D) for b, p_D in zip(blocks, target.unit_LD)])
+  return np.asarray([scale.sigma(b, p_D) for b, p_D in zip(blocks, target.unit_LD, strict=True)])
 
 
 def _amount_L(name: str, value: Amount, factor_L: np.ndarray) -> np.ndarray:
-  """Scales a scalar, or one value per row, to the units of h: [blocks] or [blocks, B]."""
+  """Scale a scalar, or one value per row, to the units of h: [blocks] or [blocks, B]."""
   array = np.asarray(value, np.float64)
   if array.ndim > 1 or not np.isfinite(array).all():
     raise ValueError(f"{name}={value!r}: give a finite number, or one a row.")
@@ -207,7 +214,10 @@ def _edit(
   hi_L: np.ndarray | None = None,
   **amounts: Amount,
 ) -> Edit:
-  full = lambda x_L, value: np.full(len(target.blocks), value) if x_L is None else x_L
+
+  def full(x_L: np.ndarray | None, value: float) -> np.ndarray:
+    return np.full(len(target.blocks), value) if x_L is None else x_L
+
   return Edit(
     op=op,
     site=target.site,
@@ -237,14 +247,16 @@ def add(
   scale: ScaleTable | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Makes the edit h + Δ, Δ along the direction: activation addition (Turner et al. 2023, Rimsky et al. 2024).
+  """Make the edit h + Δ, Δ along the direction: activation addition.
+
+  Turner et al. 2023, Rimsky et al. 2024.
 
   Args:
     d: the direction v, [S, L, D]; its mean over replicates is used unless `replicate` names one.
     coef: c, a number, or one a row of the batch.
-    unit: what c counts. "raw": Δ = c v. "unit": c v/‖v‖. "resid": c times the median residual norm of the
-      block. "sigma": c standard deviations of the projection. "gap": c times the distance of the class
-      means along v. "resid" and "sigma" need `scale`.
+    unit: what c counts. "raw": Δ = c v. "unit": c v/‖v‖. "resid": c times the median residual norm
+      of the block. "sigma": c standard deviations of the projection. "gap": c times the distance of
+      the class means along v. "resid" and "sigma" need `scale`.
     blocks: 0-based block numbers, one, several or "all".
     tokens: "all", "prompt", "generated", "answer", "last:k" or a `pj.Window`.
     site: where in the block; default the site at which `d` was read.
@@ -253,7 +265,8 @@ def add(
     allow_other_site: accept a site other than the one `d` was read at.
 
   Raises:
-    ValueError: an unknown unit, block, window, site or replicate; a zero, NaN or infinite vector or amount.
+    ValueError: an unknown unit, block, window, site or replicate; a zero, NaN or infinite vector or
+      amount.
   """
   target = _target(d, blocks, tokens, site, replicate, allow_other_site)
   shift_L = _amount_L("coef", coef, _factor_L(target, unit, scale))
@@ -269,7 +282,10 @@ def ablate(
   replicate: int | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Makes the edit that removes the projection on the direction (Arditi et al. 2024). Arguments as `add`."""
+  """Make the edit that removes the projection on the direction (Arditi et al. 2024).
+
+  Arguments as `add`.
+  """
   target = _target(d, blocks, tokens, site, replicate, allow_other_site)
   return _edit("ablate", target, beta=-1.0)
 
@@ -286,7 +302,10 @@ def set_to(
   scale: ScaleTable | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Makes the edit that sets the projection to `value` units (mean ablation if that is a mean). As `add`."""
+  """Make the edit that sets the projection to `value` units (mean ablation if that is a mean).
+
+  Other arguments as `add`.
+  """
   target = _target(d, blocks, tokens, site, replicate, allow_other_site)
   shift_L = _amount_L("value", value, _factor_L(target, unit, scale))
   return _edit("set_to", target, unit=unit, beta=-1.0, shift_L=shift_L, value=value)
@@ -302,7 +321,7 @@ def scale(
   replicate: int | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Makes the edit that multiplies the projection by `factor`. Other arguments as `add`."""
+  """Make the edit that multiplies the projection by `factor`. Other arguments as `add`."""
   if not np.isfinite(factor):
     raise ValueError(f"factor={factor!r}: give a finite number.")
   target = _target(d, blocks, tokens, site, replicate, allow_other_site)
@@ -322,7 +341,7 @@ def clamp(
   scale: ScaleTable | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Makes the edit that keeps the projection within [lo, hi] units. Other arguments as `add`.
+  """Make the edit that keeps the projection within [lo, hi] units. Other arguments as `add`.
 
   Raises:
     ValueError: lo exceeds hi; else as `add`.
@@ -347,7 +366,10 @@ def cap(
   scale: ScaleTable | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Makes the edit that keeps the projection at or below `hi` units (activation capping). As `add`."""
+  """Make the edit that keeps the projection at or below `hi` units (activation capping).
+
+  Other arguments as `add`.
+  """
   target = _target(d, blocks, tokens, site, replicate, allow_other_site)
   hi_L = _amount_L("hi", hi, _factor_L(target, unit, scale))
   return _edit("cap", target, unit=unit, hi_L=hi_L, hi=hi)
@@ -365,7 +387,7 @@ def floor(
   scale: ScaleTable | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Makes the edit that keeps the projection at or above `lo` units. Other arguments as `add`."""
+  """Make the edit that keeps the projection at or above `lo` units. Other arguments as `add`."""
   target = _target(d, blocks, tokens, site, replicate, allow_other_site)
   lo_L = _amount_L("lo", lo, _factor_L(target, unit, scale))
   return _edit("floor", target, unit=unit, lo_L=lo_L, lo=lo)

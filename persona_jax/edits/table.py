@@ -1,8 +1,8 @@
 """The edit table: which row is edited where, how and on which tokens, all as arrays.
 
-A leaf module: it knows neither models nor directions. What is static is the set of (site, block) pairs
-and the number of slots at each; vectors, amounts, bounds, windows and which row has which edit are data,
-so one compiled program serves every table of the same shape.
+A leaf module: it knows neither models nor directions. What is static is the set of (site, block)
+pairs and the number of slots at each; vectors, amounts, bounds, windows and which row has which
+edit are data, so one compiled program serves every table of the same shape.
 """
 
 from typing import NamedTuple
@@ -39,9 +39,10 @@ class AddEdit(NamedTuple):
 
 
 class ProjEdit(NamedTuple):
-  """Edits of a projection, applied slot after slot: h += clip(beta a + shift, lo - a, hi - a) p, a = <h, p>.
+  """Edits of a projection, applied slot after slot.
 
-  A neutral slot has beta = shift = 0 and infinite bounds.
+  h += clip(beta a + shift, lo - a, hi - a) p with a = <h, p>. A neutral slot has beta = shift = 0
+  and infinite bounds.
 
   Attributes:
     p_BSD: float32 [B, S, D], unit vectors (zero in unused slots).
@@ -93,9 +94,9 @@ class EditTable(NamedTuple):
     return leaves[0].shape[0] if leaves else 0
 
   def rows(self, index_B: np.ndarray) -> "EditTable":
-    """Returns the table of the rows `index_B`, in that order."""
+    """Return the table of the rows `index_B`, in that order."""
     return jax.tree.map(lambda leaf: leaf[index_B], self)
 
   def of_block(self, block: int) -> dict[str, Site]:
-    """Returns the sites of one block by name."""
+    """Return the sites of one block by name."""
     return {site: edit for (site, b), edit in self.sites.items() if b == block}

@@ -30,7 +30,9 @@ class Window:
       object.__setattr__(self, "roles", tuple(self.roles))
       unknown = [role for role in self.roles if role not in ROLES]
       if unknown or not self.roles:
-        raise ValueError(f"window roles {self.roles}: use some of {sorted(ROLES)}, or None for all.")
+        raise ValueError(
+          f"window roles {self.roles}: use some of {sorted(ROLES)}, or None for all."
+        )
     if self.interval[0] >= self.interval[1]:
       raise ValueError(f"window [{self.start}, {self.stop}) is empty; stop must exceed start.")
 
@@ -62,7 +64,7 @@ _NAMED = {
 
 
 def as_window(tokens: "str | Window") -> Window:
-  """Resolves a window name: "all", "prompt", "generated", "answer" or "last:k".
+  """Resolve a window name: "all", "prompt", "generated", "answer" or "last:k".
 
   "answer" is the last prompt token (which produces the first answer token) and all generated ones;
   "generated" leaves the first answer token alone; "last:k" is the last k prompt tokens.

@@ -24,10 +24,10 @@ class Capture:
   Attributes:
     sites: names out of `edits.table.SITES`; what is read is the activation after its edits.
     blocks: "all", an int or ints; block i is layer i from 0.
-    reduce: "all" keeps every token [B, T, ·]; "last" the row's last token [B, ·]; "mean" the mean over the
-      row's tokens in `tokens` [B, ·] (NaN for a row with none there).
-    bank: None for activations [·, D]; vectors [R, D] (the same at each block), one Direction or several
-      (their unit vectors, per block) for projections [·, R], in float32.
+    reduce: "all" keeps every token [B, T, ·]; "last" the row's last token [B, ·]; "mean" the mean
+      over the row's tokens in `tokens` [B, ·] (NaN for a row with none there).
+    bank: None for activations [·, D]; vectors [R, D] (the same at each block), one Direction or
+      several (their unit vectors, per block) for projections [·, R], in float32.
     tokens: window of the mean; anything but "all" needs reduce="mean".
   """
 
@@ -59,15 +59,16 @@ class CaptureSpec:
   window: Window
 
   def reads(self, block: int) -> "CaptureSpec | None":
-    """Returns the spec if `block` is captured; its number does not enter the block's trace."""
+    """Return the spec if `block` is captured; its number does not enter the block's trace."""
     return dataclasses.replace(self, blocks=()) if block in self.blocks else None
 
 
 def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Array] | None]:
-  """Splits a capture into its static spec and its banks {block: float32 [R, D]}.
+  """Split a capture into its static spec and its banks {block: float32 [R, D]}.
 
   Raises:
-    ValueError: an unknown block, a bank of the wrong width or number of blocks, or a zero direction.
+    ValueError: an unknown block, a bank of the wrong width or number of blocks, or a zero
+      direction.
   """
   blocks = arch.block_numbers(capture.blocks)  # type: ignore[arg-type]
   spec = CaptureSpec(capture.sites, blocks, capture.reduce, as_window(capture.tokens))
@@ -92,7 +93,9 @@ def _bank_of(bank: Bank, block: int, arch: Arch) -> np.ndarray | jax.Array:
       )
     norm = np.linalg.norm(mean_LD[block])
     if not norm > 0:
-      raise ValueError(f"direction {d.concept!r} is zero or NaN at block {block}; nothing projects on it.")
+      raise ValueError(
+        f"direction {d.concept!r} is zero or NaN at block {block}; nothing projects on it."
+      )
     rows.append(mean_LD[block] / norm)
   return np.asarray(rows, np.float32)
 
@@ -100,7 +103,7 @@ def _bank_of(bank: Bank, block: int, arch: Arch) -> np.ndarray | jax.Array:
 def read(
   spec: CaptureSpec, x_BTD: jax.Array, bank_RD: jax.Array | None, tokens: TokenInfo
 ) -> jax.Array:
-  """Reduces (and projects) the activation of one site as the spec says."""
+  """Reduce (and project) the activation of one site as the spec says."""
   out = x_BTD
   if bank_RD is not None:
     out = jnp.einsum(

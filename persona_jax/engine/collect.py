@@ -24,7 +24,7 @@ _BATCH_ROWS = 32
 def batches(
   model: "Model", rows: Sequence[Row], capture: Capture
 ) -> Iterator[tuple[list[int], dict[tuple[str, int], jax.Array]]]:
-  """Runs rows in batches of like length; yields row numbers and their reads, padded rows last."""
+  """Run rows in batches of like length; yield row numbers and their reads, padded rows last."""
   check_lengths(model, rows, 0)
   for tile in tiles(rows, _BATCH_ROWS):
     size = row_bucket(len(tile))
@@ -34,7 +34,9 @@ def batches(
     for b, row in enumerate(filled):
       ids_BT[b, : len(row.ids)] = row.ids
       roles_BT[b, : len(row.ids)] = row.roles
-    table = compile_edits(model, [r.edits for r in filled]) if any(r.edits for r in filled) else None
+    table = (
+      compile_edits(model, [r.edits for r in filled]) if any(r.edits for r in filled) else None
+    )
     _, reads = forward(
       model,
       jnp.asarray(ids_BT),
@@ -56,7 +58,7 @@ def capture(
   edits: Sequence[RowEdits] | None = None,
   progress: Callable[[int], None] | None = None,
 ) -> dict[tuple[str, int], np.ndarray]:
-  """Reads activations of prompts; see `Model.capture`."""
+  """Read activations of prompts; see `Model.capture`."""
   rows = encode_rows(model, prompts, edits)
   if not rows:
     raise ValueError("capture needs at least one prompt.")
@@ -87,7 +89,7 @@ def project(
   site: str = "resid_post",
   tokens: str = "last",
 ) -> np.ndarray:
-  """Projects prompts on unit directions at every block.
+  """Project prompts on unit directions at every block.
 
   Args:
     model: the model.

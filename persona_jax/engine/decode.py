@@ -1,4 +1,7 @@
-"""Decode: one compiled `while_loop` over steps, blocks unrolled inside, that stops when all rows are done."""
+"""Decode: one compiled `while_loop` over steps, blocks unrolled inside.
+
+It stops when all rows are done.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -47,7 +50,8 @@ class State(NamedTuple):
     done_B: bool, rows that met a stop token.
     caches: keys and values by block; token t of the answer stands at slot S + t.
     ids_BN: int32, generated ids; beyond `length_B` they mean nothing.
-    logprob_BN: float32, log-probability of each under the model (temperature 1, no filter), or None.
+    logprob_BN: float32, log-probability of each under the model (temperature 1, no filter), or
+      None.
     length_B: int32, generated tokens of each row, the stop token included.
     realised_B, requested_B: float32, delivery of edits (`edits.apply.Delivery`).
     edited_B: int32, tokens on which an edit was on.
@@ -83,11 +87,12 @@ def decode(
   with_logprobs: bool,
   resid_dtype: Any,
 ) -> State:
-  """Generates up to `num_steps` tokens for B rows.
+  """Generate up to `num_steps` tokens for B rows.
 
   Args:
     params, arch, resid_dtype: the model.
-    caches: per block [B, K, S + N, H] with N = `num_steps`, the prefix in the first S slots; donated.
+    caches: per block [B, K, S + N, H] with N = `num_steps`, the prefix in the first S slots;
+      donated.
     start: where each row begins.
     edits: the rows' edit table.
     stop_ids_E: int32, ids that end a row.
@@ -152,6 +157,4 @@ def decode(
     requested_B=zero_B,
     edited_B=empty_B,
   )
-  return jax.lax.while_loop(
-    lambda s: (s.step < num_steps) & ~jnp.all(s.done_B), body, state
-  )
+  return jax.lax.while_loop(lambda s: (s.step < num_steps) & ~jnp.all(s.done_B), body, state)

@@ -1,7 +1,7 @@
 """The forward pass: a Python loop over one jitted block, with edits going in and reads coming out.
 
-Equal blocks share one trace, so a pass over L blocks compiles once (23 µs dispatch a block, measured on
-2 CPU cores). Called under the user's own `jax.jit`, the loop unrolls into that program.
+Equal blocks share one trace, so a pass over L blocks compiles once (23 µs dispatch a block,
+measured on 2 CPU cores). Called under the user's own `jax.jit`, the loop unrolls into that program.
 """
 
 import functools
@@ -87,7 +87,7 @@ def run_blocks(
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
 ) -> Pass:
-  """Sends embedded tokens through every block.
+  """Send embedded tokens through every block.
 
   Args:
     arch, params: the model.
@@ -134,11 +134,12 @@ def forward(
   roles_BT: jax.Array | None = None,
   logits: Literal["all", "last"] | None = "all",
 ) -> tuple[jax.Array | None, Reads]:
-  """Runs the model on left-aligned rows; pure, so it works under `jit`, `vmap` and `grad`.
+  """Run the model on left-aligned rows; pure, so it works under `jit`, `vmap` and `grad`.
 
   Args:
     model: a `pj.Model`.
-    tokens_BT: int32 token ids [B, T]; what stands at or after `lengths_B` is padding and changes nothing.
+    tokens_BT: int32 token ids [B, T]; what stands at or after `lengths_B` is padding and changes
+      nothing.
     edits: table of `pj.compile_edits` for these B rows; None compiles to the model without hooks.
     capture: what to read on the way.
     lengths_B: valid tokens of each row; default T.
@@ -198,6 +199,6 @@ def forward(
 
 @functools.partial(jax.jit, static_argnames=("arch",))
 def head(params: Mapping[str, Any], h_BTD: jax.Array, *, arch: Arch) -> jax.Array:
-  """Turns residuals [..., D] into float32 logits [..., V]."""
+  """Turn residuals [..., D] into float32 logits [..., V]."""
   top = {name: leaf for name, leaf in params.items() if name != "blocks"}
   return families.family(arch.family).unembed(arch, top, h_BTD)

@@ -39,9 +39,10 @@ class Generation:
     finish_reason: "stop" (a stop token came) or "length" (the budget ended).
     logprobs: log-probability of each id under the model at temperature 1, or None if not asked for.
     tokens_edited: tokens, prompt ones included, on which an edit was on.
-    delivered_dose: <realised change, requested change> / ||requested change||^2 over the edited tokens,
-      after the cast to the model's dtype; NaN where nothing was requested.
-    valid: false if the row has edits and no token was edited, or if the dose lies outside [.95, 1.05].
+    delivered_dose: <realised change, requested change> / ||requested change||^2 over the edited
+      tokens, after the cast to the model's dtype; NaN where nothing was requested.
+    valid: false if the row has edits and no token was edited, or if the dose lies outside
+      [.95, 1.05].
   """
 
   text: str
@@ -75,19 +76,19 @@ class Settings:
 
 
 def is_valid(edits: Sequence[Edit], tokens_edited: int, dose: float) -> bool:
-  """Whether a row got what it asked for; see `Generation.valid`."""
+  """Return whether a row got what it asked for; see `Generation.valid`."""
   if edits and tokens_edited == 0:
     return False
   return bool(np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1])
 
 
 def dose_of(realised: float, requested: float) -> float:
-  """Returns realised / requested, NaN if nothing was requested."""
+  """Return realised / requested, NaN if nothing was requested."""
   return float(realised) / float(requested) if requested > 0 else float("nan")
 
 
 def check_lengths(model: "Model", rows: Sequence[Row], room: int) -> None:
-  """Raises a ValueError if a row and what follows it exceed the model's positions."""
+  """Raise a ValueError if a row and what follows it exceed the model's positions."""
   longest = max(len(row.ids) for row in rows)
   if longest + room > model.arch.max_positions:
     raise ValueError(
@@ -97,12 +98,14 @@ def check_lengths(model: "Model", rows: Sequence[Row], room: int) -> None:
 
 
 def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> list[Generation]:
-  """Generates for the rows of one tile, in their order."""
+  """Generate for the rows of one tile, in their order."""
   num_rows = row_bucket(len(rows))
   steps = settings.max_new_tokens
   prefix = prefill(model, rows, num_rows, room=steps)
   filled = list(rows) + [rows[0]] * (num_rows - len(rows))
-  table = compile_edits(model, [row.edits for row in filled]) if any(r.edits for r in rows) else None
+  table = (
+    compile_edits(model, [row.edits for row in filled]) if any(r.edits for r in rows) else None
+  )
   last_B = np.asarray([len(row.ids) - 1 for row in filled], np.int32)
   start = decoding.Start(
     token_B=jnp.asarray([row.ids[-1] for row in filled], jnp.int32),
@@ -149,7 +152,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
 
 
 def per_row_edits(edits: Sequence[RowEdits] | None, num_rows: int) -> list[tuple[Edit, ...]]:
-  """Normalises the `edits` argument of the public calls.
+  """Normalise the `edits` argument of the public calls.
 
   Raises:
     ValueError: `edits` is no list with one item a row.
@@ -158,22 +161,27 @@ def per_row_edits(edits: Sequence[RowEdits] | None, num_rows: int) -> list[tuple
     return [()] * num_rows
   if isinstance(edits, Edit) or len(edits) != num_rows:
     given = "a single edit" if isinstance(edits, Edit) else f"{len(edits)} items"
-    raise ValueError(f"edits must be a list with one item (edits of that row) for each of {num_rows} rows; got {given}.")
+    raise ValueError(
+      f"edits must be a list with one item (edits of that row) for each of "
+      f"{num_rows} rows; got {given}."
+    )
   return as_rows(edits)
 
 
 def encode_rows(
   model: "Model", prompts: Sequence[Prompt], edits: Sequence[RowEdits] | None
 ) -> list[Row]:
-  """Renders and tokenises prompts, with the edits of each.
+  """Render and tokenise prompts, with the edits of each.
 
   Raises:
     ValueError: `prompts` is a single prompt, or empty, or one cannot be rendered.
   """
   if isinstance(prompts, (str, Raw)) or (prompts and isinstance(prompts[0], dict)):
-    raise ValueError("prompts must be a list of prompts (strings, chats or pj.Raw), not a single one.")
+    raise ValueError(
+      "prompts must be a list of prompts (strings, chats or pj.Raw), not a single one."
+    )
   row_edits = per_row_edits(edits, len(prompts))
-  return [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits)]
+  return [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits, strict=True)]
 
 
 def generate(
@@ -185,21 +193,25 @@ def generate(
   seed: int | Sequence[int] = 0,
   progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
-  """Generates an answer for each prompt; see `Model.generate`."""
+  """Generate an answer for each prompt; see `Model.generate`."""
   seeds = [seed] * len(prompts) if isinstance(seed, (int, np.integer)) else list(seed)
   if len(seeds) != len(prompts):
-    raise ValueError(f"seed has {len(seeds)} items for {len(prompts)} prompts; give one int or one a row.")
+    raise ValueError(
+      f"seed has {len(seeds)} items for {len(prompts)} prompts; give one int or one a row."
+    )
   rows = encode_rows(model, prompts, edits)
   if not rows:
     return []
   check_lengths(model, rows, settings.max_new_tokens)
   plain = [p.text if isinstance(p, Raw) else p for p in prompts]
   rows = [
-    dataclasses.replace(row, seed=derive_seed(int(s), p)) for row, s, p in zip(rows, seeds, plain)
+    dataclasses.replace(row, seed=derive_seed(int(s), p))
+    for row, s, p in zip(rows, seeds, plain, strict=True)
   ]
   out: list[Generation | None] = [None] * len(rows)
   for tile in tiles(rows):
-    for n, generation in zip(tile, generate_tile(model, [rows[n] for n in tile], settings)):
+    generations = generate_tile(model, [rows[n] for n in tile], settings)
+    for n, generation in zip(tile, generations, strict=True):
       out[n] = generation
     if progress is not None:
       progress(len(tile))

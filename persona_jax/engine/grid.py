@@ -1,4 +1,7 @@
-"""`Condition` and `Grid`: what is compared, as plain data; a grid is prompts x conditions x samples."""
+"""`Condition` and `Grid`: what is compared, as plain data.
+
+A grid is prompts x conditions x samples.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -46,10 +49,17 @@ class Condition:
       raise ValueError(f"a condition needs a name, got {name!r}.")
     wrong = [type(e).__name__ for e in edits if not isinstance(e, Edit)]
     if wrong:
-      raise ValueError(f"condition {name!r}: edits must be made by pj.add and its kin, got {wrong}.")
-    for field, value in zip(
-      ("name", "system", "prefix", "edits", "replicate"), (name, system, prefix, edits, replicate)
-    ):
+      raise ValueError(
+        f"condition {name!r}: edits must be made by pj.add and its kin, got {wrong}."
+      )
+    fields = {
+      "name": name,
+      "system": system,
+      "prefix": prefix,
+      "edits": edits,
+      "replicate": replicate,
+    }
+    for field, value in fields.items():
       object.__setattr__(self, field, value)
 
   @property
@@ -61,20 +71,27 @@ class Condition:
     )
 
   def apply(self, prompt: Prompt) -> Prompt:
-    """Puts the condition's parts round a prompt.
+    """Put the condition's parts round a prompt.
 
     Raises:
-      ValueError: the prompt is raw or has a system message of its own, and the condition brings parts.
+      ValueError: the prompt is raw or has a system message of its own, and the condition brings
+        parts.
     """
     if self.system is None and self.prefix is None:
       return prompt
     if isinstance(prompt, Raw):
       raise ValueError(f"condition {self.name!r} changes the chat; a pj.Raw prompt has none.")
-    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    chat = (
+      [{"role": "user", "content": prompt}]
+      if isinstance(prompt, str)
+      else [dict(m) for m in prompt]
+    )
     if self.prefix is not None:
       first = next((m for m in chat if m["role"] == "user"), None)
       if first is None:
-        raise ValueError(f"condition {self.name!r} has a prefix; the prompt has no user message for it.")
+        raise ValueError(
+          f"condition {self.name!r} has a prefix; the prompt has no user message for it."
+        )
       first["content"] = f"{self.prefix}\n\n{first['content']}"
     if self.system is not None:
       if chat[0]["role"] == "system":
@@ -86,7 +103,7 @@ class Condition:
     return chat
 
   def describe(self) -> dict[str, Any]:
-    """Returns the condition as plain values; vectors appear by their hash."""
+    """Return the condition as plain values; vectors appear by their hash."""
     return {
       "name": self.name,
       "method": self.method,
@@ -98,7 +115,7 @@ class Condition:
 
   @property
   def direction_hash(self) -> str:
-    """Hash of the directions of its edits: one direction's own, else of the list; "" without edits."""
+    """Hash of its edits' directions: one direction's own, else of the list; "" without edits."""
     hashes = [edit.direction_hash for edit in self.edits]
     return "" if not hashes else hashes[0] if len(set(hashes)) == 1 else content_hash(hashes)
 
@@ -151,14 +168,14 @@ class Grid:
     twice = sorted({name for name in names if names.count(name) > 1})
     if not prompts or not names or twice:
       raise ValueError(
-        f"a grid needs prompts (got {len(prompts)}) and conditions (got {len(names)}) with different "
-        f"names (twice: {twice})."
+        f"a grid needs prompts (got {len(prompts)}) and conditions (got {len(names)}) with "
+        f"different names (twice: {twice})."
       )
     Sampling(self.temperature)
     if self.samples < 1 or (self.samples > 1 and self.temperature == 0):
       raise ValueError(
-        f"samples={self.samples} at temperature={self.temperature}: greedy answers are all the same; "
-        "give one sample, or a temperature."
+        f"samples={self.samples} at temperature={self.temperature}: greedy answers are all the "
+        "same; give one sample, or a temperature."
       )
 
   @property
@@ -167,7 +184,7 @@ class Grid:
     return len(self.prompts) * len(self.conditions) * self.samples
 
   def settings(self) -> dict[str, Any]:
-    """Returns the decoding settings as plain values."""
+    """Return the decoding settings as plain values."""
     return {
       "max_new_tokens": self.max_new_tokens,
       "temperature": self.temperature,
@@ -176,7 +193,7 @@ class Grid:
     }
 
   def describe(self) -> dict[str, Any]:
-    """Returns the grid as plain values, from which its hash is taken."""
+    """Return the grid as plain values, from which its hash is taken."""
     assert isinstance(self.prompts, dict)
     return {
       "prompts": {key: plain(prompt) for key, prompt in self.prompts.items()},
@@ -186,7 +203,7 @@ class Grid:
     }
 
   def cells(self) -> list[Cell]:
-    """Returns the rows in a fixed order: condition by condition, prompt by prompt, sample by sample.
+    """Return the rows in a fixed order: by condition, then prompt, then sample.
 
     A row's id is a hash of what defines it, so the same row has the same id in another run.
     """
@@ -204,5 +221,5 @@ class Grid:
 
 
 def plain(prompt: Prompt) -> Any:
-  """Returns a prompt as JSON values."""
+  """Return a prompt as JSON values."""
   return {"raw": prompt.text} if isinstance(prompt, Raw) else prompt

@@ -1,7 +1,7 @@
 """`pj.load`: a name, a directory or a file becomes a `Model`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -14,9 +14,9 @@ from persona_jax.personas.chat import Chat
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _dtype_name(name: str, value: object) -> str:
+def _dtype_name(name: str, value: Any) -> str:
   try:
-    resolved = jnp.dtype(value).name  # type: ignore[arg-type]
+    resolved = jnp.dtype(value).name
   except TypeError:
     resolved = str(value)
   if resolved not in _DTYPES:
@@ -31,30 +31,28 @@ def load(
   resid_dtype: str | None = None,
   system_default: Literal["keep", "empty", "drop"] = "keep",
 ) -> Model:
-  """Loads a model; never downloads.
+  """Load a model; never downloads.
 
   Args:
-    source: a registry name (`smollm2-135m-instruct`, fetched once by `python -m persona_jax.fetch`), a
-      directory with config.json, model.safetensors and tokenizer files, or a .gguf file.
+    source: a registry name (`smollm2-135m-instruct`, fetched once by
+      `python -m persona_jax.fetch`), a directory with config.json, model.safetensors and tokenizer
+      files, or a .gguf file.
     dtype: of the weights and products: "float32", "bfloat16" or "float16".
-    resid_dtype: of the residual stream; default `dtype`. "float32" keeps small edits that bfloat16 swallows.
-    system_default: what a chat without a system message gets: "keep" what the template does (many insert
-      a default text), "empty" an empty system message, "drop" no system block at all.
+    resid_dtype: of the residual stream; default `dtype`. "float32" keeps small edits that bfloat16
+      swallows.
+    system_default: what a chat without a system message gets: "keep" what the template does (many
+      insert a default text), "empty" an empty system message, "drop" no system block at all.
 
   Raises:
-    FileNotFoundError: nothing is there; for a registry name the message says which command fetches it.
+    FileNotFoundError: nothing is there; for a registry name the message says which command fetches
+      it.
     ValueError: the checkpoint holds something that is not supported, or an argument is unknown.
   """
   dtype = _dtype_name("dtype", dtype)
   resid = dtype if resid_dtype is None else _dtype_name("resid_dtype", resid_dtype)
   checkpoint = open_checkpoint(source)
   tokenizer = checkpoint.tokenizer
-  chat = Chat(
-    template=tokenizer.chat_template,
-    bos_token=_text(tokenizer, tokenizer.bos_id),
-    eos_token=_text(tokenizer, tokenizer.eos_ids[0] if tokenizer.eos_ids else None),
-    system_default=system_default,
-  )
+  chat = Chat.of(tokenizer, system_default)
   arch = families.family(str(checkpoint.config.get("model_type"))).parse(checkpoint.config)
   if tokenizer.vocab_size > arch.vocab_size:
     raise ValueError(
@@ -62,7 +60,3 @@ def load(
     )
   params = load_params(checkpoint, arch, dtype)
   return Model(params, arch, tokenizer, chat, checkpoint.identity, dtype, resid)
-
-
-def _text(tokenizer: "object", token: int | None) -> str:
-  return "" if token is None else tokenizer.id_to_token(token)  # type: ignore[attr-defined]

@@ -1,8 +1,11 @@
-"""`Model`: parameters, architecture, tokenizer and chat format in one pytree, with the engine's calls on it."""
+"""`Model`: parameters, architecture, tokenizer and chat format in one pytree.
+
+The engine's calls are its methods.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
@@ -27,7 +30,8 @@ Progress = Callable[[int], None]  # called with the number of rows just finished
 class Model:
   """A loaded model; made by `pj.load`.
 
-  A pytree whose leaves are the parameters; everything else is static, so a `Model` passes through `jax.jit`.
+  A pytree whose leaves are the parameters; everything else is static, so a `Model` passes through
+  `jax.jit`.
 
   Attributes:
     params: {"embed_VD", "blocks": [{…}, …], "final_norm_D", …}; see the family's module.
@@ -54,7 +58,7 @@ class Model:
     )
 
   def encode(self, prompt: Prompt) -> EncodedPrompt:
-    """Renders a prompt (string, chat or `pj.Raw`) and tokenises it; see `personas.chat.encode_prompt`."""
+    """Render and tokenise a prompt (string, chat or `pj.Raw`); see `chat.encode_prompt`."""
     return encode_prompt(self.tokenizer, self.chat, prompt)
 
   def generate(
@@ -72,17 +76,17 @@ class Model:
     logprobs: bool = False,
     progress: Progress | None = None,
   ) -> list[Generation]:
-    """Generates an answer for each prompt.
+    """Generate an answer for each prompt.
 
     Args:
-      prompts: strings (one user turn), chats (lists of {"role", "content"}) or `pj.Raw` texts. A final
-        assistant message is a started answer, which is continued.
+      prompts: strings (one user turn), chats (lists of {"role", "content"}) or `pj.Raw` texts. A
+        final assistant message is a started answer, which is continued.
       edits: None, or for each prompt None, an edit or a list of edits (`pj.add` …).
       max_new_tokens: budget of each row.
       temperature: 0 is greedy.
       top_k, top_p, min_p: filters, see `engine.sampling.Sampling`.
-      seed: one int, or one a row. A row's noise comes from its seed and its prompt alone: neighbours
-        change nothing, and the same prompt with the same seed gives the same sample.
+      seed: one int, or one a row. A row's noise comes from its seed and its prompt alone:
+        neighbours change nothing, and the same prompt with the same seed gives the same sample.
       stop: ids, or texts of single tokens, that end a row beside the model's own end tokens.
       logprobs: whether to return each token's log-probability.
       progress: called with the number of rows finished, tile by tile.
@@ -97,6 +101,28 @@ class Model:
     settings = Settings(max_new_tokens, sampling, self.stop_ids(stop), logprobs)
     return generating.generate(self, prompts, settings, edits=edits, seed=seed, progress=progress)
 
+  @overload
+  def score(
+    self,
+    prompts: Sequence[Prompt],
+    continuations: Sequence[str | Sequence[int]],
+    *,
+    edits: Sequence[RowEdits] | None = None,
+    per_token: Literal[False] = False,
+    progress: Progress | None = None,
+  ) -> np.ndarray: ...
+
+  @overload
+  def score(
+    self,
+    prompts: Sequence[Prompt],
+    continuations: Sequence[str | Sequence[int]],
+    *,
+    edits: Sequence[RowEdits] | None = None,
+    per_token: Literal[True],
+    progress: Progress | None = None,
+  ) -> list[np.ndarray]: ...
+
   def score(
     self,
     prompts: Sequence[Prompt],
@@ -105,11 +131,11 @@ class Model:
     edits: Sequence[RowEdits] | None = None,
     per_token: bool = False,
     progress: Progress | None = None,
-  ) -> "np.ndarray | list[np.ndarray]":
-    """Computes log-probabilities of continuations, each after its prompt.
+  ) -> np.ndarray | list[np.ndarray]:
+    """Compute log-probabilities of continuations, each after its prompt.
 
-    The continuation is tokenised by itself and follows the prompt's tokens. Token windows count from the
-    end of the prompt, so "answer" edits act on its last token and on the continuation.
+    The continuation is tokenised by itself and follows the prompt's tokens. Token windows count
+    from the end of the prompt, so "answer" edits act on its last token and on the continuation.
 
     Args:
       prompts: as in `generate`.
@@ -136,7 +162,7 @@ class Model:
     edits: Sequence[RowEdits] | None = None,
     progress: Progress | None = None,
   ) -> dict[tuple[str, int], np.ndarray]:
-    """Reads activations, or projections, of prompts and their given answers.
+    """Read activations, or projections, of prompts and their given answers.
 
     Args:
       prompts: as in `generate`; a final assistant message is read as part of the row.
@@ -145,8 +171,8 @@ class Model:
       progress: called with the number of rows done.
 
     Returns:
-      {(site, block): float32 array}: [N, D] or [N, R] when reduced; [N, T, ·] with T the longest row and
-      NaN after a row's end otherwise.
+      {(site, block): float32 array}: [N, D] or [N, R] when reduced; [N, T, ·] with T the longest
+      row and NaN after a row's end otherwise.
 
     Raises:
       ValueError: the capture, prompts or edits do not fit.
@@ -154,7 +180,7 @@ class Model:
     return collecting.capture(self, prompts, capture, edits=edits, progress=progress)
 
   def stop_ids(self, stop: Sequence[int | str] = ()) -> tuple[int, ...]:
-    """Returns the model's end tokens and `stop`, as ids.
+    """Return the model's end tokens and `stop`, as ids.
 
     Raises:
       ValueError: a text that is not one token, or an id outside the vocabulary.
@@ -166,7 +192,9 @@ class Model:
       if isinstance(item, str):
         encoded = self.tokenizer.encode(item)
         if len(encoded) != 1:
-          raise ValueError(f"stop text {item!r} is {len(encoded)} tokens; only single tokens can stop a row.")
+          raise ValueError(
+            f"stop text {item!r} is {len(encoded)} tokens; only single tokens can stop a row."
+          )
         item = encoded[0]
       if not 0 <= item < self.arch.vocab_size:
         raise ValueError(f"stop id {item} lies outside the vocabulary of {self.arch.vocab_size}.")

@@ -1,12 +1,12 @@
-"""Prefill: the keys and values of everything but each row's last token, computed once a distinct prefix.
+"""Prefill: keys and values of all but each row's last token, once a distinct prefix.
 
 A prefix is right-aligned in its S slots, so that one slot number serves all rows of a decode step:
 
       slot     0 … pad-1   pad … S-1   S … S+N-1
       holds    nothing     prefix      last prompt token, then what is generated
 
-Decoding starts from the last prompt token, row by row; so an edit on it ("answer") leaves the prefix
-shared, and only edits that reach further back make a prefix of their own.
+Decoding starts from the last prompt token, row by row; so an edit on it ("answer") leaves the
+prefix shared, and only edits that reach further back make a prefix of their own.
 """
 
 import dataclasses
@@ -59,14 +59,14 @@ class Prefix:
 
 @functools.partial(jax.jit, static_argnames=("room",))
 def _gather(parts: list[KV], index_B: jax.Array, room: int) -> KV:
-  """Picks each row's prefix out of the batches of one block and appends `room` free slots."""
+  """Pick each row's prefix out of the batches of one block and append `room` free slots."""
   pad = [(0, 0), (0, 0), (0, room), (0, 0)]
-  k, v = (jnp.concatenate(xs)[index_B] for xs in zip(*parts))
+  k, v = (jnp.concatenate(xs)[index_B] for xs in zip(*parts, strict=True))
   return KV(jnp.pad(k, pad), jnp.pad(v, pad))
 
 
 def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Prefix:
-  """Computes the prefixes of a tile.
+  """Compute the prefixes of a tile.
 
   Args:
     model: the model.
@@ -108,7 +108,7 @@ def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Pr
 
 
 def _prefill_batch(model: "Model", rows: Sequence[Row], slots: int) -> Pass:
-  """Runs the prefixes of `rows`, right-aligned in `slots`."""
+  """Run the prefixes of `rows`, right-aligned in `slots`."""
   ids_BT = np.zeros((len(rows), slots), np.int32)
   roles_BT = np.zeros((len(rows), slots), np.int32)
   pad_B = np.asarray([slots - (len(row.ids) - 1) for row in rows], np.int32)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.data.hashing import content_hash
@@ -19,7 +20,8 @@ class Row:
   """One sequence to run.
 
   Attributes:
-    ids: token ids of the prompt and, if the chat ends with an assistant message, of the answer so far.
+    ids: token ids of the prompt and, if the chat ends with an assistant message, of the answer so
+      far.
     prompt_length: tokens of the prompt, the origin of token windows.
     roles: role of each token, see `edits.table.ROLES`.
     edits: what acts on the row, in order.
@@ -53,7 +55,7 @@ class Row:
 
 
 def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0) -> Row:
-  """Makes a row of an encoded prompt.
+  """Make a row of an encoded prompt.
 
   Raises:
     ValueError: the prompt has no token.
@@ -70,28 +72,28 @@ def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0
 
 
 def derive_seed(*parts: object) -> int:
-  """Hashes plain values (JSON) to a 63-bit seed; the same on every machine."""
+  """Hash plain values (JSON) to a 63-bit seed; the same on every machine."""
   return int(content_hash(parts)[:16], 16) >> 1
 
 
 def sampling_keys(seeds: Sequence[int]) -> jax.Array:
-  """Returns one threefry key a seed, [B]."""
+  """Return one threefry key a seed, [B]."""
   words = np.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], np.uint32)
-  return jax.random.wrap_key_data(words, impl="threefry2x32")
+  return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def round_up(n: int, step: int) -> int:
-  """Rounds n up to a multiple of `step`."""
+  """Round n up to a multiple of `step`."""
   return -(-n // step) * step
 
 
 def row_bucket(n: int) -> int:
-  """Rounds a number of rows up to a power of two, so that few programs serve all batches."""
+  """Round a number of rows up to a power of two, so that few programs serve all batches."""
   return 1 << max(0, n - 1).bit_length()
 
 
 def tiles(rows: Sequence[Row], max_rows: int = TILE_ROWS) -> list[list[int]]:
-  """Cuts rows into tiles of at most `max_rows`, like lengths together; returns row numbers.
+  """Cut rows into tiles of at most `max_rows`, like lengths together; return row numbers.
 
   The cut depends only on the rows, so that a run that goes on after a stop makes the same tiles.
   """

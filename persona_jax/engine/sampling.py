@@ -43,10 +43,10 @@ class Sampling:
 def next_token(
   sampling: Sampling, logits_BV: jax.Array, key_B: jax.Array, step: jax.Array
 ) -> jax.Array:
-  """Chooses a token for each row, int32 [B].
+  """Choose a token for each row, int32 [B].
 
-  Row b draws Gumbel noise from its own key folded with the step, one number a token of the vocabulary: its
-  choice depends on no other row, and rows that share a key share their noise.
+  Row b draws Gumbel noise from its own key folded with the step, one number a token of the
+  vocabulary: its choice depends on no other row, and rows that share a key share their noise.
   """
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

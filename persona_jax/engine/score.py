@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,13 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.compile import RowEdits, compile_edits
-from persona_jax.edits.table import ROLES, EditTable
-from persona_jax.engine.forward import run_blocks
+from persona_jax.edits.table import ROLES
+from persona_jax.engine.forward import head, run_blocks
 from persona_jax.engine.generate import check_lengths, encode_rows
 from persona_jax.engine.prefill import prefill
-from persona_jax.engine.rows import Row, round_up, row_bucket, tiles
+from persona_jax.engine.rows import Row, round_up, row_bucket
 from persona_jax.models import families
 from persona_jax.models.arch import Arch
-from persona_jax.models.layers import KV
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
@@ -27,38 +26,12 @@ _TILE_ROWS = 64  # logits of a tile are [rows, T, V] float32: 64 x 8 x 49,152 is
 _TOKEN_STEP = 4  # continuations are padded to a multiple of this
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "resid_dtype"))
-def _teacher_force(
-  params: Mapping[str, Any],
-  caches: list[KV],
-  ids_BT: jax.Array,
-  targets_BTM: jax.Array,
-  position_BT: jax.Array,
-  tokens: TokenInfo,
-  pad_B: jax.Array,
-  edits: EditTable | None,
-  *,
-  arch: Arch,
-  resid_dtype: Any,
+@functools.partial(jax.jit, static_argnames=("arch",))
+def _logprobs(
+  params: Mapping[str, Any], h_BTD: jax.Array, targets_BTM: jax.Array, *, arch: Arch
 ) -> jax.Array:
-  """Feeds T tokens a row after its prefix; returns log-probs of M candidate next tokens, [B, T, M]."""
-  b, t = ids_BT.shape
-  num_slots = caches[0].k_BKSH.shape[2]
-  slot_S, query_T = jnp.arange(num_slots), num_slots - t + jnp.arange(t)
-  mask_BTS = (slot_S >= pad_B[:, None])[:, None] & (slot_S <= query_T[:, None])
-  adapter = families.family(arch.family)
-  out = run_blocks(
-    arch,
-    params,
-    adapter.embed(params, ids_BT, resid_dtype),
-    position_BT,
-    mask_BTS,
-    tokens,
-    caches=caches,
-    cursor=num_slots - t,
-    edits=edits,
-  )
-  logits_BTV = adapter.unembed(arch, params, out.h_BTD)
+  """Return the log-probability of M candidate next tokens at each position, [B, T, M]."""
+  logits_BTV = head(params, h_BTD, arch=arch)
   chosen_BTM = jnp.take_along_axis(logits_BTV, targets_BTM, axis=-1)
   return chosen_BTM - jax.nn.logsumexp(logits_BTV, axis=-1, keepdims=True)
 
@@ -66,7 +39,7 @@ def _teacher_force(
 def _score_tile(
   model: "Model", rows: Sequence[Row], fed: Sequence[tuple[int, ...]], finals: Sequence[list[int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Scores passes: row b is fed `fed[b]` after its prompt; `finals[b]` are candidates for what follows.
+  """Score passes: row b is fed `fed[b]` after its prompt, `finals[b]` may follow.
 
   Returns:
     log-probs of the fed tokens [B, T - 1] and of the finals [B, M], float32; padding means nothing.
@@ -94,21 +67,60 @@ def _score_tile(
   tokens = TokenInfo(
     jnp.asarray(position_BT - end_B[:, None]), jnp.asarray(role_BT), jnp.asarray(valid_BT)
   )
-  logprob_BTM = _teacher_force(
+  slots = prefix.num_slots
+  slot_S, query_T = np.arange(slots + t), slots + np.arange(t)
+  mask_BTS = (slot_S >= prefix.pad_B[:, None])[:, None] & (slot_S <= query_T[:, None])
+  out = run_blocks(
+    model.arch,
     model.params,
-    prefix.caches,
-    jnp.asarray(ids_BT),
-    jnp.asarray(targets_BTM),
+    families.family(model.arch.family).embed(model.params, jnp.asarray(ids_BT), model.resid_dtype),
     jnp.asarray(position_BT),
+    jnp.asarray(mask_BTS),
     tokens,
-    jnp.asarray(prefix.pad_B),
-    table,
-    arch=model.arch,
-    resid_dtype=model.resid_dtype,
+    caches=prefix.caches,
+    cursor=slots,
+    edits=table,
   )
-  logprob_BTM = np.asarray(logprob_BTM)
+  top = {name: leaf for name, leaf in model.params.items() if name != "blocks"}
+  logprob_BTM = np.asarray(_logprobs(top, out.h_BTD, jnp.asarray(targets_BTM), arch=model.arch))
   last_B = np.asarray([len(fed[n]) for n in filled])
   return logprob_BTM[:, :, 0], logprob_BTM[np.arange(num_rows), last_B]
+
+
+@overload
+def score(
+  model: "Model",
+  prompts: Sequence[Prompt],
+  continuations: Sequence[str | Sequence[int]],
+  *,
+  edits: Sequence[RowEdits] | None = None,
+  per_token: Literal[False] = False,
+  progress: Callable[[int], None] | None = None,
+) -> np.ndarray: ...
+
+
+@overload
+def score(
+  model: "Model",
+  prompts: Sequence[Prompt],
+  continuations: Sequence[str | Sequence[int]],
+  *,
+  edits: Sequence[RowEdits] | None = None,
+  per_token: Literal[True],
+  progress: Callable[[int], None] | None = None,
+) -> list[np.ndarray]: ...
+
+
+@overload
+def score(
+  model: "Model",
+  prompts: Sequence[Prompt],
+  continuations: Sequence[str | Sequence[int]],
+  *,
+  edits: Sequence[RowEdits] | None = None,
+  per_token: bool,
+  progress: Callable[[int], None] | None = None,
+) -> np.ndarray | list[np.ndarray]: ...
 
 
 def score(
@@ -120,9 +132,11 @@ def score(
   per_token: bool = False,
   progress: Callable[[int], None] | None = None,
 ) -> np.ndarray | list[np.ndarray]:
-  """Scores continuations; see `Model.score`."""
+  """Score continuations; see `Model.score`."""
   if len(prompts) != len(continuations):
-    raise ValueError(f"{len(prompts)} prompts and {len(continuations)} continuations; they are zipped.")
+    raise ValueError(
+      f"{len(prompts)} prompts and {len(continuations)} continuations; they are zipped."
+    )
   rows = encode_rows(model, prompts, edits)
   conts = [
     tuple(model.tokenizer.encode(c) if isinstance(c, str) else (int(i) for i in c))
@@ -140,7 +154,7 @@ def score(
   finals: list[list[int]] = []
   place: list[tuple[int, int]] = []
   owner: list[int] = []
-  for n, (row, cont) in enumerate(zip(rows, conts)):
+  for n, (row, cont) in enumerate(zip(rows, conts, strict=True)):
     key = (row.ids, row.prompt_length, tuple(id(e) for e in row.edits), cont[:-1])
     p = passes.setdefault(key, len(passes))
     if p == len(finals):
@@ -153,7 +167,9 @@ def score(
   fed_logprob: dict[int, np.ndarray] = {}
   final_logprob: dict[int, np.ndarray] = {}
   users = np.bincount([p for p, _ in place], minlength=len(finals))
-  order = sorted(range(len(finals)), key=lambda p: (len(rows[owner[p]].ids), len(conts[owner[p]]), p))
+  order = sorted(
+    range(len(finals)), key=lambda p: (len(rows[owner[p]].ids), len(conts[owner[p]]), p)
+  )
   for i in range(0, len(order), _TILE_ROWS):
     tile = order[i : i + _TILE_ROWS]
     tile_rows = [rows[owner[p]] for p in tile]

@@ -1,1 +1,4 @@
-"""Flax ports: `arch` (sizes), `layers` (shared parts), `families` (which adapters there are), `llama`."""
+"""Flax ports of model families.
+
+`arch` (sizes), `layers` (shared parts), `families` (which adapters there are), `llama`.
+"""

@@ -58,15 +58,19 @@ class Arch:
     """G, query heads that share one key/value head."""
     return self.num_heads // self.num_kv_heads
 
-  def block_numbers(self, blocks: "int | str | tuple[int, ...] | list[int] | range") -> tuple[int, ...]:
-    """Returns `blocks` ("all", one int or several) as a sorted tuple.
+  def block_numbers(
+    self, blocks: "int | str | tuple[int, ...] | list[int] | range"
+  ) -> tuple[int, ...]:
+    """Return `blocks` ("all", one int or several) as a sorted tuple.
 
     Raises:
       ValueError: a number outside [0, L), nothing named, or a word other than "all".
     """
     if isinstance(blocks, str):
       if blocks != "all":
-        raise ValueError(f'blocks={blocks!r}: name "all", an int or ints in [0, {self.num_blocks}).')
+        raise ValueError(
+          f'blocks={blocks!r}: name "all", an int or ints in [0, {self.num_blocks}).'
+        )
       return tuple(range(self.num_blocks))
     numbers = (blocks,) if isinstance(blocks, int) else tuple(int(b) for b in blocks)
     wrong = [b for b in numbers if not 0 <= b < self.num_blocks]

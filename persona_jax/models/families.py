@@ -8,7 +8,9 @@ _FAMILIES = {"llama": llama}
 
 
 def family(name: str) -> ModuleType:
-  """Returns the adapter of a family: `parse`, `abstract_params`, `weight_map`, `embed`, `block`, `unembed`.
+  """Return the adapter of a family.
+
+  It has `parse`, `abstract_params`, `weight_map`, `embed`, `block` and `unembed`.
 
   Raises:
     ValueError: no adapter has that name.

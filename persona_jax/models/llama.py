@@ -1,7 +1,8 @@
 """Llama (Touvron et al. 2023; SmolLM2 is one): GQA, RoPE, SwiGLU, pre-norms, tied or untied head.
 
-The module classes say which parameters a model has and how a block uses them. They are split once into
-a graph definition and plain arrays; everything after works on the arrays under plain `jax.jit`.
+The module classes say which parameters a model has and how a block uses them. They are split once
+into a graph definition and plain arrays; everything after works on the arrays under plain
+`jax.jit`.
 """
 
 import functools
@@ -18,19 +19,20 @@ from persona_jax.models.layers import KV, Rotation
 
 Tap = Callable[[str, jax.Array], jax.Array]
 
-# Fields of a Hugging Face LlamaConfig. Handled: they shape the model below. Ignored: they concern training,
-# serving or bookkeeping. Required: they have one value that this port implements. Others are refused.
+# Fields of a Hugging Face LlamaConfig. Handled: they shape the model below. Ignored: they concern
+# training, serving or bookkeeping. Required: they have one value that this port implements. Others
+# are refused.
 _HANDLED = {
   "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
-  "head_dim", "intermediate_size", "vocab_size", "rope_theta", "rms_norm_eps", "tie_word_embeddings",
-  "max_position_embeddings",
+  "head_dim", "intermediate_size", "vocab_size", "rope_theta", "rms_norm_eps",
+  "tie_word_embeddings", "max_position_embeddings",
 }  # fmt: skip
 _IGNORED = {
-  "architectures", "torch_dtype", "dtype", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
-  "unk_token_id", "initializer_range", "transformers_version", "_name_or_path", "attention_dropout",
-  "pretraining_tp", "is_llama_config", "transformers.js_config", "output_attentions",
-  "output_hidden_states", "return_dict", "id2label", "label2id", "chunk_size_feed_forward",
-  "problem_type", "is_encoder_decoder",
+  "architectures", "torch_dtype", "dtype", "use_cache", "bos_token_id", "eos_token_id",
+  "pad_token_id", "unk_token_id", "initializer_range", "transformers_version", "_name_or_path",
+  "attention_dropout", "pretraining_tp", "is_llama_config", "transformers.js_config",
+  "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id",
+  "chunk_size_feed_forward", "problem_type", "is_encoder_decoder",
 }  # fmt: skip
 _REQUIRED: dict[str, tuple[Any, ...]] = {
   "hidden_act": ("silu",),
@@ -42,7 +44,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 
 
 def parse(config: Mapping[str, Any]) -> Arch:
-  """Reads a Hugging Face `config.json` of model type "llama" as an `Arch`.
+  """Read a Hugging Face `config.json` of model type "llama" as an `Arch`.
 
   Raises:
     ValueError: a field is missing, unknown, or has a value that this port does not implement.
@@ -56,12 +58,21 @@ def parse(config: Mapping[str, Any]) -> Arch:
   if unknown:
     raise ValueError(
       f"config of a llama model has fields that this port does not know: "
-      f"{ {name: config[name] for name in sorted(unknown)} }. Known: {sorted(_HANDLED | set(_REQUIRED))}."
+      f"{ {name: config[name] for name in sorted(unknown)} }. "
+      f"Known: {sorted(_HANDLED | set(_REQUIRED))}."
     )
   for name, allowed in _REQUIRED.items():
     if name in config and config[name] not in allowed:
-      raise ValueError(f"config field {name}={config[name]!r} is not supported; it must be one of {allowed}.")
-  needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+      raise ValueError(
+        f"config field {name}={config[name]!r} is not supported; it must be one of {allowed}."
+      )
+  needed = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+  )
   missing = [name for name in needed if name not in config]
   if missing:
     raise ValueError(f"config of a llama model lacks the fields {missing}.")
@@ -83,7 +94,7 @@ def parse(config: Mapping[str, Any]) -> Arch:
 
 
 class Block(nnx.Module):
-  """One decoder layer: attention and feed-forward, each behind a norm, each added to the residual."""
+  """One decoder layer: attention and feed-forward, each behind a norm, each added to the stream."""
 
   def __init__(self, arch: Arch):
     d, n, k, h, f = arch.width, arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.ffw_width
@@ -107,7 +118,7 @@ class Block(nnx.Module):
     cursor: jax.Array | int,
     tap: Tap,
   ) -> tuple[jax.Array, KV]:
-    """Runs the block on T tokens a row; with a cache, their keys and values go to slot `cursor` on.
+    """Run the block on T tokens a row; with a cache, their keys and values go to slot `cursor` on.
 
     `tap(site, x)` is called at every site with the activation there and returns what to go on with.
     """
@@ -144,7 +155,7 @@ class Llama(nnx.Module):
 
 
 def abstract_params(arch: Arch) -> dict[str, Any]:
-  """Returns the parameters as shapes: {"embed_VD": …, "blocks": [{"q_DNH": …}, …], …}."""
+  """Return the parameters as shapes: {"embed_VD": …, "blocks": [{"q_DNH": …}, …], …}."""
   state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Llama(arch))))
   state["blocks"] = [state["blocks"][i] for i in range(arch.num_blocks)]
   return state
@@ -165,18 +176,23 @@ def block(
   cursor: jax.Array | int,
   tap: Tap,
 ) -> tuple[jax.Array, KV]:
-  """Runs one block on its plain arrays; pure. See `Block.__call__`."""
+  """Run one block on its plain arrays; pure. See `Block.__call__`."""
   return nnx.merge(_block_graph(arch), params)(h_BTD, rope, mask_BTS, cache, cursor, tap)
 
 
 def weight_map(arch: Arch) -> dict[str, tuple[tuple[str | int, ...], Callable[[Any], Any]]]:
-  """Maps each Hugging Face tensor name to (path in the parameters, array transform).
+  """Map each Hugging Face tensor name to (path in the parameters, array transform).
 
   Checkpoints store linear weights as [out, in]; ours are [in, out] with heads split.
   """
   d, n, k, h = arch.width, arch.num_heads, arch.num_kv_heads, arch.head_dim
-  same = lambda w: w
-  transpose = lambda w: w.T
+
+  def same(w: Any) -> Any:
+    return w
+
+  def transpose(w: Any) -> Any:
+    return w.T
+
   names: dict[str, tuple[tuple[str | int, ...], Callable[[Any], Any]]] = {
     "model.embed_tokens.weight": (("embed_VD",), same),
     "model.norm.weight": (("final_norm_D",), same),
@@ -201,12 +217,12 @@ def weight_map(arch: Arch) -> dict[str, tuple[tuple[str | int, ...], Callable[[A
 
 
 def embed(params: Mapping[str, Any], tokens_BT: jax.Array, resid_dtype: Any) -> jax.Array:
-  """Looks tokens up in the embedding table; [B, T, D] in the residual stream's dtype."""
+  """Look tokens up in the embedding table; [B, T, D] in the residual stream's dtype."""
   return jnp.take(params["embed_VD"], tokens_BT, axis=0, mode="clip").astype(resid_dtype)
 
 
 def unembed(arch: Arch, params: Mapping[str, Any], h_BTD: jax.Array) -> jax.Array:
-  """Turns residuals of any leading shape into float32 logits [..., V]."""
+  """Turn residuals of any leading shape into float32 logits [..., V]."""
   table_VD = params["embed_VD" if arch.tied_head else "head_VD"]
   x = layers.rms_norm(h_BTD, params["final_norm_D"], arch.norm_eps, table_VD.dtype)
   return layers.dot(x, table_VD, "...D,VD->...V")

@@ -2,7 +2,6 @@
 
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -21,13 +20,15 @@ class TensorSource(Protocol):
 
 
 def load_params(source: TensorSource, arch: Arch, dtype: DTypeLike) -> dict[str, Any]:
-  """Reads every parameter of `arch` in `dtype`; every problem is collected before raising.
+  """Read every parameter of `arch` in `dtype`; every problem is collected before raising.
 
   Returns:
-    {"embed_VD": [V, D], "blocks": [one dict a block], "final_norm_D": [D], …}. Norm scales stay float32.
+    {"embed_VD": [V, D], "blocks": [one dict a block], "final_norm_D": [D], …}. Norm scales stay
+    float32.
 
   Raises:
-    ValueError: tensors are missing or unasked for, have a wrong shape, or hold a NaN or an infinity.
+    ValueError: tensors are missing or unasked for, have a wrong shape, or hold a NaN or an
+      infinity.
   """
   adapter = families.family(arch.family)
   params = adapter.abstract_params(arch)
@@ -53,11 +54,8 @@ def load_params(source: TensorSource, arch: Arch, dtype: DTypeLike) -> dict[str,
     else:
       node[leaf] = jnp.asarray(value, jnp.float32 if "norm" in leaf else dtype)
   if problems:
-    shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+    shown = "; ".join(problems[:8]) + (
+      f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+    )
     raise ValueError(f"the checkpoint does not fit the {arch.family} architecture: {shown}.")
   return params
-
-
-def num_params(params: Any) -> int:
-  """Counts the numbers in a tree of parameters."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,25 +1,14 @@
-"""Chat prompts: a model's Jinja template rendered in a sandbox, then tokens with the role of each.
-
-A template is code that came with the weights, so it runs in Jinja's immutable sandbox, with the
-extras that transformers gives it (`raise_exception`, `strftime_now`, `tojson`, loop controls) and
-nothing else.
-"""
+"""Chat prompts: messages to text by the model's own template, text to tokens with their roles."""
 
 import dataclasses
-import datetime
-import functools
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 import numpy as np
+
+from persona_jax.personas.template import compile_template
 
 ROLES = {"system": 0, "user": 1, "assistant": 2, "think": 3, "template": 4}
 
@@ -83,7 +72,7 @@ class Chat:
         f"system_default={self.system_default!r}; it must be one of {', '.join(_SYSTEM_DEFAULTS)}."
       )
     if self.template is not None:
-      _compile(self.template)
+      compile_template(self.template)
 
   @classmethod
   def of(cls, tokenizer: "ChatTokenizer", system_default: str = "keep") -> "Chat":
@@ -128,7 +117,7 @@ class Chat:
     assert self.template is not None
     tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
     try:
-      return _compile(self.template).render(
+      return compile_template(self.template).render(
         messages=[dict(message) for message in messages],
         tools=None,
         documents=None,
@@ -302,10 +291,13 @@ def _roles_of_marks(
     elif i in opened:
       spans.append((i, opened.pop(i), position))
     else:  # the template cut the front of the message off, as Qwen 3 cuts old thoughts
-      kept = _common_prefix(messages[i]["content"].rstrip()[::-1], text[:position].rstrip()[::-1])
-      spans.append((i, len(text[:position].rstrip()) - kept, position))
+      kept = text[:position].rstrip()
+      size = _common_prefix(messages[i]["content"].rstrip()[::-1], kept[::-1])
+      size = len(kept[len(kept) - size :].lstrip())  # white space may be the template's
+      spans.append((i, len(kept) - size, position))
   for i, position in opened.items():  # the template cut the back of the message off
-    spans.append((i, position, position + _common_prefix(messages[i]["content"], text[position:])))
+    size = _common_prefix(messages[i]["content"], text[position:])
+    spans.append((i, position, position + len(text[position : position + size].rstrip())))
   for i, start, end in spans:
     role = messages[i]["role"]
     roles[start:end] = [ROLES[role]] * (end - start)
@@ -339,52 +331,3 @@ def _runs(roles: Sequence[int]) -> tuple[tuple[int, int, str], ...]:
 def _token_role(roles_by_char: Sequence[int], start: int, end: int) -> int:
   spoken = (role for role in roles_by_char[start:end] if role != ROLES["template"])
   return next(spoken, ROLES["template"])
-
-
-class _Generation(jinja2.ext.Extension):
-  """`{% generation %}…{% endgeneration %}`, transformers' mark for answers; renders the body."""
-
-  tags = {"generation"}
-
-  def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-    next(parser.stream)
-    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> None:
-  raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-  return datetime.datetime.now().strftime(pattern)
-
-
-def _tojson(
-  value: Any,
-  ensure_ascii: bool = False,
-  indent: int | None = None,
-  separators: tuple[str, str] | None = None,
-  sort_keys: bool = False,
-) -> str:
-  # Jinja's own filter escapes <, > and &, which are meant for the model here.
-  return json.dumps(
-    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-  )
-
-
-@functools.lru_cache(maxsize=64)
-def _compile(template: str) -> jinja2.Template:
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[_Generation, "jinja2.ext.loopcontrols"],
-  )
-  environment.filters["tojson"] = _tojson
-  environment.globals["raise_exception"] = _raise_exception
-  environment.globals["strftime_now"] = _strftime_now
-  try:
-    return environment.from_string(template)
-  except jinja2.TemplateSyntaxError as error:
-    raise ValueError(
-      f"the chat template is no valid Jinja: line {error.lineno}: {error}"
-    ) from error

@@ -22,7 +22,7 @@ TRAITS: dict[str, str] = {
   "A": "agreeableness",
   "N": "neuroticism",
 }
-QuestionKind = Literal["neutral", "dose", "trait"]
+QuestionKind = Literal["neutral", "dose", "trait", "self"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,8 @@ class Question:
   Attributes:
     question_id: unique, as "neutral-07" or "trait-E-1".
     text: the question.
-    kind: "neutral" (extraction), "dose" (norms) or "trait" (trait expression in free text).
+    kind: "neutral" (extraction), "dose" (norms), "trait" (trait expression in free text) or "self"
+      (about oneself; extraction).
     trait: the trait it is about, for kind "trait", else None.
   """
 
@@ -199,7 +200,8 @@ def load_personas(path: str | Path | None = None) -> list[Persona]:
 
 
 def load_questions(kind: QuestionKind) -> list[Question]:
-  """Return our own open questions of one kind: "neutral" (60), "dose" (24) or "trait" (3 a trait).
+  """Return our own open questions of one kind: "neutral" (60), "dose" (24), "trait" (3 a trait)
+  or "self" (12).
 
   The neutral and dose lists share no question, so that a dose is not measured on extraction data.
 
@@ -207,8 +209,10 @@ def load_questions(kind: QuestionKind) -> list[Question]:
     ValueError: unknown kind, or a file that is not of the form.
   """
   content, file = _read_toml(None, "questions.toml")
-  if kind not in ("neutral", "dose", "trait"):
-    raise ValueError(f"unknown kind of question {kind!r}; 'neutral', 'dose' or 'trait' fits")
+  if kind not in ("neutral", "dose", "trait", "self"):
+    raise ValueError(
+      f"unknown kind of question {kind!r}; 'neutral', 'dose', 'trait' or 'self' fits"
+    )
   if kind == "trait":
     table = content.get("trait")
     if not isinstance(table, dict) or set(table) != set(TRAITS):

@@ -1,8 +1,8 @@
 """`pj.run`: a grid becomes a run directory, tile by tile; stopped and started again, it goes on.
 
-    DIR/grid.json            what was asked for: prompts, conditions, settings, model, hashes, versions
-    DIR/results/tile-*.parquet   rows of one tile each, written whole or not at all
-    DIR/scores/NAME.parquet  one file a scorer, keyed by row_id
+DIR/grid.json            what was asked for: prompts, conditions, settings, model, hashes, versions
+DIR/results/tile-*.parquet   rows of one tile each, written whole or not at all
+DIR/scores/NAME.parquet  one file a scorer, keyed by row_id
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Run:
 
   @classmethod
   def open(cls, directory: str | Path) -> "Run":
-    """Opens a finished or unfinished run.
+    """Open a finished or unfinished run.
 
     Raises:
       FileNotFoundError: the directory holds no grid.json.
@@ -67,7 +67,7 @@ class Run:
     return len(self.table()) == self.num_rows
 
   def table(self) -> pd.DataFrame:
-    """Returns one row per cell that is done, in grid order, with each scorer's columns at the end.
+    """Return one row per cell that is done, in grid order, with each scorer's columns at the end.
 
     Columns: see `COLUMNS`; `replicate` is a nullable integer, `token_ids` holds arrays.
     """
@@ -81,7 +81,7 @@ class Run:
     return table
 
   def score(self, scorers: Sequence[Scorer]) -> None:
-    """Adds (or replaces) the columns of scorers, over all rows that are done."""
+    """Add (or replace) the columns of scorers, over all rows that are done."""
     bare = self.table()
     for scorer in scorers:
       columns = scorer.score(bare)[list(scorer.columns)]
@@ -90,7 +90,7 @@ class Run:
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
-  """Writes a table beside its place and moves it there, so that a crash leaves no half file."""
+  """Write a table beside its place and move it there, so that a crash leaves no half file."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
   table.to_parquet(partial, index=False)
@@ -98,7 +98,7 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_json(value: Any, path: Path) -> None:
-  """Writes JSON beside its place and moves it there."""
+  """Write JSON beside its place and move it there."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
   partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True))
@@ -106,7 +106,7 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-  """Returns what identifies a loaded model, as plain values."""
+  """Return what identifies a loaded model, as plain values."""
   return {
     "name": model.identity.name,
     "sha256": model.identity.sha256,
@@ -118,12 +118,12 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of the packages that numbers depend on."""
+  """Return the versions of the packages that numbers depend on."""
   return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
 
 
 def _start(model: Model, grid: Grid, directory: Path) -> Run:
-  """Makes the directory, or checks that the one there belongs to the same grid and model."""
+  """Make the directory, or check that the one there belongs to the same grid and model."""
   what = {"model": describe_model(model), "grid": grid.describe()}
   description = {
     "hash": content_hash(what),
@@ -142,8 +142,8 @@ def _start(model: Model, grid: Grid, directory: Path) -> Run:
         if content_hash(run.description[part].get(key)) != content_hash(what[part][key])
       ]
       raise ValueError(
-        f"{directory} holds a run of another grid or model (it differs in: {', '.join(differing)}); "
-        "choose another directory, or remove that one."
+        f"{directory} holds a run of another grid or model (it differs in: "
+        f"{', '.join(differing)}); choose another directory, or remove that one."
       )
     return run
   write_json(description, directory / "grid.json")
@@ -158,7 +158,7 @@ def run(
   scorers: Sequence[Scorer] = (),
   progress: bool = True,
 ) -> Run:
-  """Generates every row of a grid into a directory; rows that are there already are kept.
+  """Generate every row of a grid into a directory; rows that are there already are kept.
 
   Tiles are cut from the whole grid, whatever is done already, so a run that was stopped and goes on
   computes each row in the same batch, and so to the same bits, as one that was not.
@@ -174,14 +174,17 @@ def run(
     The `Run`; `run.table()` is the table.
 
   Raises:
-    ValueError: the directory holds a run of another grid or model, or a prompt does not fit the model.
+    ValueError: the directory holds a run of another grid or model, or a prompt does not fit the
+      model.
   """
   this = _start(model, grid, Path(out))
   cells = grid.cells()
   assert isinstance(grid.prompts, dict)
   rows = [
     make_row(
-      model.encode(cell.condition.apply(grid.prompts[cell.prompt_id])), cell.condition.edits, cell.seed
+      model.encode(cell.condition.apply(grid.prompts[cell.prompt_id])),
+      cell.condition.edits,
+      cell.seed,
     )
     for cell in cells
   ]
@@ -221,7 +224,7 @@ def run(
           "direction_hash": cells[n].condition.direction_hash,
           "model_hash": model.identity.sha256,
         }
-        for n, generation in zip(plan[i], generations)
+        for n, generation in zip(plan[i], generations, strict=True)
       ]
       table = pd.DataFrame(records, columns=["cell", *COLUMNS])
       write_parquet(table.astype({"replicate": "Int64"}), files[i])

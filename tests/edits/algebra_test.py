@@ -1,4 +1,4 @@
-"""The algebra of edits: what each operation does to a projection, and what holds for all of them."""
+"""The algebra of edits: what each operation does to a projection, and what holds for all."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -6,10 +6,10 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import persona_kernels.edit_norm as edit_norm
 import pytest
 
 import persona_jax as pj
+import persona_kernels.edit_norm as edit_norm
 from persona_jax.edits.apply import TokenInfo, apply_site
 from persona_jax.edits.table import ROLES
 
@@ -86,7 +86,13 @@ def test_operation_moves_the_projection_as_defined_and_nothing_else(name):
 
 @pytest.mark.parametrize(
   "unit,expected",
-  [("raw", 2.0 * 3.0), ("unit", 2.0), ("resid", 2.0 * 7.0), ("sigma", 2.0 * 0.5), ("gap", 2.0 * 1.5)],
+  [
+    ("raw", 2.0 * 3.0),
+    ("unit", 2.0),
+    ("resid", 2.0 * 7.0),
+    ("sigma", 2.0 * 0.5),
+    ("gap", 2.0 * 1.5),
+  ],
 )
 def test_unit_sets_the_length_of_an_addition(unit, expected):
   d = pj.Direction(direction(1).vectors_SLD, "v", gap_L=np.full(BLOCKS, 1.5))
@@ -127,9 +133,14 @@ def test_xla_path_equals_the_definition_in_float64(seed):
   lo = np.where(rng.random((b, s)) < 0.5, -np.inf, rng.normal(size=(b, s)) - 2)
   hi = np.where(rng.random((b, s)) < 0.5, np.inf, rng.normal(size=(b, s)) + 2)
   values = dict(
-    h_BTD=5 * rng.normal(size=(b, t, D)), p_BSD=p, gram_BSS=np.einsum("brd,bsd->brs", p, p),
-    beta_BS=rng.choice([0.0, -1.0, 0.5], (b, s)), shift_BS=rng.normal(size=(b, s)), lo_BS=lo, hi_BS=hi,
-  )  # fmt: skip
+    h_BTD=5 * rng.normal(size=(b, t, D)),
+    p_BSD=p,
+    gram_BSS=np.einsum("brd,bsd->brs", p, p),
+    beta_BS=rng.choice([0.0, -1.0, 0.5], (b, s)),
+    shift_BS=rng.normal(size=(b, s)),
+    lo_BS=lo,
+    hi_BS=hi,
+  )
   on = rng.random((b, t, s)) < 0.7
   with jax.enable_x64(True):
     wide = {k: jnp.asarray(v, jnp.float64) for k, v in values.items()}
@@ -146,7 +157,10 @@ def test_neutral_row_keeps_its_bits(seed, h):
   h[0, 0, :3] = [-0.0, np.inf, np.nan]
   for dtype in (jnp.float32, jnp.bfloat16):
     rows = jnp.asarray(np.concatenate([h, h]), dtype)
-    for edit in (pj.add(direction(seed), 1.0, unit="raw", blocks=1, tokens="all"), pj.ablate(direction(seed), blocks=1, tokens="all")):
+    for edit in (
+      pj.add(direction(seed), 1.0, unit="raw", blocks=1, tokens="all"),
+      pj.ablate(direction(seed), blocks=1, tokens="all"),
+    ):
       out, _ = apply([edit, None], rows, dtype=dtype)
       assert np.asarray(out[1]).tobytes() == np.asarray(rows[1]).tobytes()
 
@@ -173,9 +187,10 @@ def test_cap_is_the_floor_of_the_negated_vector(seed, bound):
 def test_small_addition_to_a_large_projection_keeps_its_size():
   d = direction(0)
   h = (1e4 * d.unit_LD[1])[None, None].astype(np.float32)
-  for edits in ([pj.add(d, 1.0, unit="unit", blocks=1, tokens="all")],
-                [[pj.add(d, 1.0, unit="unit", blocks=1, tokens="all"), pj.cap(d, 1e9, unit="unit", blocks=1, tokens="all")]]):  # fmt: skip
-    _, delivery = apply(edits, h)
+  small = pj.add(d, 1.0, unit="unit", blocks=1, tokens="all")
+  no_cap = pj.cap(d, 1e9, unit="unit", blocks=1, tokens="all")
+  for edits in (small, [small, no_cap]):
+    _, delivery = apply([edits], h)
     assert float(delivery.requested_B[0]) == pytest.approx(1.0, rel=1e-5)
 
 
@@ -218,9 +233,12 @@ def test_window_names_exactly_these_tokens(tokens, on):
 
 def test_two_windows_of_a_row_overlap_by_adding_up():
   d = direction(0)
-  edits = [[pj.add(d, 1.0, unit="unit", blocks=1, tokens="answer"), pj.add(d, 2.0, unit="unit", blocks=1, tokens="generated")]]  # fmt: skip
+  edits = [
+    pj.add(d, 1.0, unit="unit", blocks=1, tokens="answer"),
+    pj.add(d, 2.0, unit="unit", blocks=1, tokens="generated"),
+  ]
   h = random_h(1, tokens=3)
-  out, _ = apply(edits, h, offsets=np.arange(3) - 2)
+  out, _ = apply([edits], h, offsets=np.arange(3) - 2)
   np.testing.assert_allclose(projection(out, d) - projection(h, d), [[0, 1, 3]], atol=1e-5)
 
 
@@ -235,36 +253,60 @@ def test_one_amount_a_row_goes_to_that_row():
 
 def test_like_pins_the_shape_of_a_table():
   d = direction(0)
-  wide = pj.compile_edits(Arch(), [[pj.ablate(direction(i), blocks=(1, 2)) for i in range(3)], None])
+  wide = pj.compile_edits(
+    Arch(), [[pj.ablate(direction(i), blocks=(1, 2)) for i in range(3)], None]
+  )
   new = pj.compile_edits(Arch(), [pj.add(d, 1, unit="raw", blocks=1), None], like=wide)
   assert jax.tree.structure(new) == jax.tree.structure(wide)
   assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, wide)
   with pytest.raises(ValueError, match="not .*3"):
     pj.compile_edits(Arch(), [pj.add(d, 1, unit="raw", blocks=3), None], like=wide)
-  with pytest.raises(ValueError, match="4 slots.* need 8"):
+  with pytest.raises(ValueError, match="4 slots.* need 5"):
     pj.compile_edits(Arch(), [[pj.ablate(d, blocks=1)] * 5, None], like=wide)
 
 
+def add_with(d=None, **changes):
+  return pj.add(d or direction(0), **{"coef": 1, "unit": "raw", "blocks": 1, **changes})
+
+
+def zero_direction():
+  return pj.Direction(np.zeros((1, BLOCKS, D)), "z")
+
+
+def narrow_direction():
+  return pj.Direction(np.ones((1, BLOCKS, 8)), "w")
+
+
+def nine_edits():
+  return [pj.ablate(direction(i), blocks=1) for i in range(9)]
+
+
 ERRORS = {
-  "zero vector": (lambda: pj.add(pj.Direction(np.zeros((1, BLOCKS, D)), "z"), 1, unit="raw", blocks=1), "zero vector"),
+  "zero vector": (lambda: add_with(zero_direction()), "zero vector"),
   "NaN vector": (lambda: pj.Direction(np.full((1, BLOCKS, D), np.nan), "n"), "NaN"),
-  "infinite coef": (lambda: pj.add(direction(0), np.inf, unit="raw", blocks=1), "finite"),
-  "unknown block": (lambda: pj.add(direction(0), 1, unit="raw", blocks=4), "blocks from 0 to 3|from 0 to 3"),
-  "negative block": (lambda: pj.add(direction(0), 1, unit="raw", blocks=-1), "from 0 to 3"),
-  "unknown unit": (lambda: pj.add(direction(0), 1, unit="percent", blocks=1), "'raw', 'unit'"),
-  "resid without scale": (lambda: pj.add(direction(0), 1, unit="resid", blocks=1), "pj.dose"),
-  "gap without classes": (lambda: pj.add(direction(0), 1, unit="gap", blocks=1), "two classes"),
-  "unknown window": (lambda: pj.add(direction(0), 1, unit="raw", blocks=1, tokens="response"), "last:k"),
+  "infinite coef": (lambda: add_with(coef=np.inf), "finite"),
+  "unknown block": (lambda: add_with(blocks=4), "blocks from 0 to 3|from 0 to 3"),
+  "negative block": (lambda: add_with(blocks=-1), "from 0 to 3"),
+  "unknown unit": (lambda: add_with(unit="percent"), "'raw', 'unit'"),
+  "resid without scale": (lambda: add_with(unit="resid"), "pj.dose"),
+  "gap without classes": (lambda: add_with(unit="gap"), "two classes"),
+  "unknown window": (lambda: add_with(tokens="response"), "last:k"),
   "empty window": (lambda: pj.Window(start=2, stop=2), "empty"),
   "unknown role": (lambda: pj.Window(("bot",)), "assistant"),
-  "unknown site": (lambda: pj.add(direction(0), 1, unit="raw", blocks=1, site="head"), "resid_post"),
-  "another site": (lambda: pj.add(direction(0), 1, unit="raw", blocks=1, site="resid_pre"), "allow_other_site"),
-  "unknown replicate": (lambda: pj.add(direction(0), 1, unit="raw", blocks=1, replicate=1), "replicates 0 to 0"),
+  "unknown site": (lambda: add_with(site="head"), "resid_post"),
+  "another site": (lambda: add_with(site="resid_pre"), "allow_other_site"),
+  "unknown replicate": (lambda: add_with(replicate=1), "replicates 0 to 0"),
   "crossed bounds": (lambda: pj.clamp(direction(0), 2, 1, unit="raw", blocks=1), "lo=2 > hi=1"),
-  "wrong width": (lambda: pj.compile_edits(Arch(), [pj.add(pj.Direction(np.ones((1, BLOCKS, 8)), "w"), 1, unit="raw", blocks=1)]), "width 8; this model's is 16"),
-  "too many slots": (lambda: pj.compile_edits(Arch(), [[pj.ablate(direction(i), blocks=1) for i in range(9)]]), "9 edits meet .* at most 8"),
+  "wrong width": (
+    lambda: pj.compile_edits(Arch(), [add_with(narrow_direction())]),
+    "width 8; this model's is 16",
+  ),
+  "too many slots": (
+    lambda: pj.compile_edits(Arch(), [nine_edits()]),
+    "9 edits meet .* at most 8",
+  ),
   "no edit": (lambda: pj.compile_edits(Arch(), ["add"]), "pj.add"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -1,4 +1,4 @@
-"""Chat templates against transformers' renderings, roles of tokens, the sandbox, and what is refused."""
+"""Chat templates against transformers, roles of tokens, the sandbox, and what is refused."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,9 @@ from tests.reference.make_chat_reference import GOLDEN
 RENDERINGS = json.loads(GOLDEN.read_text(encoding="utf-8"))
 WORDS = ("<bos>", "<eos>", "<user>", "<assistant>", "<sys>", "<think>", "</think>", "a", "b", "c")
 WORLD = (
-  "{{ bos_token }}{% for m in messages %}{{ '<sys>' if m.role == 'system' else '<' ~ m.role ~ '>' }}"
-  " {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+  "{{ bos_token }}{% for m in messages %}"
+  "{{ '<sys>' if m.role == 'system' else '<' ~ m.role ~ '>' }} "
+  "{{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
@@ -103,7 +104,6 @@ def test_a_template_without_system_messages_refuses_to_empty_or_drop_one(
 
 def test_drop_is_refused_where_the_system_text_is_merged_into_the_first_turn() -> None:
   merged = (
-    "{% for m in messages %}{% if m.role == 'system' %}{% set s = m.content %}{% endif %}{% endfor %}"
     "{% for m in messages if m.role != 'system' %}"
     "[INST] {% if messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}"
     "{{ m.content }} [/INST]{% endfor %}"
@@ -234,7 +234,6 @@ def test_a_template_that_fails_is_an_error_that_says_so(template: str) -> None:
     "{{ self._TemplateReference__context.environment.loader }}",
     "{{ '{0.__class__.__mro__}'.format('') }}",
     "{{ ('{0.__class__.__mro__}' | attr('format'))('') }}",
-    "{{ ''|attr('__class__')|attr('__mro__') }}",
     "{{ messages.append(1) }}",
     "{{ messages[0].update(role='system') }}",
     "{% include '/etc/hostname' %}",
@@ -244,6 +243,11 @@ def test_a_template_that_fails_is_an_error_that_says_so(template: str) -> None:
 def test_a_template_cannot_get_out_of_the_sandbox(escape: str) -> None:
   with pytest.raises(ValueError, match="the chat template failed"):
     Chat(escape).render("Hi")
+
+
+def test_what_the_sandbox_hides_renders_to_nothing() -> None:
+  for hidden in ("''.__class__", "''|attr('__class__')|attr('__mro__')", "messages.__init__"):
+    assert Chat("[{{ " + hidden + " }}]").render("Hi").text == "[]"
 
 
 def test_a_message_is_text_and_never_a_template() -> None:

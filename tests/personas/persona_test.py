@@ -177,23 +177,24 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     persona.load_personas(tmp_path / "absent.toml")
 
 
-def test_there_are_60_neutral_24_dose_and_3_questions_a_trait() -> None:
+def test_there_are_60_neutral_24_dose_12_self_and_3_questions_a_trait() -> None:
   assert len(persona.load_questions("neutral")) == 60
   assert len(persona.load_questions("dose")) == 24
+  assert len(persona.load_questions("self")) == 12
   assert [q.trait for q in persona.load_questions("trait")] == [
     t for t in "OCEAN" for _ in range(3)
   ]
 
 
 def all_questions() -> list[persona.Question]:
-  kinds: tuple[persona.QuestionKind, ...] = ("neutral", "dose", "trait")
+  kinds: tuple[persona.QuestionKind, ...] = ("neutral", "dose", "trait", "self")
   return [question for kind in kinds for question in persona.load_questions(kind)]
 
 
 def test_questions_and_their_ids_are_distinct_over_all_kinds() -> None:
   questions = all_questions()
-  assert len({q.text.lower() for q in questions}) == len(questions) == 99
-  assert len({q.question_id for q in questions}) == 99
+  assert len({q.text.lower() for q in questions}) == len(questions) == 111
+  assert len({q.question_id for q in questions}) == 111
 
 
 def test_questions_are_questions_without_words_of_safety() -> None:
@@ -216,5 +217,5 @@ def test_neutral_and_dose_questions_use_no_describing_word_of_a_pole() -> None:
 
 
 def test_an_unknown_kind_of_question_is_refused() -> None:
-  with pytest.raises(ValueError, match="'nope'; 'neutral', 'dose' or 'trait' fits"):
+  with pytest.raises(ValueError, match="'nope'; 'neutral', 'dose', 'trait' or 'self' fits"):
     persona.load_questions("nope")  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ class Study:
   def log_odds(self, prompts: list, edits: list | None = None) -> np.ndarray:
     """Scores `sorry` against `sure`: [N]."""
     words = ["sorry"] * len(prompts) + ["sure"] * len(prompts)
-    scores = self.model.score(prompts * 2, words, edits=edits and edits * 2)
+    scores = np.asarray(self.model.score(prompts * 2, words, edits=edits and edits * 2))
     return scores[: len(prompts)] - scores[len(prompts) :]
 
   @functools.cached_property
@@ -211,6 +211,15 @@ def test_directions_are_those_of_the_reference(w1: Study, truth: Reference) -> N
 # ---- the two arms --------------------------------------------------------------------------------
 
 
+def test_an_edit_acts_on_the_output_of_its_block_and_of_none_before(w1: Study) -> None:
+  edits = [[], [w1.edit(("C+",))]]
+  reads = w1.model.capture([PROMPTS[0]] * 2, pj.Capture(reduce="last"), edits=edits)
+  moved_LD = np.stack([np.diff(reads["resid_post", b], axis=0)[0] for b in range(planted.BLOCKS)])
+  np.testing.assert_array_equal(moved_LD[:BLOCK], 0)
+  expected_LD = np.tile(COEF * w1.world.trait_TD[1], (planted.BLOCKS - BLOCK, 1))
+  np.testing.assert_allclose(moved_LD[BLOCK:], expected_LD, atol=1e-5)
+
+
 def test_log_odds_follow_the_planted_law(w1: Study) -> None:
   """logit P(refuse) = 2 (√D/‖h‖) (u + shift − 1): an edit along C+ shifts refusal by 2 κ = −1.2."""
   kappa, u_N = planted.W1.alignment[1], HARM_N
@@ -303,6 +312,7 @@ def test_generated_window_leaves_the_first_token_alone_and_answer_does_not(w1: S
   texts = (plain.text, generated.text, answer.text)
   assert texts == ("sorry cannot", "sorry cannot", "sure steps")
   assert plain.finish_reason == answer.finish_reason == "stop"
+  assert generated.logprobs and plain.logprobs
   assert generated.logprobs[0] == plain.logprobs[0]  # bitwise
   assert generated.logprobs[1] != plain.logprobs[1]
 

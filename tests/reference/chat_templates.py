@@ -34,25 +34,15 @@ LLAMA3_STYLE = """\
 """
 
 # As Gemma: refuses system messages, insists on turns, calls the assistant "model".
-GEMMA_STYLE = """\
-{{ bos_token }}{% if messages[0]['role'] == 'system' %}
-    {{ raise_exception('System role not supported') }}
-{% endif %}
-{% for message in messages %}
-    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
-        {{ raise_exception('Roles must alternate user/assistant/user/assistant/...') }}
-    {% endif %}
-    {% if message['role'] == 'assistant' %}
-        {% set role = 'model' %}
-    {% else %}
-        {% set role = message['role'] %}
-    {% endif %}
-    {{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
-{% endfor %}
-{% if add_generation_prompt %}
-    {{ '<start_of_turn>model\\n' }}
-{% endif %}
-"""
+GEMMA_STYLE = (
+  "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not "
+  "supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != "
+  "(loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+  "{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}"
+  "{% set role = message['role'] %}{% endif %}"
+  "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 
 # As Qwen 3: drops the thoughts of earlier turns; with the tags and filters that transformers adds.
 QWEN3_STYLE = """\

@@ -1,4 +1,7 @@
-"""Edits of an activation's projections, slot after slot: `edit_slots` (api), its XLA path and its reference."""
+"""Edits of an activation's projections, slot after slot.
+
+`edit_slots` (api), its XLA path and its reference.
+"""
 
 from persona_kernels.edit_norm.api import edit_slots
 

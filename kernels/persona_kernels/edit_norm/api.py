@@ -21,10 +21,10 @@ def edit_slots(
   *,
   implementation: Literal["reference", "xla"] = "xla",
 ) -> jax.Array:
-  """Computes the change that S edits per row, one after another, ask of an activation.
+  """Compute the change that S edits per row, one after another, ask of an activation.
 
-  For slot s, with a = <h, p_s> after the slots before it: delta = clip(beta a + shift, lo - a, hi - a) and
-  h += delta p_s where `on_BTS` holds.
+  For slot s, with a = <h, p_s> after the slots before it: delta = clip(beta a + shift, lo - a, hi -
+  a) and h += delta p_s where `on_BTS` holds.
 
   Args:
     h_BTD: activation [B, T, D]; the sums run in float32 ("reference": in its own dtype).

@@ -14,7 +14,7 @@ def edit_slots(
   hi_BS: jax.Array,
   on_BTS: jax.Array,
 ) -> jax.Array:
-  """Returns the requested change of `h_BTD`; see `persona_kernels.edit_norm.edit_slots`."""
+  """Return the requested change of `h_BTD`; see `persona_kernels.edit_norm.edit_slots`."""
   del gram_BSS  # each slot reads the activation that the slots before it left
   edited = h_BTD
   for s in range(p_BSD.shape[1]):

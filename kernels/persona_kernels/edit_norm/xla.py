@@ -2,8 +2,8 @@
 
     a_s = <h, p_s> + sum over r < s of delta_r <p_r, p_s>
 
-The change is formed directly, never as target minus projection: in float32 the difference loses 1e-3 of
-a small addition to a large projection.
+The change is formed directly, never as target minus projection: in float32 the difference loses
+1e-3 of a small addition to a large projection.
 """
 
 import jax
@@ -20,7 +20,7 @@ def edit_slots(
   hi_BS: jax.Array,
   on_BTS: jax.Array,
 ) -> jax.Array:
-  """Returns the requested change of `h_BTD`; see `persona_kernels.edit_norm.edit_slots`."""
+  """Return the requested change of `h_BTD`; see `persona_kernels.edit_norm.edit_slots`."""
   precision = jax.lax.Precision.HIGHEST
   h_BTD = h_BTD.astype(jnp.float32)
   a_BTS = jnp.einsum("BTD,BSD->BTS", h_BTD, p_BSD, precision=precision)

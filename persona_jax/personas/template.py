@@ -1,0 +1,71 @@
+"""Chat templates compiled in a sandbox.
+
+A template is code that came with the weights, so it runs in Jinja's immutable sandbox, with the
+extras that transformers gives it (`raise_exception`, `strftime_now`, `tojson`, loop controls,
+generation marks) and nothing else.
+"""
+
+import datetime
+import functools
+import json
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+
+class _Generation(jinja2.ext.Extension):
+  """`{% generation %}…{% endgeneration %}`, transformers' mark for answers; renders the body."""
+
+  tags = {"generation"}
+
+  def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+  raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+  return datetime.datetime.now().strftime(pattern)
+
+
+def _tojson(
+  value: Any,
+  ensure_ascii: bool = False,
+  indent: int | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
+) -> str:
+  # Jinja's own filter escapes <, > and &, which are meant for the model here.
+  return json.dumps(
+    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def compile_template(template: str) -> jinja2.Template:
+  """Compile Jinja source in a fresh sandbox; the same source is compiled once.
+
+  Raises:
+    ValueError: a syntax error; the message has the line.
+  """
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[_Generation, "jinja2.ext.loopcontrols"],
+  )
+  environment.filters["tojson"] = _tojson
+  environment.globals["raise_exception"] = _raise_exception
+  environment.globals["strftime_now"] = _strftime_now
+  try:
+    return environment.from_string(template)
+  except jinja2.TemplateSyntaxError as error:
+    raise ValueError(
+      f"the chat template is no valid Jinja: line {error.lineno}: {error}"
+    ) from error

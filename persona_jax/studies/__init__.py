@@ -1,0 +1,1 @@
+"""Studies as functions: `prompt_vs_steering` (stages), `summary` (its tables), `findings` (its words)."""

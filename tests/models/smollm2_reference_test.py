@@ -1,0 +1,65 @@
+"""The real model against numbers that `make parity` took from transformers in float32."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from tests.parity import reference_numbers
+from tests.parity.prompts import PROMPTS, prompts_hash
+
+KEPT = reference_numbers.load()
+GREEDY_STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def last(smollm2: pj.Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Logits [V] and every block's output [L, D] at the last token of each prompt, in one batch."""
+  rows = [[int(i) for i in smollm2.encode(chat).ids] for chat in PROMPTS.values()]
+  lengths = [len(row) for row in rows]
+  tokens_BT = np.zeros((len(rows), max(lengths)), np.int32)
+  for b, row in enumerate(rows):
+    tokens_BT[b, : len(row)] = row
+  logits_BV, reads = pj.forward(
+    smollm2,
+    jnp.asarray(tokens_BT),
+    None,
+    pj.Capture(reduce="last"),
+    lengths_B=jnp.asarray(lengths),
+    logits="last",
+  )
+  resid_LBD = np.stack([reads["resid_post", i] for i in range(smollm2.arch.num_blocks)])
+  return {name: (np.asarray(logits_BV[b]), resid_LBD[:, b]) for b, name in enumerate(PROMPTS)}
+
+
+def test_the_numbers_are_of_this_model_and_these_prompts(smollm2: pj.Model) -> None:
+  assert KEPT["model_sha256"] == smollm2.identity.sha256
+  assert KEPT["prompts_sha256"] == prompts_hash()
+  assert list(KEPT["prompts"]) == list(PROMPTS)
+  assert KEPT["dtype"] == "float32" == smollm2.dtype
+  lengths = {name: len(smollm2.encode(chat).ids) for name, chat in PROMPTS.items()}
+  assert lengths == {name: kept["n_tokens"] for name, kept in KEPT["prompts"].items()}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_last_logits_and_residual_norms_are_those_of_transformers(
+  last: dict[str, tuple[np.ndarray, np.ndarray]], name: str
+) -> None:
+  errors = reference_numbers.relative_errors(KEPT["prompts"][name], *last[name])
+  assert max(errors.values()) < 1e-4, errors
+
+
+def test_greedy_tokens_are_those_of_transformers(smollm2: pj.Model) -> None:
+  answers = smollm2.generate(list(PROMPTS.values()), max_new_tokens=GREEDY_STEPS)
+  expected: dict[str, Any] = {
+    name: reference_numbers.settled_ids(kept, GREEDY_STEPS)
+    for name, kept in KEPT["prompts"].items()
+  }
+  got = {
+    name: list(answer.token_ids[: len(expected[name])])
+    for name, answer in zip(PROMPTS, answers, strict=True)
+  }
+  assert got == expected
+  assert sum(len(ids) for ids in expected.values()) > 200  # near ties leave most of them
