@@ -63,7 +63,8 @@ class ReportData:
     limits: what this model can and cannot show, with the numbers.
     setup: what was run, most important first; hashes in full.
     refusal: arm, persona, label, kind ("harmful" | "harmless"), coef, n, refused, refused_low,
-      refused_high, degenerate, degenerate_low, degenerate_high (rates in [0, 1]), invalid (count).
+      refused_high, degenerate, degenerate_low, degenerate_high (rates in [0, 1]), invalid (count of
+      rows that are in neither n nor the rates).
     traits: arm, persona, label, trait, coef (NaN for the prompt arm), value, low, high, n, reason;
       mean shift against baseline of keyed log-prob in nats per token, positive towards the
       persona's pole.

@@ -107,7 +107,7 @@ def draw_comparison(data: ReportData) -> Figure:
   left.axvline(0, color="black", lw=1, zorder=1)
   for row in _rows(traits):
     y = trait_line[row["persona"], row["trait"]] + 0.26 * _lane(row["arm"])
-    _mark_across(left, y, row["value"], row["low"], row["high"], _LOOKS[row["arm"]], at_nan=0.0)
+    _mark_across(left, y, row["value"], row["low"], row["high"], _LOOKS[row["arm"]])
   _label(
     left,
     "Trait expression",
@@ -125,20 +125,21 @@ def draw_comparison(data: ReportData) -> Figure:
     else:
       y = middle[row["persona"]] + 0.28 * _lane(row["arm"]) + (-0.055 if is_harmful else 0.055)
     interval = row["refused"], row["refused_low"], row["refused_high"]
-    _mark_across(right, y, *interval, _LOOKS[row["arm"]], is_filled=is_harmful, at_nan=0.0)
+    _mark_across(right, y, *interval, _LOOKS[row["arm"]], is_filled=is_harmful)
   _label(right, "Refusal rate", "share of answers refused")
   # From zero to the next 10 %: small rates stay apart.
   ends = refusal[["refused", "refused_high"]].astype(float).max().max()
   top = 1.0 if np.isnan(ends) else max(np.ceil(10 * ends) / 10, 0.2)
   right.set_xlim(-0.02 * top, 1.02 * top)
-  right.xaxis.set_major_formatter(PercentFormatter(1.0))
+  right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
   left.set_yticks([-1, *range(len(lines))], ["no persona", *lines], fontsize=_TEXT)
   left.set_ylim(len(lines) - 0.5, -1.5)
   looks = {arm: _LOOKS[arm] for arm in PERSONA_ARMS}
   steered = [frame.loc[frame["arm"] == "steer", "coef"] for frame in (traits, refusal)]
-  if len(coefs := set(pd.concat(steered).dropna())) == 1:
-    name = f"{looks['steer'].name}, coefficient {coefficient_text(coefs.pop())}"
+  # Compared as texts: a mean of equal coefficients may differ in the last bit.
+  if len(coefs := set(map(coefficient_text, pd.concat(steered).dropna()))) == 1:
+    name = f"{looks['steer'].name}, coefficient {coefs.pop()}"
     looks["steer"] = dataclasses.replace(looks["steer"], name=name)
   handles: list[Artist] = [_key(look) for look in looks.values()]
   black = _LOOKS["baseline"]
@@ -163,12 +164,13 @@ def _mark_across(
   high: float,
   look: _Look,
   *,
-  at_nan: float,
   is_filled: bool = True,
 ) -> None:
   """Draw one value of a forest, its interval lying across."""
   if is_missing(value):
-    axes.text(at_nan, y, " n/m", color=look.colour, fontsize=8.5, va="center")
+    # The two kinds of prompts of an arm lie so close that their words go side by side.
+    text = " n/m" if is_filled else " " * 12 + "n/m (harmless)"
+    axes.text(0.0, y, text, color=look.colour, fontsize=8.5, va="center")
     return
   has_interval = not (is_missing(low) or is_missing(high))
   if has_interval:
@@ -203,6 +205,7 @@ def draw_dose_response(data: ReportData) -> Figure:
         **{"color": _LOOKS[arm].colour, "fontsize": _SMALL, "transform": axes.transAxes},
         va="bottom",
         parse_math=False,
+        in_layout=False,
       )
     axes.set_title(
       f"{trait}  {TRAITS.get(trait, '')}", fontsize=_TEXT + 1, loc="left", pad=5 + 16 * len(slopes)
@@ -235,7 +238,7 @@ def _draw_curve(axes: Axes, curve: pd.DataFrame, look: _Look) -> None:
 
 def _slope_text(row: dict[str, Any]) -> str:
   text = interval_text(row["value"], row["low"], row["high"], row["reason"])
-  return textwrap.shorten(f"slope {text}", 44, placeholder=" …")
+  return textwrap.shorten(f"slope {text}", 42, placeholder=" …")
 
 
 # ---- degenerate output -----------------------------------------------------------------------
@@ -295,10 +298,10 @@ def _marker(look: _Look, has_interval: bool, is_filled: bool) -> dict[str, Any]:
   return {
     "linestyle": "none",
     "marker": look.marker if has_interval else "x",
-    "markersize": 6.5 if is_filled else 5.5,
+    "markersize": (6.5 if is_filled else 5.5) if has_interval else 8.0,
     "color": look.colour,
     "markerfacecolor": look.colour if is_filled else "white",
-    "markeredgewidth": 1.2,
+    "markeredgewidth": 1.2 if has_interval else 2.0,
   }
 
 

@@ -59,7 +59,16 @@ def make_tables(data: ReportData) -> list[Table]:
     ),
     Table(
       f"Refusals and degenerate answers, share [{percent} interval]",
-      ["persona", "arm", "prompts", "coefficient", "refused", "degenerate", "n", "invalid rows"],
+      [
+        "persona",
+        "arm",
+        "prompts",
+        "coefficient",
+        "refused",
+        "degenerate",
+        "n",
+        "left out as invalid",
+      ],
       [
         [
           *(_persona(row), ARM_NAMES[row["arm"]], row["kind"], coefficient_text(row["coef"])),
@@ -68,7 +77,7 @@ def make_tables(data: ReportData) -> list[Table]:
               row[name],
               row[f"{name}_low"],
               row[f"{name}_high"],
-              row.get("reason", ""),
+              row.get("reason") or ("" if row["n"] else "no valid row"),
               as_rate=True,
             )
             for name in ("refused", "degenerate")

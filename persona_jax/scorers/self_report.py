@@ -29,7 +29,7 @@ COLUMNS = ("condition", "item_id", "trait", "key", "n_tokens", "logprob", "expre
 
 @dataclasses.dataclass(frozen=True)
 class SelfReport:
-  """Scores items as answers to one question.
+  """Score items as answers to one question.
 
   Attributes:
     items: the questionnaire.

@@ -1,1 +1,1 @@
-"""Studies as functions: `prompt_vs_steering` (stages), `summary` (its tables), `findings` (its words)."""
+"""Studies as functions: `prompt_vs_steering` (stages), `summary` (tables), `findings` (words)."""

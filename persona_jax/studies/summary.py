@@ -1,4 +1,4 @@
-"""Numbers of the prompt-versus-steering study: every table that its report shows, with intervals."""
+"""Numbers of the prompt-versus-steering study: every table of its report, with intervals."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from persona_jax.studies.prompt_vs_steering import Arm
 def annotate(
   table: pd.DataFrame, by_name: Mapping[str, Arm], chosen: Mapping[str, PromptItem]
 ) -> pd.DataFrame:
-  """Adds arm, persona, label, coef, kind and pair_id to the rows of a run."""
+  """Add arm, persona, label, coef, kind and pair_id to the rows of a run."""
   table = table.copy()
   arm_of = [by_name[name] for name in table["condition"]]
   table["arm"] = [arm.arm for arm in arm_of]
@@ -29,7 +29,7 @@ def annotate(
 
 
 def refusal(rows: pd.DataFrame) -> pd.DataFrame:
-  """Returns refusal and degeneration rates by arm, persona and kind of prompt, with Wilson intervals.
+  """Return refusal and degeneration rates by arm, persona and kind of prompt (Wilson intervals).
 
   Rows that were not steered as asked (`valid` false) are left out of the rates and counted.
   """
@@ -53,7 +53,7 @@ def refusal(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def degeneration(rows: pd.DataFrame) -> pd.DataFrame:
-  """Returns the share of degenerate generations at each dose and arm, with Wilson intervals."""
+  """Return the share of degenerate generations at each dose and arm, with Wilson intervals."""
   out = []
   base = rows[rows["arm"] == "baseline"]
   for arm in ("steer", "random"):
@@ -64,7 +64,7 @@ def degeneration(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shift(items: pd.DataFrame) -> pd.DataFrame:
-  """Adds `shift`: expression minus the baseline's expression of the same item."""
+  """Add `shift`: expression minus the baseline's expression of the same item."""
   base = items[items["arm"] == "baseline"].set_index("item_id")["expression"]
   items = items[items["arm"] != "baseline"].copy()
   items["shift"] = items["expression"] - items["item_id"].map(base)
@@ -79,7 +79,7 @@ def _estimate(estimate: Estimate) -> dict[str, float | int | str]:
 
 
 def trait_shifts(items: pd.DataFrame) -> pd.DataFrame:
-  """Returns each persona's shift of its own traits' expression against the baseline, by arm.
+  """Return each persona's shift of its own traits' expression against the baseline, by arm.
 
   In nats per token, positive towards the persona's pole; bootstrap over the trait's 24 items.
   """
@@ -101,10 +101,10 @@ def trait_shifts(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def contrasts(items: pd.DataFrame) -> pd.DataFrame:
-  """Returns, by trait and arm, half the expression under the high pole minus that under the low pole.
+  """Return, by trait and arm, half the difference of expression under the high and the low pole.
 
-  What both poles share (the presence of any persona, or of any push) cancels. In nats per token, bootstrap
-  over the trait's 24 items.
+  What both poles share (the presence of any persona, or of any push) cancels. In nats per token,
+  bootstrap over the trait's 24 items.
   """
   name_of = {persona.label: persona.name for persona in load_personas()}
   present = set(items["persona"])
@@ -124,10 +124,11 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-  """Returns dose curves and their slopes, by trait and arm.
+  """Return dose curves and their slopes, by trait and arm.
 
-  Curves: mean shift towards the high pole at each signed dose, 0 at dose 0 by definition. Slopes: least
-  squares over all doses and items, in nats per token per median residual norm; bootstrap over items.
+  Curves: mean shift towards the high pole at each signed dose, 0 at dose 0 by definition. Slopes:
+  least squares over all doses and items, in nats per token per median residual norm; bootstrap over
+  items.
   """
   shifts = _shift(items[(items["persona"] == "")])
   points, slopes = [], []
@@ -150,7 +151,7 @@ def curves(items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def cosines(traits: Mapping[str, "object"], block: int) -> pd.DataFrame:
-  """Returns the cosines between trait directions at a block: one row per pair of traits."""
+  """Return the cosines between trait directions at a block: one row per pair of traits."""
   units = {name: d.unit_LD[block].astype(np.float64) for name, d in traits.items()}  # type: ignore[attr-defined]
   names = list(units)
   return pd.DataFrame(

@@ -43,6 +43,7 @@ STEERED_BLOCK = 15
 
 Ids = dict[str, list[int]]
 Edits = Sequence[pj.Edit | None]
+Greedy = dict[str, tuple[list[int], np.ndarray]]  # prompt → new ids, logits [n, V] they came from
 
 
 def our_reading(
@@ -131,23 +132,24 @@ def check_passes(
 ) -> dict[str, Reading]:
   """Logits and residuals of each prompt by itself, and of all in one padded batch."""
   theirs = {name: reference.read(row) for name, row in ids.items()}
-  alone = {name: our_reading(model, [row])[0] for name, row in ids.items()}
-  batch = dict(zip(ids, our_reading(model, list(ids.values())), strict=True))
-  for title, ours in (("each prompt alone", alone), ("one padded batch", batch)):
-    with tally.group(f"logits, {title}", LIMIT, relative=True) as group:
-      for name, reading in ours.items():
-        group.check(repr(name), relative_error(reading.logits_TV, theirs[name].logits_TV))
-    with tally.group(f"residual after every block, {title}", LIMIT, relative=True) as group:
-      for name, reading in ours.items():
+  passes = {
+    "each prompt alone": lambda: [our_reading(model, [row])[0] for row in ids.values()],
+    "one padded batch": lambda: our_reading(model, list(ids.values())),
+  }
+  for title, run in passes.items():
+    with (
+      tally.group(f"residual after every block, {title}", LIMIT, relative=True) as residuals,
+      tally.group(f"logits, {title}", LIMIT, relative=True) as logits,
+    ):
+      tokens = []
+      for name, ours in zip(ids, run(), strict=True):
+        expected = theirs[name]
+        logits.check(repr(name), relative_error(ours.logits_TV, expected.logits_TV))
         for block in range(reference.num_blocks):
-          error = relative_error(reading.resid_LTD[block], theirs[name].resid_LTD[block])
-          group.check(f"{name!r}, block {block}", error)
-  tokens = [
-    _token_errors(ours[name].resid_LTD, theirs[name].resid_LTD).max()
-    for ours in (alone, batch)
-    for name in ids
-  ]
-  print(f"  for information: worst residual of a single token {max(tokens):.2e}")
+          error = relative_error(ours.resid_LTD[block], expected.resid_LTD[block])
+          residuals.check(f"{name!r}, block {block}", error)
+        tokens.append(_token_errors(ours.resid_LTD, expected.resid_LTD).max())
+      residuals.note = f"; worst single token {max(tokens):.1e}"
   return theirs
 
 
@@ -159,13 +161,23 @@ def _token_errors(ours_LTD: np.ndarray, reference_LTD: np.ndarray) -> np.ndarray
 def check_greedy(
   tally: Tally,
   title: str,
-  answers: Mapping[str, pj.Generation],
-  references: Mapping[str, tuple[list[int], np.ndarray]],
-) -> None:
+  reference: Reference,
+  model: pj.Model,
+  ids: Ids,
+  steps: int,
+  *,
+  edits: Edits | None = None,
+  steerings: Mapping[str, Steering] | None = None,
+) -> Greedy:
   """Greedy tokens are identical, or part where the reference itself hardly prefers one."""
   same = 0
   with tally.group(f"greedy tokens, {title}", 0) as group:
-    for name, answer in answers.items():
+    answers = model.generate([PROMPTS[name] for name in ids], edits=edits, max_new_tokens=steps)
+    references = {
+      name: reference.greedy(row, steps, model.tokenizer.eos_ids, (steerings or {}).get(name))
+      for name, row in ids.items()
+    }
+    for name, answer in zip(ids, answers, strict=True):
       ours, (expected, logits_nV) = list(answer.token_ids), references[name]
       if ours == expected:
         same += 1
@@ -182,12 +194,13 @@ def check_greedy(
         f"by {margin:.1e}"
       )
       group.check(repr(name), 0 if margin < reference_numbers.NEAR_TIE else margin)
-    steps = sum(len(ids) for ids, _ in references.values())
+    total = sum(len(expected) for expected, _ in references.values())
     closest = min(float(_gaps(logits_nV).min()) for _, logits_nV in references.values())
     group.note = (
-      f"; {same} of {len(answers)} identical, {steps} tokens, closest call of the reference "
+      f"; {same} of {len(answers)} identical, {total} tokens, closest call of the reference "
       f"{closest:.1e}"
     )
+  return references
 
 
 def _gaps(logits_nV: np.ndarray) -> np.ndarray:
@@ -197,11 +210,11 @@ def _gaps(logits_nV: np.ndarray) -> np.ndarray:
 
 
 def check_scores(tally: Tally, reference: Reference, model: pj.Model, ids: Ids) -> None:
-  """`model.score`, token by token and summed."""
+  """`model.score`, token by token."""
   pairs = [(name, text) for name in PROMPTS for text in CONTINUATIONS]
   prompts, texts = [PROMPTS[name] for name, _ in pairs], [text for _, text in pairs]
-  ours = model.score(prompts, texts, per_token=True)
   with tally.group("log-probabilities, nats a token", LOGPROB_LIMIT) as group:
+    ours = model.score(prompts, texts, per_token=True)
     for (name, text), ours_n in zip(pairs, ours, strict=True):
       expected_n = reference.score(ids[name], model.tokenizer.encode(text))
       group.check(f"{name!r}, {text[:12]!r}", float(np.max(np.abs(ours_n - expected_n))))
@@ -222,16 +235,16 @@ def check_steered(tally: Tally, reference: Reference, model: pj.Model, ids: Ids)
     name: Steering(block, coef * direction.mean_LD[block], end - 1)
     for (name, coef), end in zip(STEERED.items(), ends, strict=True)
   }
-  generations = model.generate(
-    [PROMPTS[name] for name in names], edits=edits, max_new_tokens=STEERED_STEPS
+  theirs = check_greedy(
+    tally,
+    f"pj.add at block {block}",
+    reference,
+    model,
+    {name: ids[name] for name in names},
+    STEERED_STEPS,
+    edits=edits,
+    steerings=steerings,
   )
-  answers = dict(zip(names, generations, strict=True))
-  stop_ids = model.tokenizer.eos_ids
-  theirs = {
-    name: reference.greedy(ids[name], STEERED_STEPS, stop_ids, steering)
-    for name, steering in steerings.items()
-  }
-  check_greedy(tally, f"pj.add at block {block}", answers, theirs)
 
   whole = {name: [*ids[name], *theirs[name][0]] for name in names}
   ours = our_reading(model, list(whole.values()), edits=edits, ends=ends)
@@ -256,21 +269,20 @@ def check_drift(
 ) -> None:
   """bfloat16 against float32: ours loses no more than PyTorch does."""
   tensors = {name: checkpoint.read(name) for name in checkpoint.names}
-  half = Reference(checkpoint.config, tensors, torch.bfloat16)
-  errors = {"PyTorch": [_drift(half.read(row), theirs[name]) for name, row in ids.items()]}
-  del half
-  for title, resid_dtype in (("ours", "bfloat16"), ("ours, float32 residual", "float32")):
-    model = pj.load(MODEL, dtype="bfloat16", resid_dtype=resid_dtype)
-    readings = our_reading(model, list(ids.values()))
-    errors[title] = [_drift(r, theirs[name]) for name, r in zip(ids, readings, strict=True)]
-  mean = {title: np.mean(rows, axis=0) for title, rows in errors.items()}
-  for title, rows in errors.items():
-    worst = np.max(rows, axis=0)
-    print(
-      f"  bfloat16, {title}: logits off by {mean[title][0]:.4f} on average, {worst[0]:.4f} at "
-      f"worst; last block's residual {mean[title][1]:.4f}, {worst[1]:.4f}"
-    )
   with tally.group("bfloat16 drift, ours by PyTorch's", DRIFT_FACTOR) as group:
+    half = Reference(checkpoint.config, tensors, torch.bfloat16)
+    errors = {"PyTorch": [_drift(half.read(row), theirs[name]) for name, row in ids.items()]}
+    for title, resid_dtype in (("ours", "bfloat16"), ("ours, float32 residual", "float32")):
+      model = pj.load(MODEL, dtype="bfloat16", resid_dtype=resid_dtype)
+      readings = our_reading(model, list(ids.values()))
+      errors[title] = [_drift(r, theirs[name]) for name, r in zip(ids, readings, strict=True)]
+    mean = {title: np.mean(rows, axis=0) for title, rows in errors.items()}
+    for title, rows in errors.items():
+      worst = np.max(rows, axis=0)
+      print(
+        f"  bfloat16, {title}: logits off by {mean[title][0]:.4f} on average, {worst[0]:.4f} at "
+        f"worst; last block's residual {mean[title][1]:.4f}, {worst[1]:.4f}"
+      )
     for title in list(errors)[1:]:
       for what, ratio in zip(("logits", "residual"), mean[title] / mean["PyTorch"], strict=True):
         group.check(f"{title}, {what}", float(ratio))
@@ -346,11 +358,8 @@ def main() -> int:
   check_random(tally)
   check_weights(tally, reference, model)
   theirs = check_passes(tally, reference, model, ids)
-  generations = model.generate(list(PROMPTS.values()), max_new_tokens=GREEDY_STEPS)
-  answers = dict(zip(PROMPTS, generations, strict=True))
-  stop_ids = model.tokenizer.eos_ids
-  greedy = {name: reference.greedy(row, GREEDY_STEPS, stop_ids) for name, row in ids.items()}
-  check_greedy(tally, f"{GREEDY_STEPS} at most, one call", answers, greedy)
+  title = f"{GREEDY_STEPS} at most, one call"
+  greedy = check_greedy(tally, title, reference, model, ids, GREEDY_STEPS)
   check_scores(tally, reference, model, ids)
   check_steered(tally, reference, model, ids)
   check_drift(tally, checkpoint, theirs, ids)

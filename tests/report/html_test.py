@@ -175,12 +175,14 @@ def test_what_is_nan_says_why(make: Make, data: ReportData, tmp_path: Path) -> N
   refusal = data.refusal.copy()
   rates = ["refused", "refused_low", "refused_high"]
   refusal.loc[0, rates] = math.nan
+  refusal.loc[1, [*rates, "n"]] = [math.nan, math.nan, math.nan, 0]
   refusal["reason"] = ["no answer was scored"] + [""] * (len(refusal) - 1)
   page = _page(make(refusal=refusal), tmp_path)
   cells = [text.text for text in page.texts if "td" in text.inside]
   assert "not measurable: no item was scored" in cells
   assert "not measurable: one coefficient is no slope" in cells
   assert "not measurable: no answer was scored" in cells
+  assert "not measurable: no valid row" in cells
   assert not [cell for cell in cells if "nan" in cell.lower().split()]
 
 

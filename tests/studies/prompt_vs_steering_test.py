@@ -1,0 +1,167 @@
+"""The study on the real model, at the smallest size that has every part."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from persona_jax.report import draw_all, write_report
+from persona_jax.scorers.self_report import SelfReport
+from persona_jax.data.items import load_ipip120
+from persona_jax.studies import findings, summary
+from persona_jax.studies import prompt_vs_steering as study
+
+SMALL = study.Settings(
+  personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.1, 0.2), window="answer",
+  extract_questions=2, extract_tokens=6, extract_context="stripped", dose_prompts=1, dose_tokens=12,
+  pairs=1, trait_questions=1, max_new_tokens=6, replicate=0, seed=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(smollm2, tmp_path_factory):
+  """One study run to the end: (directory, prepared, arms, curve arms, prompts, rows, items)."""
+  directory = tmp_path_factory.mktemp("study")
+  config_hash = study.start(smollm2, SMALL, directory)
+  prepared = study.prepare(smollm2, SMALL, directory, progress=False)
+  arms, curve = study.arms(SMALL, prepared), study.curve_arms(SMALL, prepared)
+  prompts = study.prompts(SMALL)
+  run = study.generate(smollm2, SMALL, arms, prompts, directory, progress=False)
+  items = study.describe(smollm2, config_hash, {**arms, **curve}, directory, progress=False)
+  return directory, config_hash, prepared, arms, curve, prompts, run, items
+
+
+def test_every_arm_meets_every_prompt_and_every_edited_row_is_valid(done):
+  _, _, _, arms, _, prompts, run, _ = done
+  table = run.table()
+  assert len(table) == len(arms) * len(prompts) == 10 * 3
+  edited = table[table["method"] == "steer"]
+  assert len(edited) == 6 * 3 and edited["valid"].all()
+  np.testing.assert_allclose(edited["delivered_dose"], 1.0, atol=1e-3)
+  assert (edited["tokens_edited"] == edited["n_tokens"]).all()
+  assert edited.groupby("condition")["direction_hash"].nunique().eq(1).all()
+
+
+def test_random_arm_has_the_size_of_the_steer_arm_and_poles_are_opposite(done):
+  _, _, prepared, arms, _, _, _, _ = done
+  size = {name: np.linalg.norm(a.condition.edits[0].shift_L) for name, a in arms.items() if a.condition.edits}
+  expected = 0.2 * prepared.dose.resid_L[16]
+  assert size == pytest.approx({name: expected for name in size}, rel=1e-5)
+  delta = lambda name: (
+    arms[name].condition.edits[0].shift_L[0] * arms[name].condition.edits[0].unit_LD[0]
+  )
+  for arm in ("steer", "random"):
+    np.testing.assert_allclose(delta(f"P3 {arm}"), -delta(f"P4 {arm}"), atol=1e-5)
+  assert abs(delta("P3 steer") @ delta("P3 random")) < 0.3 * expected**2
+
+
+def test_self_report_holds_the_right_items_and_balances_keys(done, smollm2):
+  _, _, _, arms, curve, _, _, items = done
+  per_condition = items.groupby("condition").size()
+  assert per_condition["baseline"] == 48 and per_condition["P12 steer"] == 48
+  assert per_condition["P3 prompt"] == 24 and per_condition["C steer -0.2"] == 24
+  assert len(curve) == 2 * 2 * 4
+  one = items[(items["condition"] == "P3 prompt")]
+  per_token = one["key"] * one["logprob"] / one["n_tokens"]
+  plus, minus = (per_token[one["key"] == key].mean() for key in (1, -1))
+  assert one["expression"].mean() == pytest.approx((plus + minus) / 2)
+  first = one.iloc[0]
+  text = next(i.text for i in load_ipip120() if i.item_id == first["item_id"])
+  prompt = arms["P3 prompt"].condition.apply(SelfReport([]).question)
+  (score,) = smollm2.score([prompt], [text])
+  assert score == pytest.approx(first["logprob"], abs=1e-3)
+
+
+def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch):
+  directory, config_hash, prepared, arms, curve, prompts, run, items = done
+
+  def never(*args, **kwargs):
+    raise AssertionError("computed again")
+
+  monkeypatch.setattr(type(smollm2), "generate", never)
+  monkeypatch.setattr(type(smollm2), "score", never)
+  monkeypatch.setattr(type(smollm2), "capture", never)
+  assert study.start(smollm2, SMALL, directory) == config_hash
+  again = study.prepare(smollm2, SMALL, directory, progress=False)
+  assert {k: d.hash for k, d in again.personas.items()} == {k: d.hash for k, d in prepared.personas.items()}
+  everything = {**arms, **curve}
+  table = study.describe(smollm2, config_hash, everything, directory, progress=False)
+  pd.testing.assert_frame_equal(table, items)
+
+
+def test_lost_self_report_part_is_computed_to_the_same_numbers(done, smollm2):
+  directory, config_hash, _, arms, curve, _, _, items = done
+  lost = directory / "self_report" / "part-0001.parquet"
+  lost.unlink()
+  table = study.describe(smollm2, config_hash, {**arms, **curve}, directory, progress=False)
+  pd.testing.assert_frame_equal(table, items)
+
+
+def test_other_settings_are_refused_in_the_same_directory(done, smollm2):
+  directory = done[0]
+  with pytest.raises(ValueError, match="coef: 0.2 there, 0.1 now"):
+    study.start(smollm2, dataclasses.replace(SMALL, coef=0.1), directory)
+
+
+def test_report_is_written_with_every_number_it_names(done, smollm2, tmp_path):
+  directory, config_hash, prepared, arms, curve, prompts, run, items = done
+  data = findings.analyse(
+    smollm2, SMALL, config_hash, prepared, run.table(), items, prompts, arms, tmp_path
+  )
+  figures = draw_all(data, tmp_path / "figures")
+  text = write_report(data, figures, tmp_path / "report.html").read_text()
+  assert {"comparison", "dose_response"} <= set(figures)
+  assert config_hash in text and prepared.traits["C"].hash in text
+  assert "Pipeline demonstration, not a safety measurement" in data.title
+  assert (tmp_path / "tables" / "slopes.parquet").exists()
+  assert set(data.refusal["arm"]) == {"baseline", "prompt", "steer", "random"}
+
+
+def test_tables_equal_numbers_worked_out_by_hand(done):
+  _, _, _, arms, _, prompts, run, items = done
+  shifts = summary.trait_shifts(items).set_index(["persona", "arm", "trait"])
+  base = items[items["condition"] == "baseline"].set_index("item_id")["expression"]
+  mine = items[items["condition"] == "P4 steer"].set_index("item_id")["expression"]
+  by_hand = -(mine - base[mine.index]).mean()  # P4 is the low pole: its own direction is down
+  assert shifts.loc[("P4", "steer", "C"), "value"] == pytest.approx(by_hand)
+  contrast = summary.contrasts(items).set_index(["trait", "arm"])
+  high = items[items["condition"] == "P3 steer"].set_index("item_id")["expression"]
+  assert contrast.loc[("C", "steer"), "value"] == pytest.approx(((high - mine) / 2).mean())
+  rates = summary.refusal(summary.annotate(run.table(), arms, prompts))
+  assert len(rates) == 10 * 2 and (rates["n"] == 1).all()
+
+
+def test_config_files_give_settings(done):
+  import importlib.util
+  import pathlib
+
+  for path in pathlib.Path("configs").glob("*.py"):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config().to_dict()
+    for field in ("model", "dtype", "resid_dtype", "system_default"):
+      config.pop(field)
+    study.Settings(**config)
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    (dict(curve=(0.2, 0.1)), "ascending"),
+    (dict(coef=0.3), "one of the doses"),
+    (dict(personas=("P13",)), "P12"),
+    (dict(extract_context="both"), "stripped"),
+    (dict(pairs=151), "1 to 150"),
+  ],
+)
+def test_bad_settings_are_refused(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(SMALL, **change)
+
+
+def test_config_on_disk_is_the_settings(done):
+  content = json.loads((done[0] / "config.json").read_text())
+  assert content["settings"]["curve"] == [0.1, 0.2] and content["model"]["dtype"] == "float32"
