@@ -55,7 +55,10 @@ def main(argv: list[str]) -> None:
   )
   figures = draw_all(data, workdir / "figures")
   report = write_report(data, figures, workdir / "report.html")
-  print(f"\n{data.title}\n")
+  print(f"\n{data.title}\n\n{findings.screen_table(data)}\n")
+  print(
+    "trait shift: nats per token towards the persona's pole; refused: of harmful prompts; 95 %\n"
+  )
   for line in (*data.verdict, *data.limits[:1]):
     print(f"- {line}")
   print(f"\n{len(run.table())} generations, {len(items)} items, {time.monotonic() - begun:.0f} s")

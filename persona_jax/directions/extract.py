@@ -137,11 +137,10 @@ def extract(
     if tokens == "last"
     else Capture((site,), reduce="mean", tokens=_WINDOWS[tokens])
   )
-  pos_GLD, neg_GLD = (
-    _group_sums(model, _encode(model, prompts, tokens), capture, group_N, progress)
-    for prompts in (positives, negatives)
-  )
   count_G = np.bincount(group_N)
+  rows = _encode(model, [*positives, *negatives], tokens)
+  class_group_N = np.append(group_N, group_N + len(count_G))
+  pos_GLD, neg_GLD = np.split(_group_sums(model, rows, capture, class_group_N, progress), 2)
   groups = np.arange(len(count_G))
 
   def contrast(chosen_G: np.ndarray) -> np.ndarray:

@@ -64,9 +64,10 @@ def _switched_on(
 
 def _requested_add(edit: AddEdit, tokens: TokenInfo) -> tuple[jax.Array, jax.Array]:
   on_BTW = _switched_on(edit.start_BW, edit.stop_BW, edit.roles_BW, tokens)
-  change_BTD = jnp.zeros((*tokens.offset_BT.shape, edit.u_BWD.shape[-1]), jnp.float32)
-  for w in range(edit.u_BWD.shape[1]):  # a select, not a product: 0 * inf and rounding stay out
-    change_BTD += jnp.where(on_BTW[..., w, None], edit.u_BWD[:, w, None], 0.0)
+  # -0.0 is the zero of addition: h + -0.0 keeps every bit of h, h + 0.0 turns -0.0 into 0.0.
+  change_BTD = jnp.full((*tokens.offset_BT.shape, edit.u_BWD.shape[-1]), -0.0, jnp.float32)
+  for w in range(edit.u_BWD.shape[1]):
+    change_BTD += jnp.where(on_BTW[..., w, None], edit.u_BWD[:, w, None], -0.0)
   return change_BTD, jnp.any(on_BTW, axis=-1)
 
 

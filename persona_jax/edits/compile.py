@@ -79,7 +79,7 @@ def _add_site(
   start, stop, roles = (np.zeros((num_rows, num), np.int32) for _ in range(3))
   for b, windows in enumerate(merged):
     for w, (window, delta_D) in enumerate(windows.items()):
-      u_BWD[b, w] = delta_D
+      u_BWD[b, w] = np.where(delta_D == 0, -0.0, delta_D)  # a coefficient of 0 keeps every bit
       start[b, w], stop[b, w] = window.interval
       roles[b, w] = window.role_mask
   return AddEdit(*map(jnp.asarray, (u_BWD, start, stop, roles)))

@@ -12,13 +12,14 @@ from persona_jax.edits.edit import DirectionLike
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.forward import forward
 from persona_jax.engine.generate import check_lengths, encode_rows
-from persona_jax.engine.rows import LENGTH_STEP, Row, round_up, row_bucket, tiles
+from persona_jax.engine.rows import Row, block_row_bucket, round_up, tiles
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
 _BATCH_ROWS = 32
+_LENGTH_STEP = 16  # rows are padded to a multiple of this
 
 
 def batches(
@@ -27,9 +28,9 @@ def batches(
   """Run rows in batches of like length; yield row numbers and their reads, padded rows last."""
   check_lengths(model, rows, 0)
   for tile in tiles(rows, _BATCH_ROWS):
-    size = row_bucket(len(tile))
+    size = block_row_bucket(len(tile))
     filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
-    t = round_up(max(len(row.ids) for row in filled), LENGTH_STEP)
+    t = round_up(max(len(row.ids) for row in filled), _LENGTH_STEP)
     ids_BT, roles_BT = np.zeros((size, t), np.int32), np.zeros((size, t), np.int32)
     for b, row in enumerate(filled):
       ids_BT[b, : len(row.ids)] = row.ids

@@ -22,7 +22,7 @@ from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.table import EditTable
 from persona_jax.engine.forward import Pass, run_blocks
-from persona_jax.engine.rows import LENGTH_STEP, Row, round_up, row_bucket
+from persona_jax.engine.rows import LENGTH_STEP, Row, block_row_bucket, round_up
 from persona_jax.models import families
 from persona_jax.models.layers import KV
 
@@ -79,13 +79,13 @@ def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Pr
   firsts = [rows[index.index(p)] for p in range(len(groups))]
   index_B = np.asarray(index + [0] * (num_rows - len(rows)), np.int32)
   slots = max(LENGTH_STEP, round_up(max(len(row.ids) - 1 for row in rows), LENGTH_STEP))
-  per_batch = max(1, min(row_bucket(len(firsts)), BATCH_TOKENS // slots))
+  per_batch = max(1, min(block_row_bucket(len(firsts)), BATCH_TOKENS // slots))
 
   parts: list[list[KV]] = [[] for _ in range(model.arch.num_blocks)]
   realised, requested, edited = [], [], []
   for i in range(0, len(firsts), per_batch):
     batch = firsts[i : i + per_batch]
-    size = min(per_batch, row_bucket(len(batch)))
+    size = min(per_batch, block_row_bucket(len(batch)))
     out = _prefill_batch(model, batch + [batch[0]] * (size - len(batch)), slots)
     for block, kv in enumerate(out.caches):
       parts[block].append(kv)

@@ -88,8 +88,16 @@ def round_up(n: int, step: int) -> int:
 
 
 def row_bucket(n: int) -> int:
-  """Round a number of rows up to a power of two, so that few programs serve all batches."""
+  """Round a number of rows up to a power of two: for programs that are dear to compile (decode)."""
   return 1 << max(0, n - 1).bit_length()
+
+
+def block_row_bucket(n: int) -> int:
+  """Round a number of rows up to a power of two or a multiple of 8: for passes block by block.
+
+  They compile one block only, so that less padding is worth more shapes.
+  """
+  return min(row_bucket(n), round_up(n, 8))
 
 
 def tiles(rows: Sequence[Row], max_rows: int = TILE_ROWS) -> list[list[int]]:

@@ -14,7 +14,7 @@ from persona_jax.edits.table import ROLES
 from persona_jax.engine.forward import head, run_blocks
 from persona_jax.engine.generate import check_lengths, encode_rows
 from persona_jax.engine.prefill import prefill
-from persona_jax.engine.rows import Row, round_up, row_bucket
+from persona_jax.engine.rows import Row, block_row_bucket, round_up
 from persona_jax.models import families
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
@@ -44,7 +44,7 @@ def _score_tile(
   Returns:
     log-probs of the fed tokens [B, T - 1] and of the finals [B, M], float32; padding means nothing.
   """
-  num_rows = row_bucket(len(rows))
+  num_rows = block_row_bucket(len(rows))
   t = round_up(1 + max(len(f) for f in fed), _TOKEN_STEP) if any(fed) else 1
   prefix = prefill(model, rows, num_rows, room=t)
   filled = list(range(len(rows))) + [0] * (num_rows - len(rows))

@@ -113,7 +113,8 @@ def limits(
     "Trait expression is the log-probability of questionnaire items, not behaviour: it shows that"
     " the model's picture of itself moves, not that its conduct does. Intervals are over the 24"
     " items of a trait. One paraphrase of each persona and one direction are used, so the variance"
-    " of wording is not in them.",
+    " of wording is not in them. The block was chosen by looking at this same measure (see the"
+    " config), so the steering slopes are somewhat flattered; the random control is not.",
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
     f" greedy answers of at most {settings.max_new_tokens} tokens: enough to see the machinery at"
     " work, not to rank personas.",
@@ -144,6 +145,34 @@ def completions(
   table = table.sort_values("prompt_id", key=lambda ids: ids.map(order), kind="stable")
   columns = ["prompt_id", "prompt", "kind", "arm", "persona", "label", "text", "refused"]
   return table[[*columns, "degenerate", "row_id", "coef"]]
+
+
+def screen_table(data: ReportData) -> str:
+  """Return the comparison as text: a line a persona and trait, arms side by side, intervals."""
+
+  def cell(row: pd.DataFrame, value: str, low: str, high: str, signed: bool) -> str:
+    if row.empty or np.isnan(row[value].iloc[0]):
+      return "n/m"
+    form = "+.2f" if signed else ".2f"
+    numbers = [format(row[name].iloc[0], form) for name in (value, low, high)]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+  lines = []
+  for persona, label in data.personas():
+    traits = data.traits[data.traits["persona"] == persona]
+    refused = data.refusal[
+      (data.refusal["persona"] == persona) & (data.refusal["kind"] == "harmful")
+    ]
+    for trait in traits["trait"].unique():
+      line = {"persona": f"{persona} {label}", "trait": trait}
+      for arm in ("prompt", "steer", "random"):
+        mine = traits[(traits["arm"] == arm) & (traits["trait"] == trait)]
+        line[f"{arm}: trait shift"] = cell(mine, "value", "low", "high", signed=True)
+      for arm in ("prompt", "steer", "random"):
+        mine = refused[refused["arm"] == arm]
+        line[f"{arm}: refused"] = cell(mine, "refused", "refused_low", "refused_high", signed=False)
+      lines.append(line)
+  return pd.DataFrame(lines).to_string(index=False)
 
 
 def analyse(
@@ -186,8 +215,8 @@ def analyse(
     "block": settings.block,
     "dose": f"{settings.coef:g} × median residual norm ({resid:.0f}) = {settings.coef * resid:.1f}",
     "token window": settings.window,
-    "directions": "difference of means over answers to questions about oneself,"
-    f" {settings.extract_context} context",
+    "directions": "difference of means at the last prompt token, opposite pole texts,"
+    f" {settings.extract_questions} questions about oneself",
     "split-half reliability": reliability,
     "refusal scorer": "RefusalRules",
     "generations": len(rows),

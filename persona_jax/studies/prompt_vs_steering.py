@@ -56,10 +56,8 @@ class Settings:
     coef: dose of the steer and random arms, in median residual norms of the block.
     curve: doses of the dose-response curve, positive and ascending; each is run with both signs.
     window: token window of all edits.
-    extract_questions: questions about oneself from which directions are extracted, out of 12.
-    extract_tokens: budget of each answer to them.
-    extract_context: "stripped" reads the answers without the persona's system message, "kept"
-      with it.
+    extract_questions: questions about oneself, out of 12; directions are extracted from the last
+      token of prompts that ask them under opposite pole texts.
     dose_prompts: harmless prompts on whose answers residual norms are measured, out of 24.
     dose_tokens: budget of each such answer.
     pairs: harmful questions, each with its matched harmless one, out of 150.
@@ -75,8 +73,6 @@ class Settings:
   curve: tuple[float, ...]
   window: str
   extract_questions: int
-  extract_tokens: int
-  extract_context: str
   dose_prompts: int
   dose_tokens: int
   pairs: int
@@ -95,8 +91,6 @@ class Settings:
       raise ValueError(f"curve={self.curve}: give positive doses in ascending order.")
     if self.coef not in self.curve:
       raise ValueError(f"coef={self.coef} must be one of the doses of curve={self.curve}.")
-    if self.extract_context not in ("stripped", "kept"):
-      raise ValueError(f"extract_context={self.extract_context!r}: use 'stripped' or 'kept'.")
     limits = {"extract_questions": 12, "dose_prompts": 24, "pairs": 150, "trait_questions": 15}
     for name, most in limits.items():
       if not 1 <= getattr(self, name) <= most:
@@ -212,36 +206,29 @@ def _isotropic(key: str, like: Direction, seed: int) -> Direction:
 
 
 def _extract_traits(model: Model, settings: Settings, progress: bool) -> dict[str, Direction]:
-  """Sample answers under both poles of every trait, and contrasts them (PROTOCOL A3)."""
+  """Contrast opposite pole texts, as system messages, at the last prompt token."""
   questions = [q.text for q in load_questions("self")[: settings.extract_questions]]
-  poles = [Pole(trait, sign) for trait in settings.chosen_traits() for sign in (1, -1)]
-  texts = {pole: " ".join(load_poles()[pole][settings.replicate]) for pole in poles}
-  asked = [
-    [{"role": "system", "content": texts[pole]}, {"role": "user", "content": question}]
-    for pole in poles
-    for question in questions
-  ]
-  bar = tqdm.tqdm(total=3 * len(asked), unit="row", disable=not progress, desc="extract")
-  with bar:
-    answers = model.generate(asked, max_new_tokens=settings.extract_tokens, progress=bar.update)
-    context = slice(0, None) if settings.extract_context == "kept" else slice(1, None)
-    answered = {}
-    for n, pole in enumerate(poles):
-      mine = range(n * len(questions), (n + 1) * len(questions))
-      answered[pole] = [
-        [*asked[i][context], {"role": "assistant", "content": answers[i].text}] for i in mine
-      ]
-    directions = {}
-    for trait in settings.chosen_traits():
-      high, low = answered[Pole(trait, 1)], answered[Pole(trait, -1)]
-      kept = [i for i in range(len(high)) if high[i][-1]["content"] and low[i][-1]["content"]]
+  lexicon = load_poles()
+
+  def asked(pole: Pole) -> list[list[dict[str, str]]]:
+    text = " ".join(lexicon[pole][settings.replicate])
+    return [
+      [{"role": "system", "content": text}, {"role": "user", "content": question}]
+      for question in questions
+    ]
+
+  traits = settings.chosen_traits()
+  total = 2 * len(traits) * len(questions)
+  directions = {}
+  with tqdm.tqdm(total=total, unit="row", disable=not progress, desc="extract") as bar:
+    for trait in traits:
       directions[trait] = extract(
         model,
-        [high[i] for i in kept],
-        [low[i] for i in kept],
-        tokens="answer_mean",
+        asked(Pole(trait, 1)),
+        asked(Pole(trait, -1)),
+        tokens="last",
         concept=f"{trait}+",
-        progress=lambda rows: bar.update(rows),
+        progress=bar.update,
       )
   return directions
 

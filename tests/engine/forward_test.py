@@ -152,6 +152,9 @@ def test_grad_of_the_coefficient_equals_finite_differences(tiny):
   step = 1e-2
   numeric = (value(0.5 + step) - value(0.5 - step)) / (2 * step)
   assert float(jax.grad(value)(0.5)) == pytest.approx(float(numeric), rel=1e-2)
+  assert float(jax.grad(value)(0.0)) == pytest.approx(
+    float((value(step) - value(-step)) / (2 * step)), rel=1e-2
+  )
 
 
 def test_vmap_over_tables_equals_a_loop(tiny):

@@ -75,7 +75,7 @@ class Tally:
     self.failed += group.failed
     if relative:
       self.worst = max(self.worst, group.worst)
-    figure = f"worst {group.worst:.2e} ({group.at}), limit {limit:.0e}; " if limit else ""
+    figure = f"worst {group.worst:.3g} ({group.at}), limit {limit:g}; " if limit else ""
     print(
       f"{title}: {figure}{group.passed} passed, {group.failed} failed{group.note} "
       f"[{time.monotonic() - start:.0f} s]",

@@ -346,6 +346,8 @@ def main() -> int:
     f"persona_jax {pj.__version__} on JAX {jax.__version__}, against transformers "
     f"{transformers.__version__} on PyTorch {torch.__version__}; {MODEL}, {len(PROMPTS)} prompts"
   )
+  # OpenMP threads spin: on two busy cores a token took 0.1 s with one thread, 0.9 s with two.
+  torch.set_num_threads(1)
   tally = Tally()
   checkpoint = open_checkpoint(MODEL)
   model = pj.load(MODEL, dtype="float32")

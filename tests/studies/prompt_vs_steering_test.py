@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from persona_jax.data.items import load_ipip120
 from persona_jax.report import draw_all, write_report
 from persona_jax.scorers.self_report import SelfReport
-from persona_jax.data.items import load_ipip120
 from persona_jax.studies import findings, summary
 from persona_jax.studies import prompt_vs_steering as study
 
 SMALL = study.Settings(
   personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.1, 0.2), window="answer",
-  extract_questions=2, extract_tokens=6, extract_context="stripped", dose_prompts=1, dose_tokens=12,
+  extract_questions=2, dose_prompts=1, dose_tokens=12,
   pairs=1, trait_questions=1, max_new_tokens=6, replicate=0, seed=0,
 )  # fmt: skip
 
@@ -46,9 +46,13 @@ def test_every_arm_meets_every_prompt_and_every_edited_row_is_valid(done):
 
 def test_random_arm_has_the_size_of_the_steer_arm_and_poles_are_opposite(done):
   _, _, prepared, arms, _, _, _, _ = done
-  size = {name: np.linalg.norm(a.condition.edits[0].shift_L) for name, a in arms.items() if a.condition.edits}
+  size = {
+    name: np.linalg.norm(a.condition.edits[0].shift_L)
+    for name, a in arms.items()
+    if a.condition.edits
+  }
   expected = 0.2 * prepared.dose.resid_L[16]
-  assert size == pytest.approx({name: expected for name in size}, rel=1e-5)
+  assert size == pytest.approx(dict.fromkeys(size, expected), rel=1e-5)
   delta = lambda name: (
     arms[name].condition.edits[0].shift_L[0] * arms[name].condition.edits[0].unit_LD[0]
   )
@@ -85,7 +89,9 @@ def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch)
   monkeypatch.setattr(type(smollm2), "capture", never)
   assert study.start(smollm2, SMALL, directory) == config_hash
   again = study.prepare(smollm2, SMALL, directory, progress=False)
-  assert {k: d.hash for k, d in again.personas.items()} == {k: d.hash for k, d in prepared.personas.items()}
+  assert {k: d.hash for k, d in again.personas.items()} == {
+    k: d.hash for k, d in prepared.personas.items()
+  }
   everything = {**arms, **curve}
   table = study.describe(smollm2, config_hash, everything, directory, progress=False)
   pd.testing.assert_frame_equal(table, items)
@@ -153,7 +159,6 @@ def test_config_files_give_settings(done):
     (dict(curve=(0.2, 0.1)), "ascending"),
     (dict(coef=0.3), "one of the doses"),
     (dict(personas=("P13",)), "P12"),
-    (dict(extract_context="both"), "stripped"),
     (dict(pairs=151), "1 to 150"),
   ],
 )
