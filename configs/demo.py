@@ -21,7 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
   # all five the right way. The report says so.
   config.block = 18
   config.coef = 0.2  # dose of the steer and random arms, in median residual norms
-  config.curve = (0.05, 0.1, 0.2, 0.3)  # doses of the curve, run with both signs
+  config.curve = (0.1, 0.2, 0.3)  # doses of the curve, run with both signs
+  config.breakdown = (0.4, 0.8)  # higher doses, on the trait questions: where does text break?
   config.window = "answer"  # last prompt token and all generated ones
 
   # Directions: difference of means at the last prompt token, under opposite pole texts.

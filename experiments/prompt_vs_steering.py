@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import pandas as pd
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -45,13 +46,19 @@ def main(argv: list[str]) -> None:
   # ---- stages ------------------------------------------------------------------------------------
   prepared = study.prepare(model, settings, workdir)
   arms, curve = study.arms(settings, prepared), study.curve_arms(settings, prepared)
+  breakdown = study.breakdown_arms(settings, prepared)
   prompts = study.prompts(settings)
-  run = study.generate(model, settings, arms, prompts, workdir)
+  trait_prompts = {key: item for key, item in prompts.items() if item.category == "trait"}
+  runs = [
+    study.generate(model, settings, arms, prompts, workdir / "grid"),
+    study.generate(model, settings, breakdown, trait_prompts, workdir / "breakdown"),
+  ]
+  rows = pd.concat([run.table() for run in runs], ignore_index=True)
   items = study.describe(model, config_hash, {**arms, **curve}, workdir)
 
   # ---- report ------------------------------------------------------------------------------------
   data = findings.analyse(
-    model, settings, config_hash, prepared, run.table(), items, prompts, arms, workdir
+    model, settings, config_hash, prepared, rows, items, prompts, {**arms, **breakdown}, workdir
   )
   figures = draw_all(data, workdir / "figures")
   report = write_report(data, figures, workdir / "report.html")
@@ -61,7 +68,7 @@ def main(argv: list[str]) -> None:
   )
   for line in (*data.verdict, *data.limits[:1]):
     print(f"- {line}")
-  print(f"\n{len(run.table())} generations, {len(items)} items, {time.monotonic() - begun:.0f} s")
+  print(f"\n{len(rows)} generations, {len(items)} items, {time.monotonic() - begun:.0f} s")
   print(
     f"rows    {workdir}/grid  (pj.Run.open)\ntables  {workdir}/tables\nreport  {report.resolve()}"
   )

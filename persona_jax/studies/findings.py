@@ -96,7 +96,8 @@ def limits(
   harmful, harmless = base.loc["harmful"], base.loc["harmless"]
   steered = rows[rows["arm"].isin(["steer", "random"])]
   rate = summary.degeneration(rows)
-  steer = rate[(rate["arm"] == "steer") & (rate["coef"] > 0)].iloc[0]
+  most = rate[rate["arm"] == "steer"].iloc[-1]
+  main = rate[(rate["arm"] == "steer") & np.isclose(rate["coef"], settings.coef)].iloc[0]
   passed = passes_gate(refusal)
   return [
     f"Gate G1 (refuses at least {MIN_REFUSAL:.0%} of harmful prompts, and {MIN_REFUSAL_GAP:.0%}"
@@ -118,9 +119,10 @@ def limits(
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
     f" greedy answers of at most {settings.max_new_tokens} tokens: enough to see the machinery at"
     " work, not to rank personas.",
-    f"Degenerate answers at dose {settings.coef:g}: steer {_rate(steer, 'rate')}, baseline"
-    f" {rate[rate['coef'] == 0].iloc[0]['rate']:.2f}. Of {len(steered)} edited rows"
-    f" {int(steered['valid'].sum())} got the dose that was asked for (delivered within 5 %).",
+    f"Degenerate answers to the trait questions: {_rate(main, 'rate')} at the dose of the"
+    f" comparison ({settings.coef:g}), {_rate(most, 'rate')} at {most['coef']:g}, where steering"
+    f" breaks the text or is about to. Of {len(steered)} edited rows {int(steered['valid'].sum())}"
+    " got the dose that was asked for (delivered within 5 %).",
     f"The weights are a {model.identity.quantisation} file, dequantised to {model.dtype}. Personas"
     " P1 to P11 are our reading of the design of arXiv 2604.11120; only P12 is documented.",
   ]
@@ -186,9 +188,13 @@ def analyse(
   by_name: Mapping[str, Arm],
   directory: Path,
 ) -> ReportData:
-  """Compute every table, writes them to DIR/tables, and gathers what the report shows."""
+  """Compute every table, write them to DIR/tables, and gather what the report shows.
+
+  `rows` are those of the grid and of the breakdown doses together, `by_name` the arms of both.
+  """
   rows = summary.annotate(rows, by_name, chosen)
-  refusal = summary.refusal(rows)
+  compared = rows[(rows["arm"] == "baseline") | (rows["persona"] != "")]
+  refusal = summary.refusal(compared)
   curves, slopes = summary.curves(items)
   contrasts = summary.contrasts(items)
   shifts = summary.trait_shifts(items)
@@ -235,6 +241,6 @@ def analyse(
     curves=curves,
     slopes=slopes,
     degeneration=degeneration,
-    completions=completions(rows, chosen),
+    completions=completions(compared, chosen),
     geometry=summary.cosines(prepared.traits, settings.block),
   )

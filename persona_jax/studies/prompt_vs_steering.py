@@ -2,6 +2,7 @@
 
     prepare    directions of traits and personas, residual norms       DIR/directions, DIR/dose.npz
     generate   every arm on harmful, matched harmless, trait prompts   DIR/grid
+               higher doses on the trait prompts                       DIR/breakdown
     describe   self-report items under every arm and dose              DIR/self_report
 
 Each stage keeps what it has done, so a study that was stopped goes on. Arms, all at one block and
@@ -55,6 +56,8 @@ class Settings:
     block: block whose output is edited, 0-based.
     coef: dose of the steer and random arms, in median residual norms of the block.
     curve: doses of the dose-response curve, positive and ascending; each is run with both signs.
+    breakdown: higher doses at which answers to the trait questions are generated too, to see where
+      text breaks.
     window: token window of all edits.
     extract_questions: questions about oneself, out of 12; directions are extracted from the last
       token of prompts that ask them under opposite pole texts.
@@ -71,6 +74,7 @@ class Settings:
   block: int
   coef: float
   curve: tuple[float, ...]
+  breakdown: tuple[float, ...]
   window: str
   extract_questions: int
   dose_prompts: int
@@ -86,9 +90,11 @@ class Settings:
     known = [persona.name for persona in load_personas()]
     if not self.personas or not set(self.personas) <= set(known):
       raise ValueError(f"personas={self.personas}: name some of {', '.join(known)}.")
-    object.__setattr__(self, "curve", tuple(float(c) for c in self.curve))
-    if list(self.curve) != sorted(set(self.curve)) or not self.curve or self.curve[0] <= 0:
-      raise ValueError(f"curve={self.curve}: give positive doses in ascending order.")
+    for name in ("curve", "breakdown"):
+      doses = tuple(float(c) for c in getattr(self, name))
+      object.__setattr__(self, name, doses)
+      if list(doses) != sorted(set(doses)) or not doses or doses[0] <= 0:
+        raise ValueError(f"{name}={doses}: give positive doses in ascending order.")
     if self.coef not in self.curve:
       raise ValueError(f"coef={self.coef} must be one of the doses of curve={self.curve}.")
     limits = {"extract_questions": 12, "dose_prompts": 24, "pairs": 150, "trait_questions": 15}
@@ -257,19 +263,22 @@ def _dose(model: Model, settings: Settings, directory: Path) -> Dose:
     )
 
 
+def _steer(
+  name: str, direction: Direction, coef: float, settings: Settings, prepared: Prepared
+) -> Condition:
+  edit = add(
+    direction,
+    coef,
+    unit="resid",
+    blocks=settings.block,
+    tokens=settings.window,
+    scale=prepared.dose,
+  )
+  return Condition(name, edits=edit, replicate=settings.replicate)
+
+
 def arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
   """Build the arms of the generation grid, by condition name."""
-
-  def steer(name: str, direction: Direction, coef: float) -> Condition:
-    edit = add(
-      direction,
-      coef,
-      unit="resid",
-      blocks=settings.block,
-      tokens=settings.window,
-      scale=prepared.dose,
-    )
-    return Condition(name, edits=edit, replicate=settings.replicate)
 
   made = [Arm(Condition("baseline"), "baseline")]
   for persona in settings.chosen_personas():
@@ -277,43 +286,37 @@ def arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
     single = len(persona.poles) == 1
     random = prepared.random[persona.traits[0] if single else name]
     sign = persona.poles[0].sign if single else 1
+    coef = settings.coef
+    prompted = Condition(f"{name} prompt", system=text, replicate=settings.replicate)
+    steered = _steer(f"{name} steer", prepared.personas[name], coef, settings, prepared)
+    # The poles of a trait get the two signs of one random direction, as of the trait's own.
+    pushed = _steer(f"{name} random", random, sign * coef, settings, prepared)
     made += [
-      Arm(
-        Condition(f"{name} prompt", system=text, replicate=settings.replicate),
-        "prompt",
-        persona,
-        coef=float("nan"),
-      ),
-      Arm(
-        steer(f"{name} steer", prepared.personas[name], settings.coef),
-        "steer",
-        persona,
-        coef=settings.coef,
-      ),
-      # The poles of a trait get the two signs of one random direction, as of the trait's own.
-      Arm(
-        steer(f"{name} random", random, sign * settings.coef), "random", persona, coef=settings.coef
-      ),
+      Arm(prompted, "prompt", persona, coef=float("nan")),
+      Arm(steered, "steer", persona, coef=coef),
+      Arm(pushed, "random", persona, coef=coef),
     ]
   return {arm.condition.name: arm for arm in made}
 
 
 def curve_arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
   """Build the points of the dose curves: a trait's direction and a random one, at both signs."""
+  doses = (*(-c for c in reversed(settings.curve)), *settings.curve)
+  return _dosed_arms(settings, prepared, doses)
+
+
+def breakdown_arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
+  """Build the arms of the higher doses, towards the high poles."""
+  return _dosed_arms(settings, prepared, settings.breakdown)
+
+
+def _dosed_arms(settings: Settings, prepared: Prepared, doses: Sequence[float]) -> dict[str, Arm]:
   made = []
   for trait in settings.chosen_traits():
     for arm, direction in (("steer", prepared.traits[trait]), ("random", prepared.random[trait])):
-      for coef in (*(-c for c in reversed(settings.curve)), *settings.curve):
-        edit = add(
-          direction,
-          coef,
-          unit="resid",
-          blocks=settings.block,
-          tokens=settings.window,
-          scale=prepared.dose,
-        )
-        name = f"{trait} {arm} {coef:+g}"
-        made.append(Arm(Condition(name, edits=edit), arm, trait=trait, coef=coef))
+      for coef in doses:
+        condition = _steer(f"{trait} {arm} {coef:+g}", direction, coef, settings, prepared)
+        made.append(Arm(condition, arm, trait=trait, coef=coef))
   return {arm.condition.name: arm for arm in made}
 
 
@@ -351,7 +354,7 @@ def generate(
     seed=settings.seed,
   )
   scorers = (RefusalRules(), Degenerate())
-  return run(model, grid, directory / "grid", scorers=scorers, progress=progress)
+  return run(model, grid, directory, scorers=scorers, progress=progress)
 
 
 def describe(

@@ -53,11 +53,16 @@ def refusal(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def degeneration(rows: pd.DataFrame) -> pd.DataFrame:
-  """Return the share of degenerate generations at each dose and arm, with Wilson intervals."""
+  """Return the share of degenerate answers at each dose and arm, with Wilson intervals.
+
+  Over the trait questions alone, which are asked at every dose.
+  """
   out = []
+  rows = rows[rows["kind"] == "trait"]
   base = rows[rows["arm"] == "baseline"]
   for arm in ("steer", "random"):
-    for coef, cells in [(0.0, base), *rows[rows["arm"] == arm].groupby(rows["coef"].abs())]:
+    mine = rows[rows["arm"] == arm]
+    for coef, cells in [(0.0, base), *mine.groupby(mine["coef"].abs())]:
       rate = intervals.rate(int(cells["degenerate"].sum()), len(cells))
       out.append((coef, arm, rate.value, rate.low, rate.high, rate.n))
   return pd.DataFrame(out, columns=["coef", "arm", "rate", "low", "high", "n"])

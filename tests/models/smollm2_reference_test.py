@@ -16,22 +16,27 @@ GREEDY_STEPS = 24
 
 @pytest.fixture(scope="module")
 def last(smollm2: pj.Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Logits [V] and every block's output [L, D] at the last token of each prompt, in one batch."""
-  rows = [[int(i) for i in smollm2.encode(chat).ids] for chat in PROMPTS.values()]
-  lengths = [len(row) for row in rows]
-  tokens_BT = np.zeros((len(rows), max(lengths)), np.int32)
-  for b, row in enumerate(rows):
-    tokens_BT[b, : len(row)] = row
-  logits_BV, reads = pj.forward(
-    smollm2,
-    jnp.asarray(tokens_BT),
-    None,
-    pj.Capture(reduce="last"),
-    lengths_B=jnp.asarray(lengths),
-    logits="last",
-  )
-  resid_LBD = np.stack([reads["resid_post", i] for i in range(smollm2.arch.num_blocks)])
-  return {name: (np.asarray(logits_BV[b]), resid_LBD[:, b]) for b, name in enumerate(PROMPTS)}
+  """Logits [V] and every block's output [L, D] at the last token of each prompt, in two batches."""
+  rows = {name: [int(i) for i in smollm2.encode(chat).ids] for name, chat in PROMPTS.items()}
+  by_length = sorted(rows, key=lambda name: len(rows[name]))
+  measured = {}
+  for names in (by_length[:12], by_length[12:]):
+    tokens_BT = np.zeros((len(names), len(rows[names[-1]])), np.int32)
+    for b, name in enumerate(names):
+      tokens_BT[b, : len(rows[name])] = rows[name]
+    logits_BV, reads = pj.forward(
+      smollm2,
+      jnp.asarray(tokens_BT),
+      None,
+      pj.Capture(reduce="last"),
+      lengths_B=jnp.asarray([len(rows[name]) for name in names]),
+      logits="last",
+    )
+    assert logits_BV is not None
+    resid_LBD = np.stack([reads["resid_post", i] for i in range(smollm2.arch.num_blocks)])
+    for b, name in enumerate(names):
+      measured[name] = np.asarray(logits_BV[b]), resid_LBD[:, b]
+  return measured
 
 
 def test_the_numbers_are_of_this_model_and_these_prompts(smollm2: pj.Model) -> None:
@@ -48,7 +53,7 @@ def test_last_logits_and_residual_norms_are_those_of_transformers(
   last: dict[str, tuple[np.ndarray, np.ndarray]], name: str
 ) -> None:
   errors = reference_numbers.relative_errors(KEPT["prompts"][name], *last[name])
-  assert max(errors.values()) < 1e-4, errors
+  assert max(errors.values()) <= 1e-4, errors
 
 
 def test_greedy_tokens_are_those_of_transformers(smollm2: pj.Model) -> None:

@@ -62,6 +62,7 @@ def our_reading(
     lengths_B=jnp.asarray(lengths),
     prompt_lengths_B=None if ends is None else jnp.asarray(ends),
   )
+  assert logits_BTV is not None
   resid_LBTD = [
     np.asarray(reads["resid_post", i], np.float32) for i in range(model.arch.num_blocks)
   ]
@@ -74,14 +75,14 @@ def our_reading(
 def check_text(tally: Tally, checkpoint: Checkpoint, model: pj.Model) -> None:
   """Chat templates against `apply_chat_template`, token ids against tiktoken."""
   with tally.group("chat templates, rendered by transformers", 0) as group:
-    for name, rendered in make_chat_reference.render_all().items():
+    for name, texts in make_chat_reference.render_all().items():
       template, bos, eos = TEMPLATES[name]
-      for title, expected in rendered.items():
+      for title, text in texts.items():
         try:
           ours = Chat(template, bos, eos).render(CHATS[title]).text
         except ValueError:
           ours = None  # as the reference, which has None where the template raised
-        group.equal(f"template {name}, chat {title!r}", ours, expected)
+        group.equal(f"template {name}, chat {title!r}", ours, text)
     tokenizer = _template_only_tokenizer(checkpoint)
     for name, chat in PROMPTS.items():
       started = chat[-1]["role"] == "assistant"
@@ -102,8 +103,8 @@ def check_text(tally: Tally, checkpoint: Checkpoint, model: pj.Model) -> None:
     encode = make_tokenizer_reference.reference_encoder(fields, "smollm")
     for name, chat in PROMPTS.items():
       rendered = model.chat.render(chat)
-      expected = encode(rendered.text) + encode(rendered.answer)
-      group.equal(f"prompt {name!r}", [int(i) for i in model.encode(chat).ids], expected)
+      ids = encode(rendered.text) + encode(rendered.answer)
+      group.equal(f"prompt {name!r}", [int(i) for i in model.encode(chat).ids], ids)
 
 
 def _template_only_tokenizer(checkpoint: Checkpoint) -> transformers.PreTrainedTokenizerFast:

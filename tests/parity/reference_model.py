@@ -84,7 +84,7 @@ class Reference:
       The n ≤ steps new ids, a stop token included, and the logits [n, V] each was chosen from.
     """
     cache = transformers.DynamicCache(config=self.model.config)
-    fed, new, steps_nV = list(ids), [], []
+    fed, new, steps_nV = list(ids), list[int](), list[np.ndarray]()
     while len(new) < steps and not (new and new[-1] in stop_ids):
       steps_nV.append(self._run(fed, cache=cache, steering=steering)[-1])
       new.append(int(np.argmax(steps_nV[-1])))

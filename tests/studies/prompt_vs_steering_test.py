@@ -14,9 +14,9 @@ from persona_jax.studies import findings, summary
 from persona_jax.studies import prompt_vs_steering as study
 
 SMALL = study.Settings(
-  personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.1, 0.2), window="answer",
-  extract_questions=2, dose_prompts=1, dose_tokens=12,
-  pairs=1, trait_questions=1, max_new_tokens=6, replicate=0, seed=0,
+  personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.1, 0.2), breakdown=(0.8,),
+  window="answer", extract_questions=2, dose_prompts=1, dose_tokens=12, pairs=1, trait_questions=1,
+  max_new_tokens=6, replicate=0, seed=0,
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def done(smollm2, tmp_path_factory):
   prepared = study.prepare(smollm2, SMALL, directory, progress=False)
   arms, curve = study.arms(SMALL, prepared), study.curve_arms(SMALL, prepared)
   prompts = study.prompts(SMALL)
-  run = study.generate(smollm2, SMALL, arms, prompts, directory, progress=False)
+  run = study.generate(smollm2, SMALL, arms, prompts, directory / "grid", progress=False)
   items = study.describe(smollm2, config_hash, {**arms, **curve}, directory, progress=False)
   return directory, config_hash, prepared, arms, curve, prompts, run, items
 
@@ -113,8 +113,15 @@ def test_other_settings_are_refused_in_the_same_directory(done, smollm2):
 
 def test_report_is_written_with_every_number_it_names(done, smollm2, tmp_path):
   directory, config_hash, prepared, arms, curve, prompts, run, items = done
+  breakdown = study.breakdown_arms(SMALL, prepared)
+  trait_prompts = {key: item for key, item in prompts.items() if item.category == "trait"}
+  higher = study.generate(
+    smollm2, SMALL, breakdown, trait_prompts, tmp_path / "breakdown", progress=False
+  )
+  rows = pd.concat([run.table(), higher.table()], ignore_index=True)
+  by_name = {**arms, **breakdown}
   data = findings.analyse(
-    smollm2, SMALL, config_hash, prepared, run.table(), items, prompts, arms, tmp_path
+    smollm2, SMALL, config_hash, prepared, rows, items, prompts, by_name, tmp_path
   )
   figures = draw_all(data, tmp_path / "figures")
   text = write_report(data, figures, tmp_path / "report.html").read_text()
