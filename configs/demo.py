@@ -26,13 +26,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.window = "answer"  # last prompt token and all generated ones
 
   # Directions: difference of means at the last prompt token, under opposite pole texts.
-  config.extract_questions = 12  # questions about oneself, at most 12
-  config.dose_prompts = 6  # harmless prompts whose answers give the residual norm, at most 24
+  config.extract_questions = 6  # questions about oneself, at most 12
+  config.dose_prompts = 4  # harmless prompts whose answers give the residual norm, at most 24
   config.dose_tokens = 32
 
   # The grid.
-  config.pairs = 5  # harmful questions, each with its harmless twin, at most 150
-  config.trait_questions = 3  # at most 15
+  config.pairs = 4  # harmful questions, each with its harmless twin, at most 150
+  config.trait_questions = 2  # at most 15
   config.max_new_tokens = 40
   config.replicate = 0  # paraphrase of the persona texts: 0, 1, 2
   config.seed = 0

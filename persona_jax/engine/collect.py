@@ -12,14 +12,13 @@ from persona_jax.edits.edit import DirectionLike
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.forward import forward
 from persona_jax.engine.generate import check_lengths, encode_rows
-from persona_jax.engine.rows import Row, block_row_bucket, round_up, tiles
+from persona_jax.engine.rows import LENGTH_STEP, Row, block_row_bucket, round_up, tiles
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
 _BATCH_ROWS = 32
-_LENGTH_STEP = 16  # rows are padded to a multiple of this
 
 
 def batches(
@@ -30,7 +29,7 @@ def batches(
   for tile in tiles(rows, _BATCH_ROWS):
     size = block_row_bucket(len(tile))
     filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
-    t = round_up(max(len(row.ids) for row in filled), _LENGTH_STEP)
+    t = round_up(max(len(row.ids) for row in filled), LENGTH_STEP)
     ids_BT, roles_BT = np.zeros((size, t), np.int32), np.zeros((size, t), np.int32)
     for b, row in enumerate(filled):
       ids_BT[b, : len(row.ids)] = row.ids

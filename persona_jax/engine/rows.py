@@ -12,7 +12,7 @@ from persona_jax.edits.edit import Edit
 from persona_jax.personas.chat import EncodedPrompt
 
 TILE_ROWS = 128  # rows of a decode tile; 128 rows fill 2 CPU cores' matrix units (JAX findings, H)
-LENGTH_STEP = 32  # prompts are padded to a multiple of this, so that few programs serve all
+LENGTH_STEP = 16  # prompts are padded to a multiple of this, so that few programs serve all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ from persona_jax.scorers.degenerate import Degenerate
 from persona_jax.scorers.refusal import RefusalRules
 from persona_jax.scorers.self_report import SelfReport
 
-_CHUNK = 6  # conditions of one self-report file: what an interruption can cost
+_CHUNK = 16  # conditions of one self-report file: what an interruption can cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,9 +300,19 @@ def arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
 
 
 def curve_arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
-  """Build the points of the dose curves: a trait's direction and a random one, at both signs."""
+  """Build the points of the dose curves: a trait's direction and a random one, at both signs.
+
+  The points at plus and minus `coef` are the steer and random arms of a trait's two poles; those
+  that some pole is missing for are built here too.
+  """
+  poles = {str(p.poles[0]) for p in settings.chosen_personas() if len(p.poles) == 1}
   doses = (*(-c for c in reversed(settings.curve)), *settings.curve)
-  return _dosed_arms(settings, prepared, doses)
+  built = _dosed_arms(settings, prepared, doses)
+  return {
+    name: arm
+    for name, arm in built.items()
+    if abs(arm.coef) != settings.coef or f"{arm.trait}{'+' if arm.coef > 0 else '-'}" not in poles
+  }
 
 
 def breakdown_arms(settings: Settings, prepared: Prepared) -> dict[str, Arm]:
@@ -371,7 +381,8 @@ def describe(
     The columns of `scorers.self_report`, with arm, persona, coef, direction_hash and config_hash.
   """
   report = SelfReport(load_ipip120())
-  names = list(by_name)
+  # Like lengths together: the prompt arm's persona texts make its rows longer than the others'.
+  names = sorted(by_name, key=lambda name: by_name[name].arm == "prompt")
   traits = {name: _traits(arm, by_name) for name, arm in by_name.items()}
   items = sum(24 * len(t) for t in traits.values())
   bar = tqdm.tqdm(total=items, unit="item", disable=not progress, desc="self-report")

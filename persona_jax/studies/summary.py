@@ -128,6 +128,17 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
   return pd.DataFrame(out)
 
 
+def _on_curves(items: pd.DataFrame) -> pd.DataFrame:
+  """Return the baseline and the points of the curves; the arms of single poles are points too.
+
+  A pole's steer (random) arm is the trait's (random) direction at plus or minus its dose.
+  """
+  sign = {p.name: float(p.poles[0].sign) for p in load_personas() if len(p.poles) == 1}
+  poles = items[items["persona"].isin(list(sign)) & (items["arm"] != "prompt")].copy()
+  poles["coef"] *= poles["persona"].map(sign)
+  return pd.concat([items[items["persona"] == ""], poles], ignore_index=True)
+
+
 def curves(items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
   """Return dose curves and their slopes, by trait and arm.
 
@@ -135,7 +146,7 @@ def curves(items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
   least squares over all doses and items, in nats per token per median residual norm; bootstrap over
   items.
   """
-  shifts = _shift(items[(items["persona"] == "")])
+  shifts = _shift(_on_curves(items))
   points, slopes = [], []
   for (trait, arm), cells in shifts.groupby(["trait", "arm"], sort=False):
     n = cells["item_id"].nunique()

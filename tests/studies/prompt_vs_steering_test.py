@@ -65,8 +65,10 @@ def test_self_report_holds_the_right_items_and_balances_keys(done, smollm2):
   _, _, _, arms, curve, _, _, items = done
   per_condition = items.groupby("condition").size()
   assert per_condition["baseline"] == 48 and per_condition["P12 steer"] == 48
-  assert per_condition["P3 prompt"] == 24 and per_condition["C steer -0.2"] == 24
-  assert len(curve) == 2 * 2 * 4
+  assert per_condition["P3 prompt"] == 24 and per_condition["C steer -0.1"] == 24
+  # C: both poles are personas, so only dose 0.1 is left; A: no pole is one, all four are here.
+  assert {name for name in curve if "C steer" in name} == {"C steer -0.1", "C steer +0.1"}
+  assert len(curve) == 2 * (2 + 4)
   one = items[(items["condition"] == "P3 prompt")]
   per_token = one["key"] * one["logprob"] / one["n_tokens"]
   plus, minus = (per_token[one["key"] == key].mean() for key in (1, -1))
@@ -99,7 +101,7 @@ def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch)
 
 def test_lost_self_report_part_is_computed_to_the_same_numbers(done, smollm2):
   directory, config_hash, _, arms, curve, _, _, items = done
-  lost = directory / "self_report" / "part-0001.parquet"
+  lost = directory / "self_report" / "part-0000.parquet"
   lost.unlink()
   table = study.describe(smollm2, config_hash, {**arms, **curve}, directory, progress=False)
   pd.testing.assert_frame_equal(table, items)
