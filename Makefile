@@ -33,6 +33,7 @@ checksum = $(shell (cat $(1); echo '$(CURDIR)') | cksum | tr ' ' '-')
 LOCK_STAMP := $(VENV)/python$(PYTHON_VERSION)-lock-$(call checksum,$(LOCK)).stamp
 PROJECT_STAMP := $(VENV)/project-$(call checksum,pyproject.toml).stamp
 PARITY_STAMP := $(PARITY_VENV)/parity-$(TORCH_VERSION)-$(call checksum,tests/parity/requirements.txt).stamp
+FETCH_STAMP := $(VENV)/fetched-$(call checksum,persona_jax/data/wheels.py).stamp
 UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 
 # What the chosen lock was made for.
@@ -59,12 +60,12 @@ help:
 
 # ---- what people run ---------------------------------------------------------------------------
 
-demo: fetch
+demo: $(FETCH_STAMP)
 	$(RUN) experiments/prompt_vs_steering.py --config=configs/demo.py $(ARGS)
 
-test: fetch lint typecheck pytest
+test: $(FETCH_STAMP) lint typecheck pytest
 
-pytest: fetch
+pytest: $(FETCH_STAMP)
 	JAX_PLATFORMS=cpu $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 wheel-test: install
@@ -81,11 +82,16 @@ format: install
 typecheck: install
 	$(RUN) -m mypy
 
-parity: fetch $(PARITY_STAMP)
+parity: $(FETCH_STAMP) $(PARITY_STAMP)
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
 
 fetch: install
 	$(RUN) -m persona_jax.fetch
+
+# Once an environment and a set of pinned wheels; `make fetch` looks again.
+$(FETCH_STAMP): $(PROJECT_STAMP)
+	$(RUN) -m persona_jax.fetch
+	@touch $@
 
 # ---- environments ------------------------------------------------------------------------------
 

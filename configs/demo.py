@@ -21,18 +21,18 @@ def get_config() -> ml_collections.ConfigDict:
   # all five the right way. The report says so.
   config.block = 18
   config.coef = 0.2  # dose of the steer and random arms, in median residual norms
-  config.curve = (0.1, 0.2, 0.3)  # doses of the curve, run with both signs
-  config.breakdown = (0.4, 0.8)  # higher doses, on the trait questions: where does text break?
+  config.curve = (0.2, 0.4)  # doses of the curve, run with both signs
+  config.breakdown = (0.4, 0.8)  # higher doses on the trait questions: where does text break?
   config.window = "answer"  # last prompt token and all generated ones
 
   # Directions: difference of means at the last prompt token, under opposite pole texts.
-  config.extract_questions = 6  # questions about oneself, at most 12
+  config.extract_questions = 12  # questions about oneself, at most 12
   config.dose_prompts = 4  # harmless prompts whose answers give the residual norm, at most 24
   config.dose_tokens = 32
 
   # The grid.
   config.pairs = 4  # harmful questions, each with its harmless twin, at most 150
-  config.trait_questions = 2  # at most 15
+  config.trait_questions = 2  # a trait, at most 3
   config.max_new_tokens = 40
   config.replicate = 0  # paraphrase of the persona texts: 0, 1, 2
   config.seed = 0

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import jax
-import pandas as pd
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -48,17 +47,13 @@ def main(argv: list[str]) -> None:
   arms, curve = study.arms(settings, prepared), study.curve_arms(settings, prepared)
   breakdown = study.breakdown_arms(settings, prepared)
   prompts = study.prompts(settings)
-  trait_prompts = {key: item for key, item in prompts.items() if item.category == "trait"}
-  runs = [
-    study.generate(model, settings, arms, prompts, workdir / "grid"),
-    study.generate(model, settings, breakdown, trait_prompts, workdir / "breakdown"),
-  ]
-  rows = pd.concat([run.table() for run in runs], ignore_index=True)
+  by_name = {**arms, **breakdown}
+  rows = study.generate(model, settings, by_name, prompts, workdir)
   items = study.describe(model, config_hash, {**arms, **curve}, workdir)
 
   # ---- report ------------------------------------------------------------------------------------
   data = findings.analyse(
-    model, settings, config_hash, prepared, rows, items, prompts, {**arms, **breakdown}, workdir
+    model, settings, config_hash, prepared, rows, items, prompts, by_name, workdir
   )
   figures = draw_all(data, workdir / "figures")
   report = write_report(data, figures, workdir / "report.html")

@@ -120,7 +120,9 @@ def load_direction(path: str | Path, *, model: "Model | None" = None) -> Directi
 
   Args:
     path: the safetensors file.
-    model: if given, the direction must have its width and number of blocks.
+    model: if given, the direction must have its width and number of blocks. Without it nothing is
+      compared here; `pj.compile_edits`, and with it every call that takes edits, refuses a
+      direction of another width or number of blocks in any case.
 
   Raises:
     FileNotFoundError: there is no such file.

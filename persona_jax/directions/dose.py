@@ -21,19 +21,21 @@ _MAX_SAMPLE = 512  # tokens kept to measure spreads: a standard deviation to abo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dose:
-  """Sizes of the residual stream at the output of each block.
+  """Sizes of the activations at one site of each block.
 
   Attributes:
     resid_L: float32 [L], median of ‖h‖ over the measured tokens.
     sample_LND: float32 [L, N, D], activations of up to 512 of those tokens, evenly taken.
     num_tokens: tokens measured.
     provenance: model, data hash and token range.
+    site: where it was measured; edits that take their amounts from it must act there.
   """
 
   resid_L: np.ndarray
   sample_LND: np.ndarray
   num_tokens: int
   provenance: dict[str, Any]
+  site: str = "resid_post"
 
   def sigma(self, block: int, unit_D: np.ndarray) -> float:
     """Return the standard deviation of the projection on a unit vector [D], in the units of h."""
@@ -95,4 +97,4 @@ def dose(
     "window": str(Window(start=skip)),
     "site": site,
   }
-  return Dose(np.asarray(norms, np.float32), np.stack(samples), num_tokens, provenance)
+  return Dose(np.asarray(norms, np.float32), np.stack(samples), num_tokens, provenance, site)

@@ -17,16 +17,12 @@ from persona_jax.engine.capture import Capture
 from persona_jax.engine.collect import batches
 from persona_jax.engine.generate import encode_rows
 from persona_jax.engine.model import Model, Progress
-from persona_jax.engine.rows import Row
-from persona_jax.personas.chat import Prompt, Raw
+from persona_jax.engine.rows import Row, plain_prompt
+from persona_jax.personas.chat import Prompt
 
 Tokens = Literal["last", "answer_mean", "answer_first"]
 
 _WINDOWS = {"answer_mean": Window(start=0), "answer_first": Window(start=0, stop=1)}
-
-
-def _plain(prompt: Prompt) -> object:
-  return {"raw": prompt.text} if isinstance(prompt, Raw) else prompt
 
 
 def _group_sums(
@@ -164,7 +160,7 @@ def extract(
     "tokens": tokens,
     "num_pairs": n,
     "replicates": num_replicates,
-    "data_hash": content_hash([[_plain(p) for p in positives], [_plain(p) for p in negatives]]),
+    "data_hash": content_hash([[plain_prompt(p) for p in ps] for ps in (positives, negatives)]),
   }
   gap_L = np.linalg.norm(vectors_SLD.mean(axis=0), axis=-1)
   return Direction(vectors_SLD, concept, site, provenance, gap_L, reliability_L)

@@ -22,10 +22,10 @@ class HasArch(Protocol):
 
 
 def as_rows(edits_per_row: Sequence[RowEdits]) -> list[tuple[Edit, ...]]:
-  """Normalise each row's edits (None, one edit, or several) to a tuple.
+  """Normalise each row's edits (None, one edit, or several) to a tuple; resolve amounts per row.
 
   Raises:
-    ValueError: an item is no edit.
+    ValueError: an item is no edit, or amounts were given for another number of rows.
   """
   rows = []
   for b, edits in enumerate(edits_per_row):
@@ -33,7 +33,7 @@ def as_rows(edits_per_row: Sequence[RowEdits]) -> list[tuple[Edit, ...]]:
     wrong = [type(e).__name__ for e in row if not isinstance(e, Edit)]
     if wrong:
       raise ValueError(f"row {b}: edits must be made by pj.add and its kin, got {wrong}.")
-    rows.append(row)
+    rows.append(tuple(edit.at_row(b, len(edits_per_row)) for edit in row))
   return rows
 
 
@@ -54,24 +54,15 @@ def _num_slots(needed: int, where: tuple[str, int], like: Site | None) -> int:
   return given
 
 
-def _at(values_L: np.ndarray, i: int, b: int, num_rows: int, name: str) -> float:
-  """Return an amount of block index `i` for row `b`; amounts are per block or per block and row."""
-  if values_L.ndim == 1:
-    return float(values_L[i])
-  if values_L.shape[1] != num_rows:
-    raise ValueError(f"{name} was given for {values_L.shape[1]} rows; this batch has {num_rows}.")
-  return float(values_L[i, b])
-
-
 def _add_site(
   slots_B: list[list[tuple[Edit, int]]], width: int, where: tuple[str, int], like: Site | None
 ) -> AddEdit:
   num_rows = len(slots_B)
   merged: list[dict[Window, np.ndarray]] = []
-  for b, slots in enumerate(slots_B):
+  for slots in slots_B:
     by_window: dict[Window, np.ndarray] = {}
     for edit, i in slots:
-      delta_D = _at(edit.shift_L, i, b, num_rows, "coef") * edit.unit_LD[i].astype(np.float64)
+      delta_D = edit.shift_L[i] * edit.unit_LD[i].astype(np.float64)
       by_window[edit.window] = by_window.get(edit.window, 0.0) + delta_D
     merged.append(by_window)
   num = _num_slots(max(len(windows) for windows in merged), where, like)
@@ -99,9 +90,9 @@ def _proj_site(
     for s, (edit, i) in enumerate(slots):
       p_BSD[b, s] = edit.unit_LD[i]
       beta[b, s] = edit.beta
-      shift[b, s] = _at(edit.shift_L, i, b, num_rows, "the amount")
-      lo[b, s] = _at(edit.lo_L, i, b, num_rows, "lo")
-      hi[b, s] = _at(edit.hi_L, i, b, num_rows, "hi")
+      shift[b, s] = edit.shift_L[i]
+      lo[b, s] = edit.lo_L[i]
+      hi[b, s] = edit.hi_L[i]
       start[b, s], stop[b, s] = edit.window.interval
       roles[b, s] = edit.window.role_mask
   gram_BSS = np.einsum("BRD,BSD->BRS", p_BSD.astype(np.float64), p_BSD).astype(np.float32)
@@ -123,8 +114,9 @@ def compile_edits(
     The table; leaves have B = len(edits_per_row) rows.
 
   Raises:
-    ValueError: a vector has the wrong width, a block does not exist, more than 8 edits meet at a
-      site, an amount per row has another number of rows, or the edits do not fit `like`.
+    ValueError: a direction has another width or number of blocks than the model, a block does not
+      exist, more than 8 edits meet at a site, an amount per row has another number of rows, or the
+      edits do not fit `like`.
   """
   rows, arch = as_rows(edits_per_row), model.arch
   at_site: dict[tuple[str, int], list[list[tuple[Edit, int]]]] = {}
@@ -134,6 +126,11 @@ def compile_edits(
         raise ValueError(
           f"direction {edit.concept!r} has width {edit.unit_LD.shape[1]}; "
           f"this model's is {arch.width}."
+        )
+      if edit.num_blocks != arch.num_blocks:
+        raise ValueError(
+          f"direction {edit.concept!r} has {edit.num_blocks} blocks; this model has "
+          f"{arch.num_blocks}."
         )
       arch.block_numbers(edit.blocks)
       for i, block in enumerate(edit.blocks):

@@ -47,6 +47,10 @@ class ScaleTable(Protocol):
 
   @property
   def resid_L(self) -> np.ndarray: ...
+  @property
+  def sample_LND(self) -> np.ndarray: ...
+  @property
+  def site(self) -> str: ...
   def sigma(self, block: int, unit_D: np.ndarray) -> float: ...
 
 
@@ -67,6 +71,7 @@ class Edit:
     unit: the unit it was written in.
     concept: name of the direction.
     direction_hash: hash of the direction.
+    num_blocks: L of the direction, which must be the model's.
   """
 
   op: str
@@ -82,6 +87,32 @@ class Edit:
   unit: str | None
   concept: str
   direction_hash: str
+  num_blocks: int
+
+  @property
+  def num_rows(self) -> int | None:
+    """Rows that amounts were given for, None where they are the same for any row."""
+    sizes = {x.shape[1] for x in (self.shift_L, self.lo_L, self.hi_L) if x.ndim == 2}
+    return max(sizes) if sizes else None
+
+  def at_row(self, row: int, num_rows: int) -> "Edit":
+    """Return the edit with the amounts of one row of a batch.
+
+    Raises:
+      ValueError: amounts were given for another number of rows.
+    """
+    if self.num_rows is None:
+      return self
+    arrays = (self.shift_L, self.lo_L, self.hi_L)
+    wrong = {x.shape[1] for x in arrays if x.ndim == 2 and x.shape[1] != num_rows}
+    if wrong:
+      raise ValueError(
+        f"amounts of {self.op!r} were given for {sorted(wrong)[0]} rows; this batch has {num_rows}."
+      )
+    shift_L, lo_L, hi_L = (x if x.ndim == 1 else x[:, row] for x in arrays)
+    amounts = dict(self.amounts)
+    amounts.update({k: v[row] for k, v in self.amounts.items() if isinstance(v, list)})
+    return dataclasses.replace(self, shift_L=shift_L, lo_L=lo_L, hi_L=hi_L, amounts=amounts)
 
   def describe(self) -> dict[str, object]:
     """Return the edit as plain values for a config, log or hash; vectors appear by their hash."""
@@ -168,6 +199,22 @@ def _target(
   )
 
 
+def _check_scale(target: _Target, scale: ScaleTable) -> None:
+  direction = target.direction
+  if scale.site != target.site:
+    raise ValueError(
+      f"scale was measured at site {scale.site!r}; the edit acts at {target.site!r}. Measure it "
+      f"there: pj.dose(model, prompts, site={target.site!r})."
+    )
+  measured = (scale.sample_LND.shape[0], scale.sample_LND.shape[-1])
+  expected = direction.vectors_SLD.shape[1:]
+  if measured != expected or np.shape(scale.resid_L) != expected[:1]:
+    raise ValueError(
+      f"scale has (blocks, width) {measured} and {len(scale.resid_L)} norms; direction "
+      f"{direction.concept!r} has (blocks, width) {expected}."
+    )
+
+
 def _factor_L(target: _Target, unit: str, scale: ScaleTable | None) -> np.ndarray:
   """Return, per block, how long one unit along p is in the units of h."""
   direction, blocks = target.direction, list(target.blocks)
@@ -186,6 +233,7 @@ def _factor_L(target: _Target, unit: str, scale: ScaleTable | None) -> np.ndarra
     raise ValueError(f"unit={unit!r}: use 'raw', 'unit', 'resid', 'sigma' or 'gap'.")
   if scale is None:
     raise ValueError(f"unit={unit!r} needs scale=pj.dose(model, prompts).")
+  _check_scale(target, scale)
   if unit == "resid":
     return np.asarray(scale.resid_L, np.float64)[blocks]
   return np.asarray([scale.sigma(b, p_D) for b, p_D in zip(blocks, target.unit_LD, strict=True)])
@@ -232,6 +280,7 @@ def _edit(
     unit=unit,
     concept=target.direction.concept,
     direction_hash=target.direction.hash,
+    num_blocks=target.direction.vectors_SLD.shape[1],
   )
 
 
@@ -261,12 +310,12 @@ def add(
     tokens: "all", "prompt", "generated", "answer", "last:k" or a `pj.Window`.
     site: where in the block; default the site at which `d` was read.
     replicate: index into S.
-    scale: the table of `pj.dose`.
+    scale: the table of `pj.dose`, measured at the site at which the edit acts.
     allow_other_site: accept a site other than the one `d` was read at.
 
   Raises:
     ValueError: an unknown unit, block, window, site or replicate; a zero, NaN or infinite vector or
-      amount.
+      amount; a scale of another site, number of blocks or width.
   """
   target = _target(d, blocks, tokens, site, replicate, allow_other_site)
   shift_L = _amount_L("coef", coef, _factor_L(target, unit, scale))

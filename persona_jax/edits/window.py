@@ -10,7 +10,8 @@ from persona_jax.edits.table import ALL_ROLES, ALWAYS, FOREVER, ROLES
 class Window:
   """Tokens with one of `roles` whose offset from the end of the prompt lies in [start, stop).
 
-  Offset 0 is the first answer token, -1 the last prompt token.
+  Offset 0 is the first answer token, -1 the last prompt token. Every generated token has the role
+  "assistant"; "think" is for tokens whose roles are passed to `pj.forward`.
 
   Attributes:
     roles: names out of `edits.table.ROLES`, or None for all.

@@ -29,6 +29,7 @@ class Capture:
     bank: None for activations [·, D]; vectors [R, D] (the same at each block), one Direction or
       several (their unit vectors, per block) for projections [·, R], in float32.
     tokens: window of the mean; anything but "all" needs reduce="mean".
+    allow_other_site: accept a bank of directions that were read at another site than `sites`.
   """
 
   sites: tuple[str, ...] = ("resid_post",)
@@ -36,6 +37,7 @@ class Capture:
   reduce: Literal["all", "last", "mean"] = "all"
   bank: Bank | None = None
   tokens: str | Window = "all"
+  allow_other_site: bool = False
 
   def __post_init__(self) -> None:
     sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
@@ -67,22 +69,41 @@ def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Ar
   """Split a capture into its static spec and its banks {block: float32 [R, D]}.
 
   Raises:
-    ValueError: an unknown block, a bank of the wrong width or number of blocks, or a zero
-      direction.
+    ValueError: an unknown block, a bank of the wrong width or number of blocks, with a NaN or an
+      infinity, or of another site; or a zero direction.
   """
   blocks = arch.block_numbers(capture.blocks)  # type: ignore[arg-type]
   spec = CaptureSpec(capture.sites, blocks, capture.reduce, as_window(capture.tokens))
   if capture.bank is None:
     return spec, None
-  return spec, {block: jnp.asarray(_bank_of(capture.bank, block, arch)) for block in blocks}
-
-
-def _bank_of(bank: Bank, block: int, arch: Arch) -> np.ndarray | jax.Array:
+  bank = capture.bank
   if isinstance(bank, (np.ndarray, jax.Array)):
-    if bank.ndim != 2 or bank.shape[1] != arch.width:
-      raise ValueError(f"bank has shape {bank.shape}; it must be [R, {arch.width}].")
-    return bank.astype(jnp.float32)
+    bank_RD = _array_bank(bank, arch)
+    return spec, dict.fromkeys(blocks, bank_RD)
   directions = list(bank) if isinstance(bank, Sequence) else [bank]
+  for d in directions:
+    others = [site for site in spec.sites if site != d.site]
+    if others and not capture.allow_other_site:
+      raise ValueError(
+        f"direction {d.concept!r} was read at site {d.site!r} and is to be projected on at "
+        f"{others}; pass allow_other_site=True if that is meant."
+      )
+  return spec, {block: jnp.asarray(_units(directions, block, arch)) for block in blocks}
+
+
+def _array_bank(bank: np.ndarray | jax.Array, arch: Arch) -> jax.Array:
+  if bank.ndim != 2 or bank.shape[1] != arch.width:
+    raise ValueError(f"bank has shape {bank.shape}; it must be [R, {arch.width}].")
+  with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+    bank_RD = bank.astype(jnp.float32)
+  if not isinstance(bank_RD, jax.core.Tracer) and not np.isfinite(np.asarray(bank_RD)).all():
+    wrong = np.flatnonzero(~np.isfinite(np.asarray(bank_RD)).all(axis=1)).tolist()
+    raise ValueError(f"bank rows {wrong[:8]} hold a NaN or an infinity; nothing projects on them.")
+  return jnp.asarray(bank_RD)
+
+
+def _units(directions: Sequence[DirectionLike], block: int, arch: Arch) -> np.ndarray:
+  """Return the unit vectors of directions at one block, float32 [R, D]."""
   rows = []
   for d in directions:
     mean_LD = np.asarray(d.mean_LD, np.float64)

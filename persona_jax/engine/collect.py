@@ -9,10 +9,11 @@ import numpy as np
 
 from persona_jax.edits.compile import RowEdits, compile_edits
 from persona_jax.edits.edit import DirectionLike
-from persona_jax.engine.capture import Capture
+from persona_jax.engine.capture import Capture, resolve
+from persona_jax.engine.extend import extend
 from persona_jax.engine.forward import forward
 from persona_jax.engine.generate import check_lengths, encode_rows
-from persona_jax.engine.rows import LENGTH_STEP, Row, block_row_bucket, round_up, tiles
+from persona_jax.engine.rows import LENGTH_STEP, TILE_ROWS, Row, block_row_bucket, round_up, tiles
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ def batches(
 ) -> Iterator[tuple[list[int], dict[tuple[str, int], jax.Array]]]:
   """Run rows in batches of like length; yield row numbers and their reads, padded rows last."""
   check_lengths(model, rows, 0)
+  if capture.reduce == "last":
+    # Only last tokens are read: what comes before is a prefix, which rows share.
+    spec, banks = resolve(capture, model.arch)
+    for tile in tiles(rows, TILE_ROWS):
+      mine = [rows[n] for n in tile]
+      out = extend(
+        model, mine, [()] * len(mine), block_row_bucket(len(mine)), 1, spec=spec, banks=banks
+      )
+      yield tile, out.run.reads
+    return
   for tile in tiles(rows, _BATCH_ROWS):
     size = block_row_bucket(len(tile))
     filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
@@ -88,6 +99,7 @@ def project(
   *,
   site: str = "resid_post",
   tokens: str = "last",
+  allow_other_site: bool = False,
 ) -> np.ndarray:
   """Project prompts on unit directions at every block.
 
@@ -97,17 +109,20 @@ def project(
     directions: one `Direction` or several; each block's own unit vector is used.
     site: where to read.
     tokens: "last" token of the row, or a window name ("all", "answer", …) to average over.
+    allow_other_site: accept directions that were read at another site.
 
   Returns:
     float32 [P, L, R], in the units of the residual stream; NaN where the window holds no token.
 
   Raises:
-    ValueError: an unknown site or window, or directions that do not fit the model.
+    ValueError: an unknown site or window, or directions that do not fit the model or the site.
   """
-  reduced = (
-    Capture((site,), reduce="last", bank=directions)
-    if tokens == "last"
-    else Capture((site,), reduce="mean", bank=directions, tokens=tokens)
+  reduced = Capture(
+    (site,),
+    reduce="last" if tokens == "last" else "mean",
+    bank=directions,
+    tokens="all" if tokens == "last" else tokens,
+    allow_other_site=allow_other_site,
   )
   reads = capture(model, prompts, reduced)
   return np.stack([reads[site, i] for i in range(model.arch.num_blocks)], axis=1)

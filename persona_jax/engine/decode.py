@@ -27,7 +27,7 @@ class Start(NamedTuple):
     role_B: int32, its role.
     position_B: int32, its position in the row.
     offset_B: int32, its offset from the end of the prompt (-1, or more in a started answer).
-    pad_B: int32, slots of the cache before the row's first token.
+    valid_BS: bool, slots of the cache that hold a token of the row's prefix.
     done_B: bool, rows that only fill the tile.
     key_B: sampling keys.
   """
@@ -36,7 +36,7 @@ class Start(NamedTuple):
   role_B: jax.Array
   position_B: jax.Array
   offset_B: jax.Array
-  pad_B: jax.Array
+  valid_BS: jax.Array
   done_B: jax.Array
   key_B: jax.Array
 
@@ -111,7 +111,8 @@ def decode(
     live_B = ~state.done_B
     role_B = jnp.where(t == 0, start.role_B, ROLES["assistant"])
     tokens = TokenInfo((start.offset_B + t)[:, None], role_B[:, None], live_B[:, None])
-    seen_BS = (slot_S >= start.pad_B[:, None]) & (slot_S <= first_slot + t)
+    answered_S = (slot_S >= first_slot) & (slot_S <= first_slot + t)
+    seen_BS = jnp.pad(start.valid_BS, [(0, 0), (0, num_steps)]) | answered_S
     out = run_blocks(
       arch,
       params,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from persona_jax.edits.apply import Delivery, TokenInfo, apply_site
 from persona_jax.edits.compile import needs_roles
@@ -138,8 +139,8 @@ def forward(
 
   Args:
     model: a `pj.Model`.
-    tokens_BT: int32 token ids [B, T]; what stands at or after `lengths_B` is padding and changes
-      nothing.
+    tokens_BT: int32 token ids [B, T]; what stands at or after `lengths_B` is padding, any token of
+      the vocabulary, and changes nothing.
     edits: table of `pj.compile_edits` for these B rows; None compiles to the model without hooks.
     capture: what to read on the way.
     lengths_B: valid tokens of each row; default T.
@@ -152,10 +153,12 @@ def forward(
     `pj.Capture` says.
 
   Raises:
-    ValueError: wrong ranks or rows, an unknown `logits`, a table whose windows ask for roles when
+    ValueError: wrong ranks or rows, ids outside the vocabulary (checked when they are concrete), an
+      unknown `logits`, a table whose windows ask for roles when
       `roles_BT` is absent (checked when the table is concrete).
   """
   arch, params = model.arch, model.params
+  _check_ids(tokens_BT, arch.vocab_size)
   tokens_BT = jnp.asarray(tokens_BT)
   if tokens_BT.ndim != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
     raise ValueError(f"tokens_BT must be integers [B, T], got {tokens_BT.dtype} {tokens_BT.shape}.")
@@ -195,6 +198,19 @@ def forward(
   if logits == "last":
     h_BTD = jnp.take_along_axis(h_BTD, jnp.maximum(lengths_B - 1, 0)[:, None, None], axis=1)[:, 0]
   return head(params, h_BTD, arch=arch), out.reads
+
+
+def _check_ids(tokens_BT: jax.Array, vocab_size: int) -> None:
+  """Refuse concrete ids outside the vocabulary: XLA would clamp them and answer all the same."""
+  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tokens_BT)):
+    return
+  ids = np.asarray(tokens_BT)
+  if np.issubdtype(ids.dtype, np.integer) and ids.size:
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+      raise ValueError(
+        f"tokens_BT holds ids from {low} to {high}; the vocabulary is [0, {vocab_size})."
+      )
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))

@@ -15,6 +15,7 @@ from persona_jax.engine.rows import (
   Row,
   derive_seed,
   make_row,
+  plain_prompt,
   row_bucket,
   sampling_keys,
   tiles,
@@ -112,7 +113,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
     role_B=jnp.asarray([row.roles[-1] for row in filled], jnp.int32),
     position_B=jnp.asarray(last_B),
     offset_B=jnp.asarray(last_B - [row.prompt_length for row in filled], jnp.int32),
-    pad_B=jnp.asarray(prefix.pad_B),
+    valid_BS=jnp.asarray(prefix.valid_BS),
     done_B=jnp.arange(num_rows) >= len(rows),
     key_B=sampling_keys([row.seed for row in filled]),
   )
@@ -193,7 +194,10 @@ def generate(
   seed: int | Sequence[int] = 0,
   progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
-  """Generate an answer for each prompt; see `Model.generate`."""
+  """Generate an answer for each prompt; see `Model.generate`.
+
+  A row's noise seed is `derive_seed(seed, plain_prompt(prompt))`.
+  """
   seeds = [seed] * len(prompts) if isinstance(seed, (int, np.integer)) else list(seed)
   if len(seeds) != len(prompts):
     raise ValueError(
@@ -203,10 +207,9 @@ def generate(
   if not rows:
     return []
   check_lengths(model, rows, settings.max_new_tokens)
-  plain = [p.text if isinstance(p, Raw) else p for p in prompts]
   rows = [
-    dataclasses.replace(row, seed=derive_seed(int(s), p))
-    for row, s, p in zip(rows, seeds, plain, strict=True)
+    dataclasses.replace(row, seed=derive_seed(int(s), plain_prompt(p)))
+    for row, s, p in zip(rows, seeds, prompts, strict=True)
   ]
   out: list[Generation | None] = [None] * len(rows)
   for tile in tiles(rows):

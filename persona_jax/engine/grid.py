@@ -4,12 +4,13 @@ A grid is prompts x conditions x samples.
 """
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
-from persona_jax.engine.rows import derive_seed
+from persona_jax.engine.rows import derive_seed, plain_prompt
 from persona_jax.engine.sampling import Sampling
 from persona_jax.personas.chat import Prompt, Raw
 
@@ -26,7 +27,8 @@ class Condition:
     replicate: which paraphrase or direction replicate this is, for the results table.
 
   Raises:
-    ValueError: an empty name, or an item of `edits` that is no edit.
+    ValueError: an empty name, an item of `edits` that is no edit, an edit that holds one amount a
+      row, or a replicate that is no integer.
   """
 
   name: str
@@ -52,12 +54,18 @@ class Condition:
       raise ValueError(
         f"condition {name!r}: edits must be made by pj.add and its kin, got {wrong}."
       )
+    by_row = [f"{n} ({e.op!r})" for n, e in enumerate(edits) if e.num_rows is not None]
+    if by_row:
+      raise ValueError(
+        f"condition {name!r}: edit {', '.join(by_row)} holds one amount a row; a condition needs "
+        "one number, for it acts on the rows of every prompt. Make one condition an amount."
+      )
     fields = {
       "name": name,
       "system": system,
       "prefix": prefix,
       "edits": edits,
-      "replicate": replicate,
+      "replicate": None if replicate is None else _integer("replicate", replicate),
     }
     for field, value in fields.items():
       object.__setattr__(self, field, value)
@@ -122,7 +130,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One row to generate: a prompt under a condition, one sample."""
+  """One row to generate: a prompt under a condition, one sample; `seed` is its `Row.seed`."""
 
   row_id: str
   prompt_id: str
@@ -135,8 +143,15 @@ class Cell:
 class Grid:
   """Prompts x conditions x samples, with one decoding setting and one seed.
 
+  The noise seed of a row is `derive_seed(grid.seed, plain_prompt(prompt), sample)`, with the
+  condition's name behind if not paired, where the prompt is that of the grid, before a condition
+  puts its parts round it. `Cell.seed` and the column `seed` of the table hold this final seed, as
+  `engine.rows.make_row` takes it: `generate_tile` on one such row draws the row's tokens again.
+  `model.generate` derives a row's noise from its own `seed` argument and prompt; the recorded seed
+  is not meant for it.
+
   Attributes:
-    prompts: {prompt_id: prompt}; a plain list gets the ids "0000", "0001", ….
+    prompts: {prompt_id: prompt}, in this order; a plain list gets the ids "0000", "0001", ….
     conditions: with different names.
     samples: answers of each prompt under each condition.
     max_new_tokens: budget of a row.
@@ -145,7 +160,8 @@ class Grid:
     paired: share sampling noise between the conditions of a prompt and sample.
 
   Raises:
-    ValueError: nothing to run, names that occur twice, or several greedy samples.
+    ValueError: nothing to run, names that occur twice, several greedy samples, or a number that is
+      no integer where one is needed.
   """
 
   prompts: Mapping[str, Prompt] | Sequence[Prompt]
@@ -171,7 +187,13 @@ class Grid:
         f"a grid needs prompts (got {len(prompts)}) and conditions (got {len(names)}) with "
         f"different names (twice: {twice})."
       )
+    for field in ("samples", "max_new_tokens", "seed"):
+      object.__setattr__(self, field, _integer(field, getattr(self, field)))
+    object.__setattr__(self, "temperature", float(self.temperature))
+    object.__setattr__(self, "paired", bool(self.paired))
     Sampling(self.temperature)
+    if self.max_new_tokens < 1:
+      raise ValueError(f"max_new_tokens={self.max_new_tokens}: give at least 1.")
     if self.samples < 1 or (self.samples > 1 and self.temperature == 0):
       raise ValueError(
         f"samples={self.samples} at temperature={self.temperature}: greedy answers are all the "
@@ -193,10 +215,13 @@ class Grid:
     }
 
   def describe(self) -> dict[str, Any]:
-    """Return the grid as plain values, from which its hash is taken."""
+    """Return the grid as plain values, from which its hash is taken.
+
+    Prompts are a list of [id, prompt]: their order is that of the cells, and hashes sort keys.
+    """
     assert isinstance(self.prompts, dict)
     return {
-      "prompts": {key: plain(prompt) for key, prompt in self.prompts.items()},
+      "prompts": [[key, plain_prompt(prompt)] for key, prompt in self.prompts.items()],
       "conditions": [condition.describe() for condition in self.conditions],
       "samples": self.samples,
       **self.settings(),
@@ -214,12 +239,14 @@ class Grid:
       for prompt_id, prompt in self.prompts.items():
         for sample in range(self.samples):
           mine = [] if self.paired else [condition.name]
-          seed = derive_seed(self.seed, plain(prompt), sample, *mine)
-          row = [prompt_id, plain(prompt), described, sample, self.settings()]
+          seed = derive_seed(self.seed, plain_prompt(prompt), sample, *mine)
+          row = [prompt_id, plain_prompt(prompt), described, sample, self.settings()]
           cells.append(Cell(content_hash(row)[:16], prompt_id, condition, sample, seed))
     return cells
 
 
-def plain(prompt: Prompt) -> Any:
-  """Return a prompt as JSON values."""
-  return {"raw": prompt.text} if isinstance(prompt, Raw) else prompt
+def _integer(name: str, value: Any) -> int:
+  try:
+    return int(operator.index(value))
+  except TypeError:
+    raise ValueError(f"{name}={value!r}: give an integer.") from None

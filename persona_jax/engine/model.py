@@ -135,7 +135,9 @@ class Model:
     """Compute log-probabilities of continuations, each after its prompt.
 
     The continuation is tokenised by itself and follows the prompt's tokens. Token windows count
-    from the end of the prompt, so "answer" edits act on its last token and on the continuation.
+    from the end of the prompt, so "answer" edits act on its last token and on the continuation (but
+    for its last token, which predicts nothing). `engine.score.score_rows` also says what the edits
+    of each row delivered.
 
     Args:
       prompts: as in `generate`.
@@ -148,7 +150,8 @@ class Model:
       float64 [N], natural-log probability of each continuation; or the list.
 
     Raises:
-      ValueError: lengths differ, a continuation is empty, or the prompts or edits do not fit.
+      ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, or
+        the prompts or edits do not fit.
     """
     return scoring.score(
       self, prompts, continuations, edits=edits, per_token=per_token, progress=progress

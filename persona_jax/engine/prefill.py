@@ -1,9 +1,11 @@
-"""Prefill: keys and values of all but each row's last token, once a distinct prefix.
+"""Prefill: the keys and values of all but each row's last token, once a distinct prefix.
 
-A prefix is right-aligned in its S slots, so that one slot number serves all rows of a decode step:
+Where many prefixes of a tile begin alike (one persona's system message, many questions), the common
+stem is computed once and only the tails per prefix. Both are right-aligned, so that one slot number
+serves all rows of a decode step:
 
-      slot     0 … pad-1   pad … S-1   S … S+N-1
-      holds    nothing     prefix      last prompt token, then what is generated
+      slot     0 …        … S1 - 1   S1 …     … S - 1   S … S + room - 1
+      holds    nothing, then stem    nothing, then tail   last prompt token, then the answer
 
 Decoding starts from the last prompt token, row by row; so an edit on it ("answer") leaves the
 prefix shared, and only edits that reach further back make a prefix of their own.
@@ -20,7 +22,6 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.compile import compile_edits
-from persona_jax.edits.table import EditTable
 from persona_jax.engine.forward import Pass, run_blocks
 from persona_jax.engine.rows import LENGTH_STEP, Row, block_row_bucket, round_up
 from persona_jax.models import families
@@ -29,8 +30,11 @@ from persona_jax.models.layers import KV
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
-# Tokens of one prefill batch; bounds the float32 temporaries (2048 x F) on a small host.
+# Tokens of one batch; bounds the float32 temporaries (tokens x F) on a small host.
 BATCH_TOKENS = 4096
+# A stem must have this many tokens, and stems must save this share of a tile's tokens.
+MIN_STEM = 16
+MIN_SAVING = 0.25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,16 +43,16 @@ class Prefix:
 
   Attributes:
     caches: per block, [B, K, S + room, H]; slots from S on are free.
-    pad_B: int32, empty slots before each row's prefix.
+    valid_BS: bool [B, S], slots that hold a token of the row's prefix.
     num_slots: S.
     realised_B, requested_B: float32, delivery of edits on the prefix (`edits.apply.Delivery`).
     edited_B: int32, prefix tokens on which an edit was on.
-    num_prefixes: distinct prefixes that were computed.
-    num_tokens: prefix tokens that were computed, without padding.
+    num_prefixes: distinct prefixes.
+    num_tokens: tokens that were computed, without padding.
   """
 
   caches: list[KV]
-  pad_B: np.ndarray
+  valid_BS: np.ndarray
   num_slots: int
   realised_B: np.ndarray
   requested_B: np.ndarray
@@ -57,12 +61,15 @@ class Prefix:
   num_tokens: int
 
 
-@functools.partial(jax.jit, static_argnames=("room",))
-def _gather(parts: list[KV], index_B: jax.Array, room: int) -> KV:
-  """Pick each row's prefix out of the batches of one block and append `room` free slots."""
-  pad = [(0, 0), (0, 0), (0, room), (0, 0)]
-  k, v = (jnp.concatenate(xs)[index_B] for xs in zip(*parts, strict=True))
-  return KV(jnp.pad(k, pad), jnp.pad(v, pad))
+@dataclasses.dataclass(frozen=True)
+class _Computed:
+  """Keys and values of P distinct token runs, with their validity and the delivery of edits."""
+
+  caches: list[KV]
+  valid_PS: np.ndarray
+  realised_P: np.ndarray
+  requested_P: np.ndarray
+  edited_P: np.ndarray
 
 
 def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Prefix:
@@ -76,63 +83,161 @@ def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Pr
   """
   groups: dict[tuple[object, ...], int] = {}
   index = [groups.setdefault(row.prefix_key, len(groups)) for row in rows]
-  firsts = [rows[index.index(p)] for p in range(len(groups))]
   index_B = np.asarray(index + [0] * (num_rows - len(rows)), np.int32)
-  slots = max(LENGTH_STEP, round_up(max(len(row.ids) - 1 for row in rows), LENGTH_STEP))
-  per_batch = max(1, min(block_row_bucket(len(firsts)), BATCH_TOKENS // slots))
+  firsts = [rows[index.index(p)] for p in range(len(groups))]
+  stems, stem_P = find_stems(firsts)
+  stem_length_P = [len(stems[s]) for s in stem_P]
+  num_tokens = sum(map(len, stems)) + sum(
+    len(row.ids) - 1 - n for row, n in zip(firsts, stem_length_P, strict=True)
+  )
+  shared: _Computed | None = None
+  if any(stems):
+    stem_rows = [Row((*stem, 0), len(stem), (0,) * (len(stem) + 1)) for stem in stems]
+    shared = _compute(model, stem_rows, [0] * len(stems), None, None)
+  done = _compute(model, firsts, stem_length_P, shared, np.asarray(stem_P, np.int32))
+  return Prefix(
+    [_gather(kv, jnp.asarray(index_B), room=room) for kv in done.caches],
+    done.valid_PS[index_B],
+    done.valid_PS.shape[1],
+    done.realised_P[index_B],
+    done.requested_P[index_B],
+    done.edited_P[index_B],
+    len(firsts),
+    num_tokens,
+  )
 
+
+def find_stems(firsts: Sequence[Row]) -> tuple[list[tuple[int, ...]], list[int]]:
+  """Cluster prefixes by how they begin.
+
+  Returns:
+    (stems, stem of each prefix): one empty stem for all if sharing does not pay, or if an edit
+    reaches into some prefix, whose keys and values then are its own.
+  """
+  alone: tuple[list[tuple[int, ...]], list[int]] = ([()], [0] * len(firsts))
+  if any(row.edits_reach_prefix for row in firsts):
+    return alone
+  prefixes = [row.ids[:-1] for row in firsts]
+  stems: list[tuple[int, ...]] = []
+  members: list[list[int]] = []
+  for p in sorted(range(len(prefixes)), key=lambda p: prefixes[p]):
+    common = _common(stems[-1], prefixes[p]) if stems else 0
+    if common >= MIN_STEM:
+      stems[-1] = stems[-1][:common]
+      members[-1].append(p)
+    else:
+      stems.append(prefixes[p])
+      members.append([p])
+  saved = sum(len(stem) * (len(mine) - 1) for stem, mine in zip(stems, members, strict=True))
+  if saved < MIN_SAVING * sum(map(len, prefixes)):
+    return alone
+  # A prefix that shares with no other is all tail: its stem is empty.
+  stems = [stem if len(mine) > 1 else () for stem, mine in zip(stems, members, strict=True)]
+  stem_P = [0] * len(prefixes)
+  for s, mine in enumerate(members):
+    for p in mine:
+      stem_P[p] = s
+  return stems, stem_P
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+  """Return how many tokens two runs have in common at their beginning."""
+  for n, (x, y) in enumerate(zip(a, b, strict=False)):
+    if x != y:
+      return n
+  return min(len(a), len(b))
+
+
+@functools.partial(jax.jit, static_argnames=("room",))
+def _gather(kv: KV, index_B: jax.Array, room: int) -> KV:
+  """Pick runs of one block by number and append `room` free slots."""
+  pad = [(0, 0), (0, 0), (0, room), (0, 0)]
+  return KV(jnp.pad(kv.k_BKSH[index_B], pad), jnp.pad(kv.v_BKSH[index_B], pad))
+
+
+@jax.jit
+def _join(parts: list[KV]) -> KV:
+  """Put the batches of one block together."""
+  return KV(*(jnp.concatenate(xs) for xs in zip(*parts, strict=True)))
+
+
+def _compute(
+  model: "Model",
+  rows: Sequence[Row],
+  skip: Sequence[int],
+  shared: _Computed | None,
+  stem_P: np.ndarray | None,
+) -> _Computed:
+  """Compute tokens [skip, -1) of every row, batch by batch, after the shared stems."""
+  longest = max(len(row.ids) - 1 - n for row, n in zip(rows, skip, strict=True))
+  slots = max(LENGTH_STEP, round_up(longest, LENGTH_STEP))
+  size = max(1, min(block_row_bucket(len(rows)), BATCH_TOKENS // slots))
   parts: list[list[KV]] = [[] for _ in range(model.arch.num_blocks)]
-  realised, requested, edited = [], [], []
-  for i in range(0, len(firsts), per_batch):
-    batch = firsts[i : i + per_batch]
-    size = min(per_batch, block_row_bucket(len(batch)))
-    out = _prefill_batch(model, batch + [batch[0]] * (size - len(batch)), slots)
+  valid, realised, requested, edited = [], [], [], []
+  for i in range(0, len(rows), size):
+    batch, offsets = list(rows[i : i + size]), list(skip[i : i + size])
+    keep = len(batch)  # only the last batch is padded, at its end: run p stays at place p
+    missing = min(size, block_row_bucket(keep)) - keep
+    stems = None
+    if shared is not None and stem_P is not None:
+      stems = np.append(stem_P[i : i + size], np.zeros(missing, np.int32))
+    out, valid_BS = _run(
+      model, batch + [batch[0]] * missing, offsets + offsets[:1] * missing, slots, shared, stems
+    )
     for block, kv in enumerate(out.caches):
       parts[block].append(kv)
-    keep = len(batch)  # only the last batch is padded, at its end: prefix p stays at place p
+    valid.append(valid_BS[:keep])
     realised.append(np.asarray(out.delivery.realised_B)[:keep])
     requested.append(np.asarray(out.delivery.requested_B)[:keep])
     edited.append(np.asarray(out.delivery.edited_BT).sum(axis=1)[:keep])
-  caches = [_gather(part, index_B, room=room) for part in parts]
-  pad_P = np.asarray([slots - (len(row.ids) - 1) for row in firsts], np.int32)
-  return Prefix(
-    caches,
-    pad_P[index_B],
-    slots,
-    np.concatenate(realised)[index_B],
-    np.concatenate(requested)[index_B],
-    np.concatenate(edited)[index_B],
-    len(firsts),
-    sum(len(row.ids) - 1 for row in firsts),
+  return _Computed(
+    [part[0] if len(part) == 1 else _join(part) for part in parts],
+    *(np.concatenate(x) for x in (valid, realised, requested, edited)),
   )
 
 
-def _prefill_batch(model: "Model", rows: Sequence[Row], slots: int) -> Pass:
-  """Run the prefixes of `rows`, right-aligned in `slots`."""
-  ids_BT = np.zeros((len(rows), slots), np.int32)
-  roles_BT = np.zeros((len(rows), slots), np.int32)
-  pad_B = np.asarray([slots - (len(row.ids) - 1) for row in rows], np.int32)
+def _run(
+  model: "Model",
+  rows: Sequence[Row],
+  skip: Sequence[int],
+  slots: int,
+  shared: _Computed | None,
+  stem_B: np.ndarray | None,
+) -> tuple[Pass, np.ndarray]:
+  """Run one batch, right-aligned in `slots`, after the slots of its stems; return also [B, S]."""
+  num_rows = len(rows)
+  ids_BT, roles_BT = (np.zeros((num_rows, slots), np.int32) for _ in range(2))
+  position_BT = np.zeros((num_rows, slots), np.int32)
   end_B = np.asarray([row.prompt_length for row in rows], np.int32)
-  for b, row in enumerate(rows):
-    ids_BT[b, pad_B[b] :] = row.ids[:-1]
-    roles_BT[b, pad_B[b] :] = row.roles[:-1]
-  table: EditTable | None = None
+  for b, (row, n) in enumerate(zip(rows, skip, strict=True)):
+    pad = slots - (len(row.ids) - 1 - n)
+    ids_BT[b, pad:] = row.ids[n:-1]
+    roles_BT[b, pad:] = row.roles[n:-1]
+    position_BT[b] = n + np.arange(slots) - pad
+  valid_BT = position_BT >= np.asarray(skip)[:, None]
+  table = None
   if any(row.edits_reach_prefix for row in rows):
     table = compile_edits(model, [row.edits if row.edits_reach_prefix else () for row in rows])
-  positions_BT = np.arange(slots, dtype=np.int32) - pad_B[:, None]
-  valid_BT = positions_BT >= 0
   tokens = TokenInfo(
-    jnp.asarray(positions_BT - end_B[:, None]), jnp.asarray(roles_BT), jnp.asarray(valid_BT)
+    jnp.asarray(position_BT - end_B[:, None]), jnp.asarray(roles_BT), jnp.asarray(valid_BT)
   )
-  slot_S = np.arange(slots)
-  mask_BTS = (slot_S[:, None] >= slot_S)[None] & valid_BT[:, None, :]
+  valid_BS, caches, before = valid_BT, None, 0
+  if shared is not None and stem_B is not None:
+    before = shared.valid_PS.shape[1]
+    valid_BS = np.concatenate([shared.valid_PS[stem_B], valid_BT], axis=1)
+    caches = [_gather(kv, jnp.asarray(stem_B), room=slots) for kv in shared.caches]
+  slot_S, query_T = np.arange(before + slots), before + np.arange(slots)
+  mask_BTS = (query_T[:, None] >= slot_S)[None] & valid_BS[:, None, :]
   adapter = families.family(model.arch.family)
-  return run_blocks(
+  out = run_blocks(
     model.arch,
     model.params,
     adapter.embed(model.params, jnp.asarray(ids_BT), model.resid_dtype),
-    jnp.asarray(np.maximum(positions_BT, 0)),
+    jnp.asarray(np.maximum(position_BT, 0)),
     jnp.asarray(mask_BTS),
     tokens,
+    caches=caches,
+    cursor=before,
     edits=table,
   )
+  return out, valid_BS

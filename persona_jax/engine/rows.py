@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
-from persona_jax.personas.chat import EncodedPrompt
+from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 
 TILE_ROWS = 128  # rows of a decode tile; 128 rows fill 2 CPU cores' matrix units (JAX findings, H)
 LENGTH_STEP = 16  # prompts are padded to a multiple of this, so that few programs serve all
@@ -69,6 +70,13 @@ def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0
     edits,
     seed,
   )
+
+
+def plain_prompt(prompt: Prompt) -> Any:
+  """Return a prompt as JSON values, for seeds, hashes and tables; a `Raw` differs from its text."""
+  if isinstance(prompt, Raw):
+    return {"raw": prompt.text}
+  return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
 def derive_seed(*parts: object) -> int:

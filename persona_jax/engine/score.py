@@ -1,21 +1,19 @@
 """Log-probabilities of given continuations, sharing each prompt's prefix between them."""
 
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persona_jax.edits.apply import TokenInfo
-from persona_jax.edits.compile import RowEdits, compile_edits
-from persona_jax.edits.table import ROLES
-from persona_jax.engine.forward import head, run_blocks
-from persona_jax.engine.generate import check_lengths, encode_rows
-from persona_jax.engine.prefill import prefill
+from persona_jax.edits.compile import RowEdits
+from persona_jax.engine.extend import Extended, extend
+from persona_jax.engine.forward import head
+from persona_jax.engine.generate import check_lengths, dose_of, encode_rows, is_valid
 from persona_jax.engine.rows import Row, block_row_bucket, round_up
-from persona_jax.models import families
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
 
@@ -23,7 +21,26 @@ if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
 _TILE_ROWS = 64  # logits of a tile are [rows, T, V] float32: 64 x 8 x 49,152 is 100 MB
-_TOKEN_STEP = 4  # continuations are padded to a multiple of this
+_TOKEN_STEP = 8  # continuations are padded to a multiple of this
+
+
+class Scored(NamedTuple):
+  """Scores of N rows, and what their edits delivered on the prompt and the fed tokens.
+
+  A pass runs over the prompt and all but the last token of the continuation, which predicts
+  nothing; those tokens are what an edit can act on. The delivery is that of `Generation`.
+
+  Attributes:
+    logprobs: per row, float64, one value a token of the continuation.
+    tokens_edited: int [N], tokens on which an edit was on.
+    delivered_dose: float64 [N], NaN where nothing was requested.
+    valid: bool [N], false if a row has edits and no token was edited, or the dose is off.
+  """
+
+  logprobs: list[np.ndarray]
+  tokens_edited: np.ndarray
+  delivered_dose: np.ndarray
+  valid: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))
@@ -38,53 +55,24 @@ def _logprobs(
 
 def _score_tile(
   model: "Model", rows: Sequence[Row], fed: Sequence[tuple[int, ...]], finals: Sequence[list[int]]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, Extended]:
   """Score passes: row b is fed `fed[b]` after its prompt, `finals[b]` may follow.
 
   Returns:
-    log-probs of the fed tokens [B, T - 1] and of the finals [B, M], float32; padding means nothing.
+    log-probs of the fed tokens [B, T] and of the finals [B, M], float32, where padding means
+    nothing; and the pass with its delivery.
   """
   num_rows = block_row_bucket(len(rows))
   t = round_up(1 + max(len(f) for f in fed), _TOKEN_STEP) if any(fed) else 1
-  prefix = prefill(model, rows, num_rows, room=t)
-  filled = list(range(len(rows))) + [0] * (num_rows - len(rows))
-  ids_BT = np.zeros((num_rows, t), np.int32)
-  role_BT = np.full((num_rows, t), ROLES["assistant"], np.int32)
-  valid_BT = np.zeros((num_rows, t), bool)
+  out = extend(model, rows, fed, num_rows, t)
   targets_BTM = np.zeros((num_rows, t, max(len(f) for f in finals)), np.int32)
-  first_B = np.asarray([len(rows[n].ids) - 1 for n in filled], np.int32)
-  end_B = np.asarray([rows[n].prompt_length for n in filled], np.int32)
-  for b, n in enumerate(filled):
-    given = (rows[n].ids[-1], *fed[n])
-    ids_BT[b, : len(given)] = given
-    role_BT[b, 0] = rows[n].roles[-1]
-    valid_BT[b, : len(given)] = True
-    targets_BTM[b, : len(fed[n]), 0] = fed[n]
-    targets_BTM[b, len(fed[n]), : len(finals[n])] = finals[n]
-  position_BT = first_B[:, None] + np.arange(t, dtype=np.int32)
-  edits = [rows[n].edits for n in filled]
-  table = compile_edits(model, edits) if any(edits) else None
-  tokens = TokenInfo(
-    jnp.asarray(position_BT - end_B[:, None]), jnp.asarray(role_BT), jnp.asarray(valid_BT)
-  )
-  slots = prefix.num_slots
-  slot_S, query_T = np.arange(slots + t), slots + np.arange(t)
-  mask_BTS = (slot_S >= prefix.pad_B[:, None])[:, None] & (slot_S <= query_T[:, None])
-  out = run_blocks(
-    model.arch,
-    model.params,
-    families.family(model.arch.family).embed(model.params, jnp.asarray(ids_BT), model.resid_dtype),
-    jnp.asarray(position_BT),
-    jnp.asarray(mask_BTS),
-    tokens,
-    caches=prefix.caches,
-    cursor=slots,
-    edits=table,
-  )
+  for b, (tokens, final) in enumerate(zip(fed, finals, strict=True)):
+    targets_BTM[b, : len(tokens), 0] = tokens
+    targets_BTM[b, len(tokens), : len(final)] = final
   top = {name: leaf for name, leaf in model.params.items() if name != "blocks"}
-  logprob_BTM = np.asarray(_logprobs(top, out.h_BTD, jnp.asarray(targets_BTM), arch=model.arch))
-  last_B = np.asarray([len(fed[n]) for n in filled])
-  return logprob_BTM[:, :, 0], logprob_BTM[np.arange(num_rows), last_B]
+  logprob_BTM = np.asarray(_logprobs(top, out.run.h_BTD, jnp.asarray(targets_BTM), arch=model.arch))
+  last_B = np.asarray([len(tokens) for tokens in fed])
+  return logprob_BTM[:, :, 0], logprob_BTM[np.arange(len(rows)), last_B], out
 
 
 @overload
@@ -133,20 +121,58 @@ def score(
   progress: Callable[[int], None] | None = None,
 ) -> np.ndarray | list[np.ndarray]:
   """Score continuations; see `Model.score`."""
+  rows = score_rows(model, prompts, continuations, edits=edits, progress=progress)
+  if per_token:
+    return rows.logprobs
+  return np.asarray([x.sum() for x in rows.logprobs], np.float64)
+
+
+def _continuation_ids(
+  model: "Model", number: int, continuation: str | Sequence[int]
+) -> tuple[int, ...]:
+  """Return a continuation as token ids.
+
+  Raises:
+    ValueError: it has no token, or items that are no ids of the vocabulary.
+  """
+  items = model.tokenizer.encode(continuation) if isinstance(continuation, str) else continuation
+  vocab = model.arch.vocab_size
+  try:
+    ids = tuple(operator.index(i) for i in items)
+  except TypeError as error:
+    raise ValueError(f"continuation {number}: token ids must be integers ({error}).") from error
+  if not ids:
+    raise ValueError(f"continuation {number} has no token; there is nothing to score.")
+  wrong = [i for i in ids if not 0 <= i < vocab]
+  if wrong:
+    raise ValueError(
+      f"continuation {number}: ids {wrong[:8]} lie outside the vocabulary [0, {vocab})."
+    )
+  return ids
+
+
+def score_rows(
+  model: "Model",
+  prompts: Sequence[Prompt],
+  continuations: Sequence[str | Sequence[int]],
+  *,
+  edits: Sequence[RowEdits] | None = None,
+  progress: Callable[[int], None] | None = None,
+) -> Scored:
+  """Score continuations as `Model.score` does, and say what the edits of each row delivered.
+
+  Raises:
+    ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, or the
+      prompts or edits do not fit.
+  """
   if len(prompts) != len(continuations):
     raise ValueError(
       f"{len(prompts)} prompts and {len(continuations)} continuations; they are zipped."
     )
   rows = encode_rows(model, prompts, edits)
-  conts = [
-    tuple(model.tokenizer.encode(c) if isinstance(c, str) else (int(i) for i in c))
-    for c in continuations
-  ]
-  empty = [n for n, cont in enumerate(conts) if not cont]
-  if empty:
-    raise ValueError(f"continuations {empty[:8]} have no token; there is nothing to score.")
+  conts = [_continuation_ids(model, n, c) for n, c in enumerate(continuations)]
   if not rows:
-    return [] if per_token else np.zeros(0)
+    return Scored([], np.zeros(0, int), np.zeros(0), np.zeros(0, bool))
   check_lengths(model, rows, max(len(c) for c in conts))
 
   # One pass serves all continuations of a row that differ in their last token only.
@@ -166,6 +192,8 @@ def score(
 
   fed_logprob: dict[int, np.ndarray] = {}
   final_logprob: dict[int, np.ndarray] = {}
+  edited_P = np.zeros(len(finals), int)
+  dose_P = np.full(len(finals), np.nan)
   users = np.bincount([p for p, _ in place], minlength=len(finals))
   order = sorted(
     range(len(finals)), key=lambda p: (len(rows[owner[p]].ids), len(conts[owner[p]]), p)
@@ -174,11 +202,20 @@ def score(
     tile = order[i : i + _TILE_ROWS]
     tile_rows = [rows[owner[p]] for p in tile]
     fed = [conts[owner[p]][:-1] for p in tile]
-    fed_BT, final_BM = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])
+    fed_BT, final_BM, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])
+    edited_P[tile] = np.asarray(out.edited_B)[: len(tile)]
+    realised_B, requested_B = np.asarray(out.realised_B), np.asarray(out.requested_B)
     for b, p in enumerate(tile):
+      dose_P[p] = dose_of(realised_B[b], requested_B[b])
       fed_logprob[p] = fed_BT[b, : len(fed[b])].astype(np.float64)
       final_logprob[p] = final_BM[b].astype(np.float64)
     if progress is not None:
       progress(int(users[tile].sum()))
-  out = [np.append(fed_logprob[p], final_logprob[p][m]) for p, m in place]
-  return out if per_token else np.asarray([x.sum() for x in out])
+  pass_N = [p for p, _ in place]
+  edited_N, dose_N = edited_P[pass_N], dose_P[pass_N]
+  return Scored(
+    [np.append(fed_logprob[p], final_logprob[p][m]) for p, m in place],
+    edited_N,
+    dose_N,
+    np.asarray([is_valid(r.edits, int(edited_N[n]), dose_N[n]) for n, r in enumerate(rows)]),
+  )

@@ -10,6 +10,8 @@ Dimension letters used all over the package, as suffixes of array names (`h_BTD`
 """
 
 import dataclasses
+import operator
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Arch:
     """Return `blocks` ("all", one int or several) as a sorted tuple.
 
     Raises:
-      ValueError: a number outside [0, L), nothing named, or a word other than "all".
+      ValueError: a number outside [0, L) or that is no integer, nothing named, or a word other than
+        "all".
     """
     if isinstance(blocks, str):
       if blocks != "all":
@@ -72,7 +75,11 @@ class Arch:
           f'blocks={blocks!r}: name "all", an int or ints in [0, {self.num_blocks}).'
         )
       return tuple(range(self.num_blocks))
-    numbers = (blocks,) if isinstance(blocks, int) else tuple(int(b) for b in blocks)
+    items = tuple(blocks) if isinstance(blocks, Iterable) else (blocks,)
+    broken = [b for b in items if not hasattr(type(b), "__index__")]
+    if broken:
+      raise ValueError(f"blocks={blocks!r}: {broken} are no integers; blocks are whole numbers.")
+    numbers = tuple(operator.index(b) for b in items)
     wrong = [b for b in numbers if not 0 <= b < self.num_blocks]
     if wrong or not numbers:
       raise ValueError(

@@ -8,8 +8,9 @@ DIR/scores/NAME.parquet  one file a scorer, keyed by row_id
 import dataclasses
 import importlib.metadata
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ import tqdm
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.engine.generate import Settings, check_lengths, generate_tile
-from persona_jax.engine.grid import Cell, Grid, plain
+from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
-from persona_jax.engine.rows import make_row, tiles
+from persona_jax.engine.rows import make_row, plain_prompt, tiles
 from persona_jax.engine.sampling import Sampling
 from persona_jax.scorers.base import Scorer
 
+# Columns of the table. `seed` is the row's final noise seed, already derived from the grid's seed,
+# the prompt and the sample: `make_row(encoded, edits, seed)` and `generate_tile` with the grid's
+# settings draw the row again. It is not the `seed` of `model.generate`, which derives once more.
 COLUMNS = (
   "row_id", "prompt_id", "condition", "method", "replicate", "sample", "seed", "prompt", "text",
   "token_ids", "finish_reason", "n_prompt_tokens", "n_tokens", "tokens_edited", "delivered_dose",
@@ -63,36 +67,83 @@ class Run:
 
   @property
   def is_complete(self) -> bool:
-    """Whether every row is there."""
-    return len(self.table()) == self.num_rows
+    """Whether every row is there, each counted once."""
+    return self._rows()["row_id"].nunique() == self.num_rows
 
   def table(self) -> pd.DataFrame:
     """Return one row per cell that is done, in grid order, with each scorer's columns at the end.
 
-    Columns: see `COLUMNS`; `replicate` is a nullable integer, `token_ids` holds arrays.
+    Columns: see `COLUMNS`; `replicate` is a nullable integer, `token_ids` holds arrays, and `seed`
+    is the row's final noise seed, see `Grid`.
     """
+    table = self._rows()
+    for scores in _score_files(self.directory):
+      table = table.merge(pd.read_parquet(scores), on="row_id", how="left", validate="one_to_one")
+    return table
+
+  def _rows(self) -> pd.DataFrame:
+    """Return the table without scores."""
     parts = sorted((self.directory / "results").glob("tile-*.parquet"))
     if not parts:
       return pd.DataFrame(columns=list(COLUMNS))
     table = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-    table = table.sort_values("cell", kind="stable").drop(columns="cell").reset_index(drop=True)
-    for scores in sorted((self.directory / "scores").glob("*.parquet")):
-      table = table.merge(pd.read_parquet(scores), on="row_id", how="left", validate="one_to_one")
-    return table
+    return table.sort_values("cell", kind="stable").drop(columns="cell").reset_index(drop=True)
 
   def score(self, scorers: Sequence[Scorer]) -> None:
-    """Add (or replace) the columns of scorers, over all rows that are done."""
-    bare = self.table()
+    """Add (or replace) the columns of scorers, over all rows that are done.
+
+    Raises:
+      ValueError: a scorer's name is no file name or occurs twice, or a column is one of the table
+        or of another scorer, given here or stored.
+    """
+    _check_scorers(scorers, self.directory)
+    table = self.table()
     for scorer in scorers:
-      columns = scorer.score(bare)[list(scorer.columns)]
-      columns.insert(0, "row_id", bare["row_id"])
+      columns = scorer.score(table)[list(scorer.columns)]
+      columns.insert(0, "row_id", table["row_id"])
       write_parquet(columns, self.directory / "scores" / f"{scorer.name}.parquet")
+
+
+def _score_files(directory: Path) -> list[Path]:
+  return sorted((directory / "scores").glob("*.parquet"))
+
+
+def _check_scorers(scorers: Sequence[Scorer], directory: Path) -> None:
+  """Check that scorers fit in one table, beside each other and beside those stored there.
+
+  Raises:
+    ValueError: see `Run.score`.
+  """
+  names = [scorer.name for scorer in scorers]
+  for name in names:
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+      raise ValueError(f"scorer name {name!r} is no file name; scores are kept under it.")
+    if names.count(name) > 1:
+      raise ValueError(f"scorer name {name!r} occurs twice; scores are kept under it.")
+  owner = dict.fromkeys(COLUMNS, "of the table itself")
+  for path in _score_files(directory):
+    if path.stem not in names:
+      columns = pd.read_parquet(path).columns.drop("row_id")
+      owner.update(dict.fromkeys(columns, f"of the stored scorer {path.stem!r}"))
+  for scorer in scorers:
+    for column in scorer.columns:
+      if column in owner:
+        raise ValueError(
+          f"scorer {scorer.name!r} has the column {column!r}, which is {owner[column]}; "
+          "columns of a table must differ."
+        )
+      owner[column] = f"of the scorer {scorer.name!r}"
+
+
+def partial_of(path: Path) -> Path:
+  """Return where a file is written before it is moved to `path`; another one in each process."""
+  return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
   """Write a table beside its place and move it there, so that a crash leaves no half file."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
+  partial = partial_of(path)
   table.to_parquet(partial, index=False)
   partial.replace(path)
 
@@ -100,7 +151,7 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
 def write_json(value: Any, path: Path) -> None:
   """Write JSON beside its place and move it there."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
+  partial = partial_of(path)
   partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True))
   partial.replace(path)
 
@@ -150,6 +201,21 @@ def _start(model: Model, grid: Grid, directory: Path) -> Run:
   return Run(directory, description)
 
 
+def _check_tiles(directory: Path, planned: Mapping[Path, list[str]]) -> None:
+  """Check that each tile file there holds exactly the rows planned for it.
+
+  Raises:
+    ValueError: one holds other rows, or is not planned.
+  """
+  for file in sorted((directory / "results").glob("tile-*.parquet")):
+    found = pd.read_parquet(file, columns=["row_id"])["row_id"].tolist()
+    if found != planned.get(file):
+      raise ValueError(
+        f"{file} does not hold the rows planned for it: {directory} was written by another version "
+        "of persona_jax, which cut or named rows differently; remove it, or choose another one."
+      )
+
+
 def run(
   model: Model,
   grid: Grid,
@@ -161,7 +227,9 @@ def run(
   """Generate every row of a grid into a directory; rows that are there already are kept.
 
   Tiles are cut from the whole grid, whatever is done already, so a run that was stopped and goes on
-  computes each row in the same batch, and so to the same bits, as one that was not.
+  computes each row in the same batch, and so to the same bits, as one that was not. A tile is
+  written when it is finished: an interruption costs at most one tile, which is at most
+  `engine.rows.TILE_ROWS` (128) rows.
 
   Args:
     model: the model.
@@ -174,9 +242,10 @@ def run(
     The `Run`; `run.table()` is the table.
 
   Raises:
-    ValueError: the directory holds a run of another grid or model, or a prompt does not fit the
-      model.
+    ValueError: the directory holds a run of another grid or model, or tiles of another version; a
+      prompt does not fit the model; or scorers clash, see `Run.score`.
   """
+  _check_scorers(scorers, Path(out))
   this = _start(model, grid, Path(out))
   cells = grid.cells()
   assert isinstance(grid.prompts, dict)
@@ -196,6 +265,8 @@ def run(
   }
   plan = tiles(rows)
   files = [this.directory / "results" / f"tile-{i:05d}.parquet" for i in range(len(plan))]
+  planned = [[cells[n].row_id for n in tile] for tile in plan]
+  _check_tiles(this.directory, dict(zip(files, planned, strict=True)))
   todo = [i for i, file in enumerate(files) if not file.exists()]
   bar = tqdm.tqdm(
     total=len(rows),
@@ -246,5 +317,7 @@ def _identify(cell: Cell, grid: Grid) -> dict[str, Any]:
     "replicate": cell.condition.replicate,
     "sample": cell.sample,
     "seed": cell.seed,
-    "prompt": prompt if isinstance(prompt, str) else json.dumps(plain(prompt), ensure_ascii=False),
+    "prompt": prompt
+    if isinstance(prompt, str)
+    else json.dumps(plain_prompt(prompt), ensure_ascii=False),
   }

@@ -1,4 +1,4 @@
-"""Scorers: rows of a run to measurements, each with `validate` against labels."""
+"""Scorers: `refusal` and `degenerate` label rows of a run; `self_report` scores a questionnaire."""
 
 from persona_jax.scorers.base import Scorer, agreement
 from persona_jax.scorers.degenerate import Degenerate

@@ -23,8 +23,12 @@ import pandas as pd
 from persona_jax.data.items import SelfReportItem
 from persona_jax.engine.grid import Condition
 from persona_jax.engine.model import Model
+from persona_jax.engine.score import score_rows
 
-COLUMNS = ("condition", "item_id", "trait", "key", "n_tokens", "logprob", "expression")
+COLUMNS = (
+  "condition", "item_id", "trait", "key", "n_tokens", "logprob", "expression", "tokens_edited",
+  "delivered_dose", "valid",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +73,14 @@ class SelfReport:
         if not items:
           raise ValueError(f"trait {trait!r} has no item; there are items for {self.traits}.")
         cells += [(name, condition, item) for item in items]
-    logprobs = model.score(
+    logprobs, tokens_edited, delivered_dose, valid = score_rows(
+      model,
       [condition.apply(self.question) for _, condition, _ in cells],
       [item.text for _, _, item in cells],
       edits=[condition.edits for _, condition, _ in cells],
-      per_token=True,
       progress=progress,
     )
-    return pd.DataFrame(
+    table = pd.DataFrame(
       [
         (
           name,
@@ -89,8 +93,9 @@ class SelfReport:
         )
         for (name, _, item), x in zip(cells, logprobs, strict=True)
       ],
-      columns=list(COLUMNS),
+      columns=list(COLUMNS[:-3]),
     )
+    return table.assign(tokens_edited=tokens_edited, delivered_dose=delivered_dose, valid=valid)
 
   def _balance(self, item: SelfReportItem) -> float:
     """Return n / (2 n_key): the weight that makes both keys of a trait count alike."""

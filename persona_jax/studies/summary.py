@@ -23,7 +23,8 @@ def annotate(
   table["label"] = [arm.persona.label if arm.persona else "" for arm in arm_of]
   table["coef"] = [arm.coef for arm in arm_of]
   table["kind"] = [
-    "trait" if chosen[p].category == "trait" else chosen[p].kind for p in table["prompt_id"]
+    "trait" if chosen[p].category.startswith("trait-") else chosen[p].kind
+    for p in table["prompt_id"]
   ]
   return table
 
@@ -55,21 +56,25 @@ def refusal(rows: pd.DataFrame) -> pd.DataFrame:
 def degeneration(rows: pd.DataFrame) -> pd.DataFrame:
   """Return the share of degenerate answers at each dose and arm, with Wilson intervals.
 
-  Over the trait questions alone, which are asked at every dose.
+  The same rows at every dose: each trait's questions, pushed towards its high pole. Rows that were
+  not steered as asked are left out.
   """
-  out = []
-  rows = rows[rows["kind"] == "trait"]
+  rows = rows[(rows["kind"] == "trait") & rows["valid"]]
+  high = {p.name for p in load_personas() if len(p.poles) == 1 and p.poles[0].sign > 0}
   base = rows[rows["arm"] == "baseline"]
+  pushed = rows[(rows["persona"] == "") | rows["persona"].isin(high)]
+  out = []
   for arm in ("steer", "random"):
-    mine = rows[rows["arm"] == arm]
-    for coef, cells in [(0.0, base), *mine.groupby(mine["coef"].abs())]:
+    mine = pushed[pushed["arm"] == arm]
+    for coef, cells in [(0.0, base), *mine.groupby("coef")]:
       rate = intervals.rate(int(cells["degenerate"].sum()), len(cells))
       out.append((coef, arm, rate.value, rate.low, rate.high, rate.n))
   return pd.DataFrame(out, columns=["coef", "arm", "rate", "low", "high", "n"])
 
 
 def _shift(items: pd.DataFrame) -> pd.DataFrame:
-  """Add `shift`: expression minus the baseline's expression of the same item."""
+  """Add `shift`: expression minus the baseline's of the same item; leave out invalid rows."""
+  items = items[items["valid"]]
   base = items[items["arm"] == "baseline"].set_index("item_id")["expression"]
   items = items[items["arm"] != "baseline"].copy()
   items["shift"] = items["expression"] - items["item_id"].map(base)
@@ -86,7 +91,8 @@ def _estimate(estimate: Estimate) -> dict[str, float | int | str]:
 def trait_shifts(items: pd.DataFrame) -> pd.DataFrame:
   """Return each persona's shift of its own traits' expression against the baseline, by arm.
 
-  In nats per token, positive towards the persona's pole; bootstrap over the trait's 24 items.
+  In nats per token, positive towards the persona's pole; bootstrap over the trait's 24 items, both
+  keys together, which errs on the wide side where all items shift alike.
   """
   shifts = _shift(items)
   out = []
@@ -111,6 +117,7 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
   What both poles share (the presence of any persona, or of any push) cancels. In nats per token,
   bootstrap over the trait's 24 items.
   """
+  items = items[items["valid"]]
   name_of = {persona.label: persona.name for persona in load_personas()}
   present = set(items["persona"])
   out = []
@@ -125,7 +132,8 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
       )
       estimate = intervals.mean((a - b.reindex(a.index)) / 2, a.index)
       out.append({"trait": trait, "arm": arm, **_estimate(estimate)})
-  return pd.DataFrame(out)
+  columns = ["trait", "arm", "value", "low", "high", "n", "reason"]
+  return pd.DataFrame(out, columns=columns)
 
 
 def _on_curves(items: pd.DataFrame) -> pd.DataFrame:

@@ -277,8 +277,19 @@ def narrow_direction():
   return pj.Direction(np.ones((1, BLOCKS, 8)), "w")
 
 
+def scale_of(blocks=BLOCKS, width=D, site="resid_post"):
+  return pj.Dose(np.ones(blocks), np.ones((blocks, 5, width)), 5, {}, site)
+
+
 def nine_edits():
   return [pj.ablate(direction(i), blocks=1) for i in range(9)]
+
+
+def test_scale_of_the_edits_site_is_taken():
+  edit = add_with(
+    unit="resid", site="mlp_out", scale=scale_of(site="mlp_out"), allow_other_site=True
+  )
+  assert edit.shift_L.tolist() == [1.0] and edit.num_blocks == BLOCKS
 
 
 ERRORS = {
@@ -300,6 +311,34 @@ ERRORS = {
   "wrong width": (
     lambda: pj.compile_edits(Arch(), [add_with(narrow_direction())]),
     "width 8; this model's is 16",
+  ),
+  "wrong number of blocks": (
+    lambda: pj.compile_edits(Arch(), [add_with(pj.Direction(np.ones((1, BLOCKS + 1, D)), "b"))]),
+    "'b' has 5 blocks; this model has 4",
+  ),
+  "scale of another site": (
+    lambda: add_with(unit="resid", scale=scale_of(site="mlp_out")),
+    "'mlp_out'; the edit acts at 'resid_post'",
+  ),
+  "edit at another site than its scale": (
+    lambda: pj.cap(
+      direction(0),
+      1,
+      unit="sigma",
+      blocks=1,
+      scale=scale_of(),
+      site="mlp_out",
+      allow_other_site=True,
+    ),
+    "'resid_post'; the edit acts at 'mlp_out'",
+  ),
+  "scale of other blocks": (
+    lambda: pj.set_to(direction(0), 1, unit="resid", blocks=1, scale=scale_of(BLOCKS + 1)),
+    r"\(5, 16\).*\(4, 16\)",
+  ),
+  "scale of another width": (
+    lambda: pj.clamp(direction(0), 0, 1, unit="sigma", blocks=1, scale=scale_of(width=8)),
+    r"\(4, 8\).*\(4, 16\)",
   ),
   "too many slots": (
     lambda: pj.compile_edits(Arch(), [nine_edits()]),

@@ -8,7 +8,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.engine import decode
-from persona_jax.engine.rows import Row, derive_seed, sampling_keys
+from persona_jax.engine.rows import Row, derive_seed, make_row, sampling_keys
 from persona_jax.engine.sampling import Sampling, next_token
 from tests.reference import numpy_llama
 
@@ -127,7 +127,6 @@ def test_rows_do_not_depend_on_neighbours_order_or_batch_size(tiny):
 
 def test_equal_prefixes_are_computed_once_and_only_if_edits_allow(tiny):
   from persona_jax.engine.prefill import prefill
-  from persona_jax.engine.rows import make_row
 
   row = make_row(tiny.model.encode(PROMPTS[0]))
   late, early = steer(tiny, 1.0, "answer")[0], steer(tiny, 1.0, "all")[0]
@@ -135,6 +134,61 @@ def test_equal_prefixes_are_computed_once_and_only_if_edits_allow(tiny):
   out = prefill(tiny.model, rows, num_rows=4, room=1)
   assert out.num_prefixes == 2 and out.num_tokens == 2 * 4
   np.testing.assert_array_equal(out.edited_B, [0, 0, 4, 4])
+
+
+def test_common_stems_are_computed_once_and_change_nothing(tiny, monkeypatch):
+  from persona_jax.engine import prefill as prefilling
+
+  system = " ".join(f"w{i}" for i in range(40, 64))
+  chats = [
+    [{"role": "system", "content": s}, {"role": "user", "content": q}]
+    for s in (system, "w9 " + system)
+    for q in ("w10 w11", "w12", "w13 w14 w15")
+  ] + ["w70 w71"]
+  d = tiny.direction(norm=8.0)
+  edits = [pj.add(d, 1.0, unit="raw", blocks=1, tokens="answer"), None] * 3 + [None]
+  rows = [make_row(tiny.model.encode(c)) for c in chats]
+  stems, stem_P = prefilling.find_stems(rows)
+  assert (
+    sorted(map(len, stems)) == [0, 26, 27] and len(set(stem_P[:3])) == len(set(stem_P[3:6])) == 1
+  )
+  out = prefilling.prefill(tiny.model, rows, 8, room=1)
+  assert out.num_tokens == sum(map(len, stems)) + sum(
+    len(r.ids) - 1 - len(stems[s]) for r, s in zip(rows, stem_P, strict=True)
+  )
+  shared = tiny.model.generate(chats, edits=edits, max_new_tokens=3, logprobs=True)
+  monkeypatch.setattr(prefilling, "MIN_SAVING", 2.0)
+  for a, b in zip(
+    shared, tiny.model.generate(chats, edits=edits, max_new_tokens=3, logprobs=True), strict=True
+  ):
+    assert a.token_ids == b.token_ids
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=5e-5)
+
+
+def test_stems_are_not_shared_with_rows_whose_edits_reach_into_them(tiny):
+  from persona_jax.engine import prefill as prefilling
+
+  system = " ".join(f"w{i}" for i in range(40, 70))
+  chats = [
+    [{"role": "system", "content": system}, {"role": "user", "content": f"w{i}"}] for i in (8, 9)
+  ]
+  edit = pj.add(tiny.direction(), 1.0, unit="raw", blocks=1, tokens="all")
+  rows = [make_row(tiny.model.encode(c), (edit,)) for c in chats]
+  assert prefilling.find_stems(rows) == ([()], [0, 0])
+
+
+def test_one_amount_a_row_follows_its_row_through_tiles(tiny):
+  prompts = [PROMPTS[2], PROMPTS[1], PROMPTS[0]]
+  d = tiny.direction(norm=8.0)
+  together = pj.add(d, [1.0, -1.0, 2.0], unit="raw", blocks=1)
+  apart = [pj.add(d, c, unit="raw", blocks=1) for c in (1.0, -1.0, 2.0)]
+  kw = dict(max_new_tokens=3, logprobs=True)
+  generate = lambda edits: tiny.model.generate(prompts, edits=edits, **kw)
+  assert generate([together] * 3) == generate(apart)
+  with pytest.raises(ValueError, match="given for 3 rows; this batch has 2"):
+    tiny.model.generate(prompts[:2], edits=[together] * 2, **kw)
+  with pytest.raises(ValueError, match="one amount a row"):
+    pj.Condition("c", edits=together)
 
 
 def test_stop_token_ends_a_row_early_and_the_loop_too(tiny):
@@ -155,7 +209,8 @@ def test_loop_stops_when_all_rows_are_done(tiny):
   row = Row(tuple(ids_of(tiny, PROMPTS[1])), 3, (1,) * 3)
   prefix = prefill(tiny.model, [row], 1, room=50)
   start = decode.Start(
-    *(jnp.asarray([x], jnp.int32) for x in (row.ids[-1], 1, 2, -1, prefix.pad_B[0])),
+    *(jnp.asarray([x], jnp.int32) for x in (row.ids[-1], 1, 2, -1)),
+    jnp.asarray(prefix.valid_BS),
     jnp.asarray([False]),
     sampling_keys([0]),
   )

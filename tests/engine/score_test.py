@@ -1,9 +1,14 @@
 """Scoring and captures against the float64 reference."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine.score import score_rows
 from tests.reference import numpy_llama
 
 PROMPTS = ["w10 w11 w12", "w5", "w10 w11 w12", "w10 w11 w12"]
@@ -41,6 +46,41 @@ def test_edited_scores_equal_the_reference(tiny, tokens):
       numpy_llama.add(d.mean_LD[1], coef), (1,), "resid_post", *numpy_llama.WINDOWS[tokens]
     )
     np.testing.assert_allclose(got[n], expected(tiny, p, c, [theirs]), atol=5e-5)
+
+
+def test_delivery_counts_the_prompt_and_the_fed_tokens_exactly(tiny):
+  # Of "w20 w21 w22" two tokens are fed, after the last prompt token.
+  length = len(tiny.model.encode(PROMPTS[0]).ids)
+  windows = {"answer": 3, "generated": 2, "prompt": length, "all": length + 2, "last:2": 2}
+  d = tiny.direction(2, norm=6.0)
+  edits = [pj.add(d, 1.0, unit="raw", blocks=1, tokens=tokens) for tokens in windows]
+  prompts, texts = [PROMPTS[0]] * (len(windows) + 1), [CONTINUATIONS[0]] * (len(windows) + 1)
+  rows = score_rows(tiny.model, prompts, texts, edits=[*edits, None])
+  assert rows.tokens_edited.tolist() == [*windows.values(), 0]
+  np.testing.assert_allclose(rows.delivered_dose[:-1], 1.0, atol=1e-4)
+  assert np.isnan(rows.delivered_dose[-1]) and rows.valid.all()
+  both = tiny.model.score(prompts, texts, edits=[*edits, None])
+  np.testing.assert_array_equal(both, [x.sum() for x in rows.logprobs])
+
+
+def test_delivery_of_rows_that_share_a_pass_and_of_tiles_stays_with_its_row(tiny):
+  d = tiny.direction(2, norm=6.0)
+  edit = pj.add(d, 1.0, unit="raw", blocks=(0, 2), tokens="answer")
+  texts = ["w20 w21", "w20 w22", "w30", "w20 w21 w22 w23 w24"] * 20
+  longer = ["w10", "w10", "w10 w11 w12", "w13 w14"] * 20
+  edits = [edit if n % 3 else None for n in range(80)]
+  rows = score_rows(tiny.model, longer, texts, edits=edits)
+  expected = [len(t.split()) if e else 0 for t, e in zip(texts, edits, strict=True)]
+  assert rows.tokens_edited.tolist() == expected and rows.valid.all()
+  np.testing.assert_array_equal(np.isnan(rows.delivered_dose), [e is None for e in edits])
+
+
+def test_a_row_whose_window_meets_no_token_is_invalid(tiny):
+  edit = pj.add(tiny.direction(), 1.0, unit="raw", blocks=1, tokens="generated")
+  rows = score_rows(tiny.model, ["w8"] * 2, ["w20", "w20 w21"], edits=[edit, edit])
+  assert rows.tokens_edited.tolist() == [0, 1] and rows.valid.tolist() == [False, True]
+  none = score_rows(tiny.model, [], [])
+  assert none.logprobs == [] and none.valid.shape == none.tokens_edited.shape == (0,)
 
 
 def test_greedy_logprobs_are_the_scores_of_the_same_tokens(tiny):
@@ -94,3 +134,46 @@ def test_bad_arguments_are_refused_by_name(tiny):
     tiny.model.capture([], pj.Capture())
   with pytest.raises(ValueError, match="zero or NaN at block 0"):
     pj.project(tiny.model, ["w8"], pj.Direction(np.zeros((1, 3, 44)), "z"))
+
+
+@pytest.mark.parametrize("ids", [[5, 101], [-1], [2**40]])
+def test_ids_outside_the_vocabulary_are_refused(tiny, ids):
+  with pytest.raises(ValueError, match=r"continuation 1: .*vocabulary \[0, 101\)"):
+    tiny.model.score(["w8", "w8"], ["w9", ids])
+  with pytest.raises(ValueError, match=r"vocabulary is \[0, 101\)"):
+    pj.forward(tiny.model, np.asarray([ids]))
+
+
+def test_what_is_no_integer_is_refused(tiny):
+  with pytest.raises(ValueError, match="continuation 0: token ids must be integers"):
+    tiny.model.score(["w8"], [[1.7]])
+  for blocks in ([1.7], 1.7, [np.float32(1)]):
+    with pytest.raises(ValueError, match="are no integers"):
+      tiny.model.capture(["w8"], pj.Capture(blocks=blocks))
+  reads = tiny.model.capture(["w8"], pj.Capture(blocks=np.int64(1)))
+  assert list(reads) == [("resid_post", 1)]
+
+
+def test_traced_tokens_are_left_to_the_caller(tiny):
+  run = jax.jit(lambda ids: pj.forward(tiny.model, ids)[0])
+  assert run(jnp.asarray([[5, 6]])).shape == (1, 2, 101)
+
+
+def test_projections_keep_to_the_site_of_their_direction(tiny):
+  d = tiny.direction(1)
+  with pytest.raises(ValueError, match="'resid_post'.*mlp_out.*allow_other_site=True"):
+    pj.project(tiny.model, ["w8"], d, site="mlp_out")
+  z_PLR = pj.project(tiny.model, ["w8"], d, site="mlp_out", allow_other_site=True)
+  assert z_PLR.shape == (1, 3, 1)
+  mixed = [d, dataclasses.replace(d, site="mlp_out")]
+  with pytest.raises(ValueError, match="'mlp_out'"):
+    pj.project(tiny.model, ["w8"], mixed, tokens="all")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])
+def test_banks_with_nan_or_infinity_are_refused(tiny, bad):
+  bank = np.ones((3, 44))
+  bank[2, 1] = bad
+  for array in (bank, jnp.asarray(bank)):
+    with pytest.raises(ValueError, match=r"bank rows \[2\] hold a NaN or an infinity"):
+      tiny.model.capture(["w8"], pj.Capture(bank=array))

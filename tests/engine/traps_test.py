@@ -1,6 +1,7 @@
 """Traps that steering tools have fallen into, each by its name, on the product's own paths."""
 
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -131,9 +132,11 @@ def option_flips(tiny) -> dict[str, tuple[Edit, Edit]]:
     "unit gap": (add(), add(unit="gap")), "unit unit": (add(), add(unit="unit")),
     "replicate": (add(), add(replicate=1)), "scale": (add(), add(scale=other)),
     "scale sigma": (add(unit="sigma"), add(unit="sigma", scale=other)),
-    "site": (add(), add(site="mlp_out", allow_other_site=True)),
+    "site": (
+      pj.ablate(d, blocks=1), pj.ablate(d, blocks=1, site="mlp_out", allow_other_site=True),
+    ),
     "window start": (add(tokens=pj.Window(start=-1)), add(tokens=pj.Window(start=-2))),
-    "window stop": (add(tokens=pj.Window(start=-1)), add(tokens=pj.Window(start=-1, stop=1))),
+    "window stop": (add(tokens=pj.Window(start=-1)), add(tokens=pj.Window(start=-1, stop=0))),
     "window roles": (add(tokens="all"), add(tokens=pj.Window(("user",)))),
     "ablate": (add(), pj.ablate(d, blocks=1)),
     "set_to": (pj.set_to(d, 0.0, **bounds), pj.set_to(d, 4.0, **bounds)),
@@ -184,3 +187,100 @@ def test_trap_dose_is_measured_on_answers_not_on_bos_or_short_prompts(tiny):
   expected = np.median(norm_LT[:, encoded.prompt_length + 4 :], axis=1)
   np.testing.assert_allclose(dose.resid_L, expected, rtol=1e-5)
   assert not np.allclose(dose.resid_L, np.median(norm_LT, axis=1), rtol=1e-5)
+
+
+ANSWERED = [
+  [{"role": "user", "content": f"w{10 + i} w{20 + i}"}, {"role": "assistant", "content": answer}]
+  for i, answer in enumerate(["w30 w31 w32", "w33 w34", "w35 w36 w37 w38", "w39 w40"])
+]
+OPPOSED = [
+  [{"role": "user", "content": f"w{50 + i}"}, {"role": "assistant", "content": f"w{60 + i} w70 w9"}]
+  for i in range(4)
+]
+
+
+def different(arrays) -> bool:
+  """Whether each two of several arrays differ, in shape or by more than rounding."""
+  return all(
+    a.shape != b.shape or not np.allclose(a, b, atol=1e-4)
+    for a, b in itertools.combinations(map(np.asarray, arrays), 2)
+  )
+
+
+def test_trap_system_default_changes_the_prompt(smollm2):
+  ids = [smollm2.encode("Hello").ids]
+  ids += [
+    pj.load("smollm2-135m-instruct", system_default=default).encode("Hello").ids
+    for default in ("empty", "drop")
+  ]
+  assert len(set(map(tuple, ids))) == 3 and len(ids[0]) > len(ids[1]) > len(ids[2])
+
+
+def test_trap_dtypes_of_load_change_the_logits(tiny):
+  logits = [
+    pj.forward(pj.load(tiny.directory, **dtypes), jnp.asarray([[5, 6, 7]]))[0]
+    for dtypes in (
+      dict(), dict(dtype="bfloat16"), dict(dtype="bfloat16", resid_dtype="float32"),
+    )
+  ]  # fmt: skip
+  assert different(logits)
+
+
+def test_trap_every_option_of_a_capture_changes_something(tiny):
+  read = lambda **options: tiny.model.capture(ANSWERED, pj.Capture(**options))
+  one = lambda **options: read(**{"blocks": 1, "sites": "resid_post", **options}).popitem()[1]
+  bank = np.random.default_rng(0).normal(size=(2, 44))
+  assert different([one(reduce="all"), one(reduce="last"), one(reduce="mean")])
+  windows = ("all", "prompt", "answer", "generated", "last:2", pj.Window(("user",)))
+  assert different([one(reduce="mean", tokens=tokens) for tokens in windows])
+  banks = (None, bank, bank * 2, tiny.direction(1), [tiny.direction(1), tiny.direction(2)])
+  assert different([one(reduce="last", bank=b) for b in banks])
+  sites = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+  assert different([one(reduce="last", sites=site) for site in sites])
+  assert different([one(reduce="last", blocks=block) for block in range(3)])
+  assert len(read(reduce="last", sites=sites, blocks=[0, 2])) == 8
+  other = dict(reduce="last", sites="mlp_out", bank=tiny.direction(1))
+  with pytest.raises(ValueError, match="'resid_post'.*mlp_out.*allow_other_site"):
+    one(**other)
+  assert one(allow_other_site=True, **other).shape == (4, 1)
+
+
+def test_trap_every_option_of_extract_changes_something(tiny):
+  vectors = lambda **options: pj.extract(tiny.model, ANSWERED, OPPOSED, **options).vectors_SLD
+  assert different([vectors(tokens=t) for t in ("last", "answer_mean", "answer_first")])
+  assert different([vectors(replicates=r) for r in (None, 2, [0, 0, 1, 1], 4)])
+  assert different([vectors(site=site) for site in ("resid_post", "resid_pre", "mlp_out")])
+
+
+def test_trap_rule_and_weights_of_compose_change_something(tiny):
+  ds = [tiny.direction(1, norm=2.0), tiny.direction(2, norm=7.0)]
+  made = [
+    pj.compose(ds, weights, rule).mean_LD
+    for weights, rule in (([1, 1], "unit_sum"), ([1, 1], "sum"), ([1, -1], "unit_sum"))
+  ]
+  assert different(made)
+
+
+def test_trap_every_option_of_dose_changes_something(tiny):
+  chats = ["w10 w11", *ANSWERED[2:3]]
+  size = lambda **options: (
+    pj.dose(tiny.model, chats, **{"skip": 1, "answer_tokens": 8, **options}).resid_L
+  )
+  assert different([size(), size(skip=3), size(answer_tokens=4), size(site="mlp_out")])
+  assert pj.dose(tiny.model, ANSWERED, skip=1, site="mlp_out").site == "mlp_out"
+
+
+def test_trap_paired_and_seed_of_a_grid_change_the_noise():
+  conditions = [pj.Condition("a"), pj.Condition("b", system="w9")]
+  seeds = lambda **options: [
+    cell.seed for cell in pj.Grid(["w5", "w6"], conditions, max_new_tokens=4, **options).cells()
+  ]
+  paired, alone = seeds(paired=True), seeds(paired=False)
+  assert paired[:2] == paired[2:] and len(set(paired)) == 2
+  assert len({*paired, *alone, *seeds(seed=1)}) == 2 + 4 + 2
+
+
+def test_trap_parts_of_a_condition_change_the_prompt(tiny):
+  parts = (dict(), dict(prefix="w9"), dict(system="w9"), dict(prefix="w9", system="w9"))
+  ids = [tiny.model.encode(pj.Condition("c", **part).apply(PROMPT)).ids for part in parts]
+  assert len(set(map(tuple, ids))) == len(parts)

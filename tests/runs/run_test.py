@@ -1,12 +1,17 @@
 """Runs: the table, resuming after a stop, what a row's seed and id depend on, refusals."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine import generate as generating
+from persona_jax.engine.generate import Settings, generate_tile
+from persona_jax.engine.rows import make_row, plain_prompt
+from persona_jax.engine.sampling import Sampling
 from persona_jax.runs import run as runs
 from persona_jax.scorers import Degenerate
 
@@ -93,6 +98,127 @@ def test_another_grid_or_model_is_refused_in_the_same_directory(tiny, tiny_tied,
     pj.run(tiny_tied.model, grid(tiny), tmp_path, progress=False)
 
 
+def test_prompts_in_another_order_are_another_grid(tiny, tmp_path):
+  prompts = {"b": "w12", "a": "w10 w11", "c": "w13"}
+  pj.run(tiny.model, grid(tiny, prompts=prompts), tmp_path, progress=False)
+  back = dict(reversed(prompts.items()))
+  with pytest.raises(ValueError, match=r"differs in: prompts\)"):
+    pj.run(tiny.model, grid(tiny, prompts=back), tmp_path, progress=False)
+  assert pj.Run.open(tmp_path).is_complete
+
+
+def test_tiles_with_other_rows_are_refused_by_name(tiny, tmp_path):
+  results = tmp_path / "results"
+  pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
+  (results / "tile-00001.parquet").write_bytes((results / "tile-00002.parquet").read_bytes())
+  # Rows 4 … 7 are lost and 8 … 11 double: as many rows as the grid has.
+  assert len(pj.Run.open(tmp_path).table()) == 16 and not pj.Run.open(tmp_path).is_complete
+  with pytest.raises(ValueError, match=r"tile-00001\.parquet .*another version.*remove"):
+    pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
+
+
+def test_tiles_beyond_the_plan_are_refused_by_name(tiny, tmp_path):
+  results = tmp_path / "results"
+  pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
+  (results / "tile-00003.parquet").rename(results / "tile-00004.parquet")
+  with pytest.raises(ValueError, match=r"tile-00004\.parquet .*another version.*remove"):
+    pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
+
+
+def test_a_row_of_the_table_can_be_sampled_again_from_its_seed(tiny, tmp_path):
+  asked = grid(tiny, prompts={"a": "w10 w11", "r": pj.Raw("w10 w11")}, conditions=[
+    pj.Condition("base"),
+    pj.Condition("steered", edits=pj.add(tiny.direction(), 0.5, unit="raw", blocks=1)),
+  ])  # fmt: skip
+  table = pj.run(tiny.model, asked, tmp_path, progress=False).table()
+  conditions = {c.name: c for c in asked.conditions}
+  settings = Settings(asked.max_new_tokens, Sampling(asked.temperature), tiny.model.stop_ids())
+  assert len({tuple(ids) for ids in table["token_ids"]}) > 4  # sampled, not greedy
+  for row in table.itertuples():
+    condition = conditions[row.condition]
+    encoded = tiny.model.encode(condition.apply(asked.prompts[row.prompt_id]))
+    again = generate_tile(tiny.model, [make_row(encoded, condition.edits, row.seed)], settings)
+    assert again[0].token_ids == tuple(row.token_ids)
+
+
+def test_a_raw_prompt_and_its_text_are_different_prompts_for_all_noise(tiny, monkeypatch):
+  assert plain_prompt("w9") == "w9" and plain_prompt(pj.Raw("w9")) == {"raw": "w9"}
+  chat = ({"role": "user", "content": "w9"},)
+  assert plain_prompt(chat) == list(chat)
+  seeds = []
+  real = generating.generate_tile
+  spy = lambda m, rows, s: seeds.extend(row.seed for row in rows) or real(m, rows, s)
+  monkeypatch.setattr(generating, "generate_tile", spy)
+  tiny.model.generate(["w9", pj.Raw("w9")], max_new_tokens=1, temperature=1.0)
+  cells = grid(
+    tiny, prompts=["w9", pj.Raw("w9")], conditions=[pj.Condition("c")], samples=1
+  ).cells()
+  assert len(set(seeds)) == 2 and len({cell.seed for cell in cells}) == 2
+
+
+def test_two_processes_write_to_different_temporary_files(tmp_path, monkeypatch):
+  names = []
+  for pid in (1, 2):
+    monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+    names.append({runs.partial_of(tmp_path / f"x.{kind}").name for kind in ("json", "parquet")})
+  assert len(names[0] | names[1]) == 4
+  runs.write_json({}, tmp_path / "x.json")
+  assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+class Length:
+  """A scorer with the columns that it is told to have."""
+
+  def __init__(self, name="length", columns=("length",)):
+    self.name, self.columns = name, columns
+
+  def score(self, table):
+    return pd.DataFrame({c: table["text"].str.len() for c in self.columns}, index=table.index)
+
+
+@pytest.mark.parametrize(
+  "scorers,message",
+  [
+    ([Length("a/b")], "a/b"),
+    ([Length("a\\b")], "name"),
+    ([Length("..")], "name"),
+    ([Length("")], "name"),
+    ([Length(columns=("text",))], "text.*of the table"),
+    ([Length("a"), Length("b")], "length.*'a'"),
+    ([Length("a"), Length("a", ("other",))], "twice"),
+    ([Length(columns=("x", "x"))], "'x'.*'length'"),
+  ],
+)
+def test_scorers_that_clash_are_refused_before_anything_runs(tiny, tmp_path, scorers, message):
+  with pytest.raises(ValueError, match=message):
+    pj.run(tiny.model, grid(tiny), tmp_path / "run", scorers=scorers, progress=False)
+  assert not (tmp_path / "run").exists()
+
+
+def test_scorers_may_be_replaced_but_not_share_a_column_with_a_stored_one(tiny, tmp_path):
+  small = grid(tiny, conditions=[pj.Condition("base")])
+  run = pj.run(tiny.model, small, tmp_path, scorers=[Length()], progress=False)
+  run.score([Length(), Length("more", ("more",))])
+  assert list(run.table().columns) == [*runs.COLUMNS, "length", "more"]
+  with pytest.raises(ValueError, match="length.*'length'"):
+    run.score([Length("other")])
+  with pytest.raises(ValueError, match="stored scorer 'length'"):
+    pj.run(tiny.model, small, tmp_path, scorers=[Length("other")], progress=False)
+  run.score([Length("length", ("renamed",)), Length("more", ("length",))])
+  assert set(run.table().columns) == {*runs.COLUMNS, "renamed", "length"}
+
+
+def test_integers_and_floats_of_numpy_are_taken(tiny, tmp_path):
+  number = np.int64
+  conditions = [pj.Condition("c", replicate=number(1))]
+  kwargs = dict(max_new_tokens=number(2), samples=number(2), seed=number(5))
+  asked = grid(tiny, conditions=conditions, temperature=np.float32(1), **kwargs)
+  same = grid(tiny, conditions=[pj.Condition("c", replicate=1)], max_new_tokens=2, temperature=1)
+  assert asked.describe() == same.describe()
+  assert [c.row_id for c in asked.cells()] == [c.row_id for c in same.cells()]
+  assert pj.run(tiny.model, asked, tmp_path, progress=False).is_complete
+
+
 def test_paired_conditions_share_noise_and_unpaired_do_not(tiny):
   paired, unpaired = grid(tiny).cells(), grid(tiny, paired=False).cells()
   by_prompt = {}
@@ -152,8 +278,19 @@ def test_open_and_json_are_readable(tiny, tmp_path):
     (lambda: pj.Grid("w1", [pj.Condition("a")], max_new_tokens=1), "not a single"),
     (lambda: pj.Condition(""), "name"),
     (lambda: pj.Condition("a", edits=["x"]), "pj.add"),
+    (lambda: pj.Condition("a", replicate=1.5), "replicate=1.5"),
+    (lambda: pj.Grid(["w1"], [pj.Condition("a")], max_new_tokens=2.5), "max_new_tokens=2.5"),
+    (lambda: pj.Grid(["w1"], [pj.Condition("a")], max_new_tokens=0), "max_new_tokens=0"),
+    (lambda: pj.Grid(["w1"], [pj.Condition("a")], max_new_tokens=1, seed="s"), "seed='s'"),
+    (lambda: pj.Grid(["w1"], [pj.Condition("a")], max_new_tokens=1, samples=0), "samples=0"),
   ],
 )
 def test_bad_grids_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_conditions_refuse_one_amount_a_row(tiny):
+  edit = pj.add(tiny.direction(), [1.0, 2.0], unit="raw", blocks=1)
+  with pytest.raises(ValueError, match="'c'.*one amount a row; a condition needs one number"):
+    pj.Condition("c", edits=[edit])

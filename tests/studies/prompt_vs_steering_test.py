@@ -28,17 +28,24 @@ def done(smollm2, tmp_path_factory):
   prepared = study.prepare(smollm2, SMALL, directory, progress=False)
   arms, curve = study.arms(SMALL, prepared), study.curve_arms(SMALL, prepared)
   prompts = study.prompts(SMALL)
-  run = study.generate(smollm2, SMALL, arms, prompts, directory / "grid", progress=False)
+  by_name = {**arms, **study.breakdown_arms(SMALL, prepared)}
+  rows = study.generate(smollm2, SMALL, by_name, prompts, directory, progress=False)
   items = study.describe(smollm2, config_hash, {**arms, **curve}, directory, progress=False)
-  return directory, config_hash, prepared, arms, curve, prompts, run, items
+  edited = items[items["arm"].isin(["steer", "random"])]
+  assert edited["valid"].all() and (edited["tokens_edited"] == edited["n_tokens"]).all()
+  return directory, config_hash, prepared, by_name, curve, prompts, rows, items
 
 
-def test_every_arm_meets_every_prompt_and_every_edited_row_is_valid(done):
-  _, _, _, arms, _, prompts, run, _ = done
-  table = run.table()
-  assert len(table) == len(arms) * len(prompts) == 10 * 3
+def test_every_arm_meets_its_prompts_and_every_edited_row_is_valid(done):
+  _, _, _, by_name, _, prompts, table, _ = done
+  pairs = table[~table["prompt_id"].str.startswith("trait-")]
+  assert len(pairs) == 10 * 2  # baseline and 3 arms of 3 personas, on a pair of prompts
+  c = table[table["prompt_id"].str.startswith("trait-C")]
+  assert len(c) == 1 + 9 + 2  # baseline, the 9 persona arms, 2 arms at the high dose
+  a = table[table["prompt_id"].str.startswith("trait-A")]
+  assert len(a) == 1 + 3 + 2 and table["row_id"].is_unique
   edited = table[table["method"] == "steer"]
-  assert len(edited) == 6 * 3 and edited["valid"].all()
+  assert edited["valid"].all()
   np.testing.assert_allclose(edited["delivered_dose"], 1.0, atol=1e-3)
   assert (edited["tokens_edited"] == edited["n_tokens"]).all()
   assert edited.groupby("condition")["direction_hash"].nunique().eq(1).all()
@@ -49,7 +56,7 @@ def test_random_arm_has_the_size_of_the_steer_arm_and_poles_are_opposite(done):
   size = {
     name: np.linalg.norm(a.condition.edits[0].shift_L)
     for name, a in arms.items()
-    if a.condition.edits
+    if a.condition.edits and a.persona
   }
   expected = 0.2 * prepared.dose.resid_L[16]
   assert size == pytest.approx(dict.fromkeys(size, expected), rel=1e-5)
@@ -94,16 +101,17 @@ def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch)
   assert {k: d.hash for k, d in again.personas.items()} == {
     k: d.hash for k, d in prepared.personas.items()
   }
-  everything = {**arms, **curve}
+  everything = {n: a for n, a in arms.items() if a.trait is None} | curve
   table = study.describe(smollm2, config_hash, everything, directory, progress=False)
   pd.testing.assert_frame_equal(table, items)
 
 
 def test_lost_self_report_part_is_computed_to_the_same_numbers(done, smollm2):
   directory, config_hash, _, arms, curve, _, _, items = done
-  lost = directory / "self_report" / "part-0000.parquet"
+  lost = sorted((directory / "self_report").glob("part-*.parquet"))[0]
   lost.unlink()
-  table = study.describe(smollm2, config_hash, {**arms, **curve}, directory, progress=False)
+  everything = {n: a for n, a in arms.items() if a.trait is None} | curve
+  table = study.describe(smollm2, config_hash, everything, directory, progress=False)
   pd.testing.assert_frame_equal(table, items)
 
 
@@ -114,14 +122,7 @@ def test_other_settings_are_refused_in_the_same_directory(done, smollm2):
 
 
 def test_report_is_written_with_every_number_it_names(done, smollm2, tmp_path):
-  directory, config_hash, prepared, arms, curve, prompts, run, items = done
-  breakdown = study.breakdown_arms(SMALL, prepared)
-  trait_prompts = {key: item for key, item in prompts.items() if item.category == "trait"}
-  higher = study.generate(
-    smollm2, SMALL, breakdown, trait_prompts, tmp_path / "breakdown", progress=False
-  )
-  rows = pd.concat([run.table(), higher.table()], ignore_index=True)
-  by_name = {**arms, **breakdown}
+  directory, config_hash, prepared, by_name, curve, prompts, rows, items = done
   data = findings.analyse(
     smollm2, SMALL, config_hash, prepared, rows, items, prompts, by_name, tmp_path
   )
@@ -144,7 +145,7 @@ def test_tables_equal_numbers_worked_out_by_hand(done):
   contrast = summary.contrasts(items).set_index(["trait", "arm"])
   high = items[items["condition"] == "P3 steer"].set_index("item_id")["expression"]
   assert contrast.loc[("C", "steer"), "value"] == pytest.approx(((high - mine) / 2).mean())
-  rates = summary.refusal(summary.annotate(run.table(), arms, prompts))
+  rates = summary.refusal(summary.annotate(run, arms, prompts))
   assert len(rates) == 10 * 2 and (rates["n"] == 1).all()
 
 
