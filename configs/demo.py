@@ -18,11 +18,11 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Steering. One block for all personas. Blocks 10, 14, 16, 18 and 20 of 30 were tried with the
   # self-report measure at dose 0.2: at 10 and 14 steering moved one trait or none, at 18 it moved
-  # all five the right way. The report says so.
+  # all five the right way; beyond dose 0.2 the curve flattens. The report says so.
   config.block = 18
   config.coef = 0.2  # dose of the steer and random arms, in median residual norms
-  config.curve = (0.2, 0.4)  # doses of the curve, run with both signs
-  config.breakdown = (0.4, 0.8)  # higher doses on the trait questions: where does text break?
+  config.curve = (0.1, 0.2)  # doses of the curve, run with both signs
+  config.breakdown = (0.8,)  # higher doses on the trait questions: where does text break?
   config.window = "answer"  # last prompt token and all generated ones
 
   # Directions: difference of means at the last prompt token, under opposite pole texts.
@@ -31,8 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.dose_tokens = 32
 
   # The grid.
-  config.pairs = 4  # harmful questions, each with its harmless twin, at most 150
-  config.trait_questions = 2  # a trait, at most 3
+  config.pairs = 3  # harmful questions, each with its harmless twin, at most 150
+  config.trait_questions = 1  # a trait, at most 3
   config.max_new_tokens = 40
   config.replicate = 0  # paraphrase of the persona texts: 0, 1, 2
   config.seed = 0

@@ -101,11 +101,11 @@ def row_bucket(n: int) -> int:
 
 
 def block_row_bucket(n: int) -> int:
-  """Round a number of rows up to a power of two or a multiple of 8: for passes block by block.
+  """Round a number of rows up to 1 or a multiple of 8: for passes block by block.
 
   They compile one block only, so that less padding is worth more shapes.
   """
-  return min(row_bucket(n), round_up(n, 8))
+  return 1 if n <= 1 else round_up(n, 8)
 
 
 def tiles(rows: Sequence[Row], max_rows: int = TILE_ROWS) -> list[list[int]]:

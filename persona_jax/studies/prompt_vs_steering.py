@@ -1,8 +1,8 @@
 """The same personas by system prompt and by activation steering, on one model; stage by stage.
 
     prepare    directions of traits and personas, residual norms       DIR/directions, DIR/dose.npz
-    generate   every arm on harmful and matched harmless prompts       DIR/grid
-               personas of a trait, and high doses, on its questions   DIR/traits
+    generate   every arm on harmful, matched harmless, trait prompts   DIR/grid
+               higher doses on the trait prompts                       DIR/breakdown
     describe   self-report items under every arm and dose              DIR/self_report
 
 Each stage keeps what it has done, so a study that was stopped goes on. Arms, all at one block and
@@ -13,6 +13,7 @@ pole, so the directions of the two poles of a trait are each other's negatives.
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ class Settings:
     dose_prompts: harmless prompts on whose answers residual norms are measured, out of 24.
     dose_tokens: budget of each such answer.
     pairs: harmful questions, each with its matched harmless one, out of 150.
-    trait_questions: open questions a trait, out of 3, asked of the personas that have the trait.
+    trait_questions: open questions a trait, out of 3.
     max_new_tokens: budget of a generation.
     replicate: which paraphrase of the persona texts, 0 to 2.
     seed: of prompt choice and random directions.
@@ -262,7 +263,7 @@ def _dose(model: Model, settings: Settings, directory: Path) -> Dose:
   if not path.exists():
     prompts = [q.text for q in load_questions("dose")[: settings.dose_prompts]]
     measured = dose(model, prompts, answer_tokens=settings.dose_tokens)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
       np.savez(
         file,
@@ -377,27 +378,15 @@ def generate(
   *,
   progress: bool = True,
 ) -> pd.DataFrame:
-  """Generate and label all rows; return the tables of the grids, one after the other.
+  """Generate and label all rows; return the tables of both grids, one after the other.
 
-  Every persona arm meets every harmful and harmless prompt. A trait's questions are asked under the
-  baseline, the personas that have the trait, and its high doses.
+  Every persona arm meets every prompt; the higher doses meet the trait questions.
   """
+  trait_prompts = {k: item for k, item in chosen.items() if item.category.startswith("trait-")}
   grids = {
-    "grid": (
-      {key: item for key, item in chosen.items() if not item.category.startswith("trait-")},
-      [arm for arm in by_name.values() if arm.trait is None],
-    )
+    "grid": (chosen, [arm for arm in by_name.values() if arm.trait is None]),
+    "breakdown": (trait_prompts, [arm for arm in by_name.values() if arm.trait is not None]),
   }
-  for trait in settings.chosen_traits():
-    asked = {key: item for key, item in chosen.items() if item.category == f"trait-{trait}"}
-    mine = [
-      arm
-      for arm in by_name.values()
-      if arm.arm == "baseline"
-      or arm.trait == trait
-      or (arm.persona is not None and trait in arm.persona.traits)
-    ]
-    grids[f"traits/{trait}"] = (asked, mine)
   tables = []
   for name, (asked, mine) in grids.items():
     grid = Grid(

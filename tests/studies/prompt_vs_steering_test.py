@@ -38,12 +38,10 @@ def done(smollm2, tmp_path_factory):
 
 def test_every_arm_meets_its_prompts_and_every_edited_row_is_valid(done):
   _, _, _, by_name, _, prompts, table, _ = done
-  pairs = table[~table["prompt_id"].str.startswith("trait-")]
-  assert len(pairs) == 10 * 2  # baseline and 3 arms of 3 personas, on a pair of prompts
-  c = table[table["prompt_id"].str.startswith("trait-C")]
-  assert len(c) == 1 + 9 + 2  # baseline, the 9 persona arms, 2 arms at the high dose
-  a = table[table["prompt_id"].str.startswith("trait-A")]
-  assert len(a) == 1 + 3 + 2 and table["row_id"].is_unique
+  grid = table[table["condition"].isin([n for n, a in by_name.items() if a.trait is None])]
+  assert len(grid) == 10 * 4  # baseline and 3 arms of 3 personas; a pair, a question each for C, A
+  assert len(table) == len(grid) + 2 * 2 * 2  # 2 traits, steer and random, on 2 questions
+  assert table["row_id"].is_unique
   edited = table[table["method"] == "steer"]
   assert edited["valid"].all()
   np.testing.assert_allclose(edited["delivered_dose"], 1.0, atol=1e-3)
