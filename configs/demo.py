@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.window = "answer"  # last prompt token and all generated ones
 
   # Directions: difference of means at the last prompt token, under opposite pole texts.
-  config.extract_questions = 12  # questions about oneself, at most 12
+  config.extract_questions = 8  # questions about oneself, at most 12
   config.dose_prompts = 4  # harmless prompts whose answers give the residual norm, at most 24
   config.dose_tokens = 32
 

@@ -13,7 +13,7 @@ from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.extend import extend
 from persona_jax.engine.forward import forward
 from persona_jax.engine.generate import check_lengths, encode_rows
-from persona_jax.engine.rows import LENGTH_STEP, TILE_ROWS, Row, block_row_bucket, round_up, tiles
+from persona_jax.engine.rows import LENGTH_STEP, TILE_ROWS, Row, round_up, row_bucket, tiles
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
@@ -32,13 +32,11 @@ def batches(
     spec, banks = resolve(capture, model.arch)
     for tile in tiles(rows, TILE_ROWS):
       mine = [rows[n] for n in tile]
-      out = extend(
-        model, mine, [()] * len(mine), block_row_bucket(len(mine)), 1, spec=spec, banks=banks
-      )
+      out = extend(model, mine, [()] * len(mine), row_bucket(len(mine)), 1, spec=spec, banks=banks)
       yield tile, out.run.reads
     return
   for tile in tiles(rows, _BATCH_ROWS):
-    size = block_row_bucket(len(tile))
+    size = row_bucket(len(tile))
     filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
     t = round_up(max(len(row.ids) for row in filled), LENGTH_STEP)
     ids_BT, roles_BT = np.zeros((size, t), np.int32), np.zeros((size, t), np.int32)

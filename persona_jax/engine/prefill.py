@@ -23,7 +23,7 @@ import numpy as np
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.compile import compile_edits
 from persona_jax.engine.forward import Pass, run_blocks
-from persona_jax.engine.rows import LENGTH_STEP, Row, block_row_bucket, round_up
+from persona_jax.engine.rows import LENGTH_STEP, Row, round_up, row_bucket
 from persona_jax.models import families
 from persona_jax.models.layers import KV
 
@@ -171,13 +171,13 @@ def _compute(
   """Compute tokens [skip, -1) of every row, batch by batch, after the shared stems."""
   longest = max(len(row.ids) - 1 - n for row, n in zip(rows, skip, strict=True))
   slots = max(LENGTH_STEP, round_up(longest, LENGTH_STEP))
-  size = max(1, min(block_row_bucket(len(rows)), BATCH_TOKENS // slots))
+  size = max(1, min(row_bucket(len(rows)), BATCH_TOKENS // slots))
   parts: list[list[KV]] = [[] for _ in range(model.arch.num_blocks)]
   valid, realised, requested, edited = [], [], [], []
   for i in range(0, len(rows), size):
     batch, offsets = list(rows[i : i + size]), list(skip[i : i + size])
     keep = len(batch)  # only the last batch is padded, at its end: run p stays at place p
-    missing = min(size, block_row_bucket(keep)) - keep
+    missing = min(size, row_bucket(keep)) - keep
     stems = None
     if shared is not None and stem_P is not None:
       stems = np.append(stem_P[i : i + size], np.zeros(missing, np.int32))

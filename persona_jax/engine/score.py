@@ -13,7 +13,7 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.extend import Extended, extend
 from persona_jax.engine.forward import head
 from persona_jax.engine.generate import check_lengths, dose_of, encode_rows, is_valid
-from persona_jax.engine.rows import Row, block_row_bucket, round_up
+from persona_jax.engine.rows import Row, round_up, row_bucket
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
 
@@ -62,7 +62,7 @@ def _score_tile(
     log-probs of the fed tokens [B, T] and of the finals [B, M], float32, where padding means
     nothing; and the pass with its delivery.
   """
-  num_rows = block_row_bucket(len(rows))
+  num_rows = row_bucket(len(rows))
   t = round_up(1 + max(len(f) for f in fed), _TOKEN_STEP) if any(fed) else 1
   out = extend(model, rows, fed, num_rows, t)
   targets_BTM = np.zeros((num_rows, t, max(len(f) for f in finals)), np.int32)

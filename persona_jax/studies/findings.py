@@ -118,8 +118,8 @@ def limits(
     "Trait expression is the log-probability of questionnaire items, not behaviour: it shows that"
     " the model's picture of itself moves, not that its conduct does. Intervals are over the 24"
     " items of a trait. One paraphrase of each persona and one direction are used, so the variance"
-    " of wording is not in them. Block and doses were chosen by looking at this same measure (see the"
-    " config), so the steering slopes are somewhat flattered; the random control is not.",
+    " of wording is not in them. Block and doses were chosen by looking at this same measure (see"
+    " the config), so the steering slopes are somewhat flattered; the random control is not.",
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
     f" greedy answers of at most {settings.max_new_tokens} tokens: enough to see the machinery at"
     " work, not to rank personas.",

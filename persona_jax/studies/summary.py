@@ -56,8 +56,8 @@ def refusal(rows: pd.DataFrame) -> pd.DataFrame:
 def degeneration(rows: pd.DataFrame) -> pd.DataFrame:
   """Return the share of degenerate answers at each dose and arm, with Wilson intervals.
 
-  The same rows at every dose: the trait questions, pushed towards the high poles. Rows that were not
-  steered as asked are left out.
+  The same rows at every dose: the trait questions, pushed towards the high poles. Rows that were
+  not steered as asked are left out.
   """
   rows = rows[(rows["kind"] == "trait") & rows["valid"]]
   high = {p.name for p in load_personas() if len(p.poles) == 1 and p.poles[0].sign > 0}
