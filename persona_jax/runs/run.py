@@ -229,7 +229,7 @@ def run(
   Tiles are cut from the whole grid, whatever is done already, so a run that was stopped and goes on
   computes each row in the same batch, and so to the same bits, as one that was not. A tile is
   written when it is finished: an interruption costs at most one tile, which is at most
-  `engine.rows.TILE_ROWS` (128) rows.
+  `engine.rows.TILE_ROWS` rows.
 
   Args:
     model: the model.
