@@ -14,7 +14,7 @@ from persona_jax.studies import findings, summary
 from persona_jax.studies import prompt_vs_steering as study
 
 SMALL = study.Settings(
-  personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.1, 0.2), breakdown=(0.8,),
+  personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.2,), breakdown=(0.8,),
   window="answer", extract_questions=2, dose_prompts=1, dose_tokens=12, pairs=1, trait_questions=1,
   max_new_tokens=6, replicate=0, seed=0,
 )  # fmt: skip
@@ -70,10 +70,9 @@ def test_self_report_holds_the_right_items_and_balances_keys(done, smollm2):
   _, _, _, arms, curve, _, _, items = done
   per_condition = items.groupby("condition").size()
   assert per_condition["baseline"] == 48 and per_condition["P12 steer"] == 48
-  assert per_condition["P3 prompt"] == 24 and per_condition["C steer -0.1"] == 24
-  # C: both poles are personas, so only dose 0.1 is left; A: no pole is one, all four are here.
-  assert {name for name in curve if "C steer" in name} == {"C steer -0.1", "C steer +0.1"}
-  assert len(curve) == 2 * (2 + 4)
+  assert per_condition["P3 prompt"] == 24 and per_condition["A steer -0.2"] == 24
+  # Both poles of C are personas, whose arms are the points of its curve; none of A is.
+  assert set(curve) == {f"A {arm} {sign}0.2" for arm in ("steer", "random") for sign in "+-"}
   one = items[(items["condition"] == "P3 prompt")]
   per_token = one["key"] * one["logprob"] / one["n_tokens"]
   plus, minus = (per_token[one["key"] == key].mean() for key in (1, -1))
@@ -115,8 +114,8 @@ def test_lost_self_report_part_is_computed_to_the_same_numbers(done, smollm2):
 
 def test_other_settings_are_refused_in_the_same_directory(done, smollm2):
   directory = done[0]
-  with pytest.raises(ValueError, match="coef: 0.2 there, 0.1 now"):
-    study.start(smollm2, dataclasses.replace(SMALL, coef=0.1), directory)
+  with pytest.raises(ValueError, match="pairs: 1 there, 2 now"):
+    study.start(smollm2, dataclasses.replace(SMALL, pairs=2), directory)
 
 
 def test_report_is_written_with_every_number_it_names(done, smollm2, tmp_path):
@@ -177,4 +176,4 @@ def test_bad_settings_are_refused(change, message):
 
 def test_config_on_disk_is_the_settings(done):
   content = json.loads((done[0] / "config.json").read_text())
-  assert content["settings"]["curve"] == [0.1, 0.2] and content["model"]["dtype"] == "float32"
+  assert content["settings"]["curve"] == [0.2] and content["model"]["dtype"] == "float32"
