@@ -15,7 +15,6 @@ from ml_collections import config_flags
 
 import persona_jax as pj
 from persona_jax.report import draw_all, write_report
-from persona_jax.studies import findings
 from persona_jax.studies import prompt_vs_steering as study
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -52,12 +51,12 @@ def main(argv: list[str]) -> None:
   items = study.describe(model, config_hash, {**arms, **curve}, workdir)
 
   # ---- report ------------------------------------------------------------------------------------
-  data = findings.analyse(
+  data = study.analyse(
     model, settings, config_hash, prepared, rows, items, prompts, by_name, workdir
   )
   figures = draw_all(data, workdir / "figures")
   report = write_report(data, figures, workdir / "report.html")
-  print(f"\n{data.title}\n\n{findings.screen_table(data)}\n")
+  print(f"\n{data.title}\n\n{study.screen_table(data)}\n")
   print(
     "trait shift: nats per token towards the persona's pole; refused: of harmful prompts; 95 %\n"
   )

@@ -13,7 +13,8 @@ from persona_jax.directions.direction import Direction, compose, load_direction
 from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.extract import extract
 from persona_jax.edits.compile import compile_edits
-from persona_jax.edits.edit import Edit, ablate, add, cap, clamp, floor, scale, set_to
+from persona_jax.edits.edit import Edit
+from persona_jax.edits.operations import ablate, add, cap, clamp, floor, scale, set_to
 from persona_jax.edits.table import EditTable
 from persona_jax.edits.window import Window
 from persona_jax.engine.capture import Capture

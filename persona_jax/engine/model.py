@@ -15,10 +15,10 @@ from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine import collect as collecting
 from persona_jax.engine import generate as generating
-from persona_jax.engine import score as scoring
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.generate import Generation, Settings
 from persona_jax.engine.sampling import Sampling
+from persona_jax.engine.score import score_rows
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Chat, EncodedPrompt, Prompt, encode_prompt
 
@@ -153,9 +153,10 @@ class Model:
       ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, or
         the prompts or edits do not fit.
     """
-    return scoring.score(
-      self, prompts, continuations, edits=edits, per_token=per_token, progress=progress
-    )
+    scored = score_rows(self, prompts, continuations, edits=edits, progress=progress)
+    if per_token:
+      return scored.logprobs
+    return np.asarray([x.sum() for x in scored.logprobs], np.float64)
 
   def capture(
     self,

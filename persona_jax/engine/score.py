@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,58 +73,6 @@ def _score_tile(
   logprob_BTM = np.asarray(_logprobs(top, out.run.h_BTD, jnp.asarray(targets_BTM), arch=model.arch))
   last_B = np.asarray([len(tokens) for tokens in fed])
   return logprob_BTM[:, :, 0], logprob_BTM[np.arange(len(rows)), last_B], out
-
-
-@overload
-def score(
-  model: "Model",
-  prompts: Sequence[Prompt],
-  continuations: Sequence[str | Sequence[int]],
-  *,
-  edits: Sequence[RowEdits] | None = None,
-  per_token: Literal[False] = False,
-  progress: Callable[[int], None] | None = None,
-) -> np.ndarray: ...
-
-
-@overload
-def score(
-  model: "Model",
-  prompts: Sequence[Prompt],
-  continuations: Sequence[str | Sequence[int]],
-  *,
-  edits: Sequence[RowEdits] | None = None,
-  per_token: Literal[True],
-  progress: Callable[[int], None] | None = None,
-) -> list[np.ndarray]: ...
-
-
-@overload
-def score(
-  model: "Model",
-  prompts: Sequence[Prompt],
-  continuations: Sequence[str | Sequence[int]],
-  *,
-  edits: Sequence[RowEdits] | None = None,
-  per_token: bool,
-  progress: Callable[[int], None] | None = None,
-) -> np.ndarray | list[np.ndarray]: ...
-
-
-def score(
-  model: "Model",
-  prompts: Sequence[Prompt],
-  continuations: Sequence[str | Sequence[int]],
-  *,
-  edits: Sequence[RowEdits] | None = None,
-  per_token: bool = False,
-  progress: Callable[[int], None] | None = None,
-) -> np.ndarray | list[np.ndarray]:
-  """Score continuations; see `Model.score`."""
-  rows = score_rows(model, prompts, continuations, edits=edits, progress=progress)
-  if per_token:
-    return rows.logprobs
-  return np.asarray([x.sum() for x in rows.logprobs], np.float64)
 
 
 def _continuation_ids(

@@ -8,9 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from persona_jax.edits.table import ROLES
 from persona_jax.personas.template import compile_template
-
-ROLES = {"system": 0, "user": 1, "assistant": 2, "think": 3, "template": 4}
 
 _SYSTEM_DEFAULTS = ("keep", "empty", "drop")
 _SPEAKERS = ("system", "user", "assistant")

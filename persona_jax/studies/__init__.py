@@ -1,1 +1,1 @@
-"""Studies as functions: `prompt_vs_steering` (stages), `summary` (tables), `findings` (words)."""
+"""Studies as functions, one package each: `prompt_vs_steering`."""

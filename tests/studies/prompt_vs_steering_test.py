@@ -10,8 +10,8 @@ import pytest
 from persona_jax.data.items import load_ipip120
 from persona_jax.report import draw_all, write_report
 from persona_jax.scorers.self_report import SelfReport
-from persona_jax.studies import findings, summary
 from persona_jax.studies import prompt_vs_steering as study
+from persona_jax.studies.prompt_vs_steering import summary
 
 SMALL = study.Settings(
   personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.2,), breakdown=(0.8,),
@@ -120,7 +120,7 @@ def test_other_settings_are_refused_in_the_same_directory(done, smollm2):
 
 def test_report_is_written_with_every_number_it_names(done, smollm2, tmp_path):
   directory, config_hash, prepared, by_name, curve, prompts, rows, items = done
-  data = findings.analyse(
+  data = study.analyse(
     smollm2, SMALL, config_hash, prepared, rows, items, prompts, by_name, tmp_path
   )
   figures = draw_all(data, tmp_path / "figures")

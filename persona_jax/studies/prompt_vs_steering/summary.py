@@ -9,7 +9,7 @@ from persona_jax.data.prompts import PromptItem
 from persona_jax.personas.persona import TRAITS, load_personas
 from persona_jax.stats import intervals
 from persona_jax.stats.intervals import Estimate
-from persona_jax.studies.prompt_vs_steering import Arm
+from persona_jax.studies.prompt_vs_steering.conditions import Arm
 
 
 def annotate(

@@ -11,8 +11,10 @@ from persona_jax.data.prompts import PromptItem
 from persona_jax.engine.model import Model
 from persona_jax.report.data import ReportData
 from persona_jax.runs.run import write_parquet
-from persona_jax.studies import summary
-from persona_jax.studies.prompt_vs_steering import Arm, Prepared, Settings
+from persona_jax.studies.prompt_vs_steering import summary
+from persona_jax.studies.prompt_vs_steering.conditions import Arm
+from persona_jax.studies.prompt_vs_steering.preparation import Prepared
+from persona_jax.studies.prompt_vs_steering.settings import Settings
 
 # A model below these cannot show what personas do to safety (protocol gate G1).
 MIN_REFUSAL = 0.5
