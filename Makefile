@@ -68,7 +68,7 @@ test: $(FETCH_STAMP) lint typecheck pytest
 # Most of the time goes into compiling hundreds of tiny programs; LLVM's optimiser is not under test
 # (a third less time, measured on 2 cores). The demo and make parity compile as users do.
 pytest: $(FETCH_STAMP)
-	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 wheel-test: install
 	JAX_PLATFORMS=cpu $(RUN) -m pytest tests/packaging $(ARGS)

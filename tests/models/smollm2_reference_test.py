@@ -11,7 +11,7 @@ from tests.parity import reference_numbers
 from tests.parity.prompts import PROMPTS, prompts_hash
 
 KEPT = reference_numbers.load()
-GREEDY_STEPS = 24
+GREEDY_STEPS = 16
 
 
 @pytest.fixture(scope="module")

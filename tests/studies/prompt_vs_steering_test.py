@@ -9,6 +9,7 @@ import pytest
 
 from persona_jax.data.items import load_ipip120
 from persona_jax.report import draw_all, write_report
+from persona_jax.scorers import self_report
 from persona_jax.scorers.self_report import SelfReport
 from persona_jax.studies import prompt_vs_steering as study
 from persona_jax.studies.prompt_vs_steering import summary
@@ -18,6 +19,18 @@ SMALL = study.Settings(
   window="answer", extract_questions=2, dose_prompts=1, dose_tokens=12, pairs=1, trait_questions=1,
   max_new_tokens=6, replicate=0, seed=0,
 )  # fmt: skip
+
+# Of each trait's 24 items, the first four of each key.
+ITEMS = [
+  item
+  for trait in "OCEAN"
+  for key in (1, -1)
+  for item in [i for i in load_ipip120() if (i.trait, i.key) == (trait, key)][:4]
+]
+
+
+def describe(model, config_hash, arms, directory):
+  return study.describe(model, config_hash, arms, directory, questionnaire=ITEMS, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +43,7 @@ def done(smollm2, tmp_path_factory):
   prompts = study.prompts(SMALL)
   by_name = {**arms, **study.breakdown_arms(SMALL, prepared)}
   rows = study.generate(smollm2, SMALL, by_name, prompts, directory, progress=False)
-  items = study.describe(smollm2, config_hash, {**arms, **curve}, directory, progress=False)
+  items = describe(smollm2, config_hash, {**arms, **curve}, directory)
   edited = items[items["arm"].isin(["steer", "random"])]
   assert edited["valid"].all() and (edited["tokens_edited"] == edited["n_tokens"]).all()
   return directory, config_hash, prepared, by_name, curve, prompts, rows, items
@@ -69,8 +82,8 @@ def test_random_arm_has_the_size_of_the_steer_arm_and_poles_are_opposite(done):
 def test_self_report_holds_the_right_items_and_balances_keys(done, smollm2):
   _, _, _, arms, curve, _, _, items = done
   per_condition = items.groupby("condition").size()
-  assert per_condition["baseline"] == 48 and per_condition["P12 steer"] == 48
-  assert per_condition["P3 prompt"] == 24 and per_condition["A steer -0.2"] == 24
+  assert per_condition["baseline"] == 16 and per_condition["P12 steer"] == 16
+  assert per_condition["P3 prompt"] == 8 and per_condition["A steer -0.2"] == 8
   # Both poles of C are personas, whose arms are the points of its curve; none of A is.
   assert set(curve) == {f"A {arm} {sign}0.2" for arm in ("steer", "random") for sign in "+-"}
   one = items[(items["condition"] == "P3 prompt")]
@@ -91,7 +104,7 @@ def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch)
     raise AssertionError("computed again")
 
   monkeypatch.setattr(type(smollm2), "generate", never)
-  monkeypatch.setattr(type(smollm2), "score", never)
+  monkeypatch.setattr(self_report, "score_rows", never)
   monkeypatch.setattr(type(smollm2), "capture", never)
   assert study.start(smollm2, SMALL, directory) == config_hash
   again = study.prepare(smollm2, SMALL, directory, progress=False)
@@ -99,16 +112,15 @@ def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch)
     k: d.hash for k, d in prepared.personas.items()
   }
   everything = {n: a for n, a in arms.items() if a.trait is None} | curve
-  table = study.describe(smollm2, config_hash, everything, directory, progress=False)
+  table = describe(smollm2, config_hash, everything, directory)
   pd.testing.assert_frame_equal(table, items)
 
 
 def test_lost_self_report_part_is_computed_to_the_same_numbers(done, smollm2):
   directory, config_hash, _, arms, curve, _, _, items = done
-  lost = sorted((directory / "self_report").glob("part-*.parquet"))[0]
-  lost.unlink()
+  next((directory / "self_report").glob("part-*.parquet")).unlink()
   everything = {n: a for n, a in arms.items() if a.trait is None} | curve
-  table = study.describe(smollm2, config_hash, everything, directory, progress=False)
+  table = describe(smollm2, config_hash, everything, directory)
   pd.testing.assert_frame_equal(table, items)
 
 

@@ -95,7 +95,11 @@ def verdict(contrasts: pd.DataFrame, slopes: pd.DataFrame, refusal: pd.DataFrame
 
 
 def limits(
-  model: Model, settings: Settings, refusal: pd.DataFrame, rows: pd.DataFrame
+  model: Model,
+  settings: Settings,
+  refusal: pd.DataFrame,
+  rows: pd.DataFrame,
+  items: pd.DataFrame,
 ) -> list[str]:
   """Write what this model and this size of study can and cannot show, with the numbers."""
   base = refusal[refusal["arm"] == "baseline"].set_index("kind")
@@ -118,8 +122,8 @@ def limits(
     "Refusals are found by rules on the first words. Such rules agree with people only moderately,"
     " and steering changes the words in which a refusal is put.",
     "Trait expression is the log-probability of questionnaire items, not behaviour: it shows that"
-    " the model's picture of itself moves, not that its conduct does. Intervals are over the 24"
-    " items of a trait. One paraphrase of each persona and one direction are used, so the variance"
+    " the model's picture of itself moves, not that its conduct does. Intervals are over the"
+    f" {items.groupby('trait')['item_id'].nunique().max()} items of a trait. One paraphrase of each persona and one direction are used, so the variance"
     " of wording is not in them. Block and doses were chosen by looking at this same measure (see"
     " the config), so the steering slopes are somewhat flattered; the random control is not.",
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
@@ -242,7 +246,7 @@ def analyse(
   return ReportData(
     title=title if passes_gate(refusal) else f"{_WEAK_TITLE}: {title}",
     verdict=verdict(contrasts, slopes, refusal),
-    limits=limits(model, settings, refusal, rows),
+    limits=limits(model, settings, refusal, rows, items),
     setup=setup,
     refusal=refusal,
     traits=shifts,

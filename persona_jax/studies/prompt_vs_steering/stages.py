@@ -7,8 +7,8 @@ import pandas as pd
 import tqdm
 
 from persona_jax.data.hashing import content_hash
-from persona_jax.data.items import load_ipip120
-from persona_jax.data.prompts import PromptItem
+from persona_jax.data.items import SelfReportItem, load_ipip120
+from persona_jax.data.prompts import PromptItem, data_hash
 from persona_jax.engine.grid import Grid
 from persona_jax.engine.model import Model
 from persona_jax.personas.persona import TRAITS
@@ -60,25 +60,29 @@ def describe(
   by_name: Mapping[str, Arm],
   directory: Path,
   *,
+  questionnaire: Sequence[SelfReportItem] | None = None,
   progress: bool = True,
 ) -> pd.DataFrame:
   """Measure self-report expression under every arm, some conditions a file.
 
+  `questionnaire` defaults to the IPIP-NEO-120; each arm is asked the items of its own traits.
+
   Returns:
     The columns of `scorers.self_report`, with arm, persona, coef, direction_hash and config_hash.
   """
-  report = SelfReport(load_ipip120())
+  questionnaire = load_ipip120() if questionnaire is None else questionnaire
+  report = SelfReport(questionnaire)
   # Like lengths together: the prompt arm's persona texts make its rows longer than the others'.
   names = sorted(by_name, key=lambda name: by_name[name].arm == "prompt")
   traits = {name: _traits(arm, by_name) for name, arm in by_name.items()}
-  items = sum(24 * len(t) for t in traits.values())
+  items = sum(item.trait in asked for asked in traits.values() for item in questionnaire)
   bar = tqdm.tqdm(total=items, unit="item", disable=not progress, desc="self-report")
   parts = []
   with bar:
     for i in range(0, len(names), _CHUNK):
       chunk = names[i : i + _CHUNK]
       measured = [[by_name[name].condition.describe(), list(traits[name])] for name in chunk]
-      key = content_hash([config_hash, measured])[:16]
+      key = content_hash([config_hash, data_hash(questionnaire), measured])[:16]
       path = directory / "self_report" / f"part-{key}.parquet"
       if path.exists():
         parts.append(pd.read_parquet(path))

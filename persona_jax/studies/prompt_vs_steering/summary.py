@@ -91,7 +91,7 @@ def _estimate(estimate: Estimate) -> dict[str, float | int | str]:
 def trait_shifts(items: pd.DataFrame) -> pd.DataFrame:
   """Return each persona's shift of its own traits' expression against the baseline, by arm.
 
-  In nats per token, positive towards the persona's pole; bootstrap over the trait's 24 items, both
+  In nats per token, positive towards the persona's pole; bootstrap over the trait's items, both
   keys together, which errs on the wide side where all items shift alike.
   """
   shifts = _shift(items)
@@ -115,7 +115,7 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
   """Return, by trait and arm, half the difference of expression under the high and the low pole.
 
   What both poles share (the presence of any persona, or of any push) cancels. In nats per token,
-  bootstrap over the trait's 24 items.
+  bootstrap over the trait's items.
   """
   items = items[items["valid"]]
   name_of = {persona.label: persona.name for persona in load_personas()}
