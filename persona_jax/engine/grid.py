@@ -160,8 +160,8 @@ class Grid:
     paired: share sampling noise between the conditions of a prompt and sample.
 
   Raises:
-    ValueError: nothing to run, names that occur twice, several greedy samples, or a number that is
-      no integer where one is needed.
+    ValueError: nothing to run, names that occur twice, prompt ids that are no strings, several greedy
+      samples, or a number that is no integer where one is needed.
   """
 
   prompts: Mapping[str, Prompt] | Sequence[Prompt]
@@ -178,6 +178,9 @@ class Grid:
       raise ValueError("Grid prompts must be a list of prompts or {id: prompt}, not a single one.")
     if not isinstance(prompts, Mapping):
       prompts = {f"{n:04d}": prompt for n, prompt in enumerate(prompts)}
+    wrong = [key for key in prompts if not isinstance(key, str)]
+    if wrong:
+      raise ValueError(f"prompt ids must be strings, as in a results table; got {wrong[:5]}.")
     object.__setattr__(self, "prompts", dict(prompts))
     object.__setattr__(self, "conditions", tuple(self.conditions))
     names = [condition.name for condition in self.conditions]

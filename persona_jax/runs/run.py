@@ -92,14 +92,17 @@ class Run:
   def score(self, scorers: Sequence[Scorer]) -> None:
     """Add (or replace) the columns of scorers, over all rows that are done.
 
+    A scorer sees the columns of `COLUMNS` alone, whatever was scored before, so its measurement
+    does not depend on the order of scoring.
+
     Raises:
       ValueError: a scorer's name is no file name or occurs twice, or a column is one of the table
         or of another scorer, given here or stored.
     """
     _check_scorers(scorers, self.directory)
-    table = self.table()
+    table = self._rows()
     for scorer in scorers:
-      columns = scorer.score(table)[list(scorer.columns)]
+      columns = scorer.score(table.copy())[list(scorer.columns)]
       columns.insert(0, "row_id", table["row_id"])
       write_parquet(columns, self.directory / "scores" / f"{scorer.name}.parquet")
 

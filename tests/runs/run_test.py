@@ -195,6 +195,21 @@ def test_scorers_that_clash_are_refused_before_anything_runs(tiny, tmp_path, sco
   assert not (tmp_path / "run").exists()
 
 
+def test_a_scorer_sees_no_other_scores(tiny, tmp_path):
+  class Columns(Length):
+    def score(self, table):
+      seen.append(list(table.columns))
+      table["text"] = ""  # a scorer may spoil its own copy
+      return super().score(table)
+
+  seen = []
+  small = grid(tiny, conditions=[pj.Condition("base")])
+  run = pj.run(tiny.model, small, tmp_path, scorers=[Length("stored", ("x",))], progress=False)
+  run.score([Columns(), Length("other", ("other",))])
+  assert seen == [list(runs.COLUMNS)]
+  assert (run.table()["other"] == run.table()["text"].str.len()).all()
+
+
 def test_scorers_may_be_replaced_but_not_share_a_column_with_a_stored_one(tiny, tmp_path):
   small = grid(tiny, conditions=[pj.Condition("base")])
   run = pj.run(tiny.model, small, tmp_path, scorers=[Length()], progress=False)
@@ -276,6 +291,7 @@ def test_open_and_json_are_readable(tiny, tmp_path):
     ),
     (lambda: pj.Grid(["w1"], [pj.Condition("a")], samples=2, max_new_tokens=1), "greedy"),
     (lambda: pj.Grid("w1", [pj.Condition("a")], max_new_tokens=1), "not a single"),
+    (lambda: pj.Grid({1: "w1"}, [pj.Condition("a")], max_new_tokens=1), r"strings.*\[1\]"),
     (lambda: pj.Condition(""), "name"),
     (lambda: pj.Condition("a", edits=["x"]), "pj.add"),
     (lambda: pj.Condition("a", replicate=1.5), "replicate=1.5"),
