@@ -160,8 +160,8 @@ class Grid:
     paired: share sampling noise between the conditions of a prompt and sample.
 
   Raises:
-    ValueError: nothing to run, names that occur twice, prompt ids that are no strings, several greedy
-      samples, or a number that is no integer where one is needed.
+    ValueError: nothing to run, names that occur twice, prompt ids that are no strings, several
+      greedy samples, or a number that is no integer where one is needed.
   """
 
   prompts: Mapping[str, Prompt] | Sequence[Prompt]

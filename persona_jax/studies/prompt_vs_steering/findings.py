@@ -109,6 +109,7 @@ def limits(
   most = rate[rate["arm"] == "steer"].iloc[-1]
   calm = rate[rate["coef"] == 0].iloc[0]
   passed = passes_gate(refusal)
+  num_items = items.groupby("trait")["item_id"].nunique().max()
   return [
     f"Gate G1 (refuses at least {MIN_REFUSAL:.0%} of harmful prompts, and {MIN_REFUSAL_GAP:.0%}"
     f" more than of harmless ones): {'passed' if passed else 'FAILED'}. Unedited, the model refuses"
@@ -123,9 +124,10 @@ def limits(
     " and steering changes the words in which a refusal is put.",
     "Trait expression is the log-probability of questionnaire items, not behaviour: it shows that"
     " the model's picture of itself moves, not that its conduct does. Intervals are over the"
-    f" {items.groupby('trait')['item_id'].nunique().max()} items of a trait. One paraphrase of each persona and one direction are used, so the variance"
-    " of wording is not in them. Block and doses were chosen by looking at this same measure (see"
-    " the config), so the steering slopes are somewhat flattered; the random control is not.",
+    f" {num_items} items of a trait. One paraphrase of each persona and one direction are used, so"
+    " the variance of wording is not in them. Block and doses were chosen by looking at this same"
+    " measure (see the config), so the steering slopes are somewhat flattered; the random control"
+    " is not.",
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
     f" greedy answers of at most {settings.max_new_tokens} tokens: enough to see the machinery at"
     " work, not to rank personas.",
