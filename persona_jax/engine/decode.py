@@ -14,7 +14,6 @@ from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.table import ROLES, EditTable
 from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.sampling import Sampling, next_token
-from persona_jax.models import families
 from persona_jax.models.arch import Arch
 from persona_jax.models.layers import KV
 
@@ -27,7 +26,8 @@ class Start(NamedTuple):
     role_B: int32, its role.
     position_B: int32, its position in the row.
     offset_B: int32, its offset from the end of the prompt (-1, or more in a started answer).
-    valid_BS: bool, slots of the cache that hold a token of the row's prefix.
+    prefix_position_BS: int32, position of the token in each slot of the row's prefix; negative
+      where a slot is empty.
     done_B: bool, rows that only fill the tile.
     key_B: sampling keys.
   """
@@ -36,7 +36,7 @@ class Start(NamedTuple):
   role_B: jax.Array
   position_B: jax.Array
   offset_B: jax.Array
-  valid_BS: jax.Array
+  prefix_position_BS: jax.Array
   done_B: jax.Array
   key_B: jax.Array
 
@@ -101,30 +101,28 @@ def decode(
     with_logprobs: whether to compute log-probabilities (one more pass over the vocabulary).
   """
   num_rows = start.token_B.shape[0]
-  num_slots = caches[0].k_BKSH.shape[2]
-  first_slot = num_slots - num_steps
-  adapter = families.family(arch.family)
-  slot_S = jnp.arange(num_slots)
+  first_slot = caches[0].k_BKSH.shape[2] - num_steps
+  # Slots of tokens to come hold later positions than any query's, so they are not seen.
+  answer_position_BN = start.position_B[:, None] + jnp.arange(num_steps)
+  slot_position_BS = jnp.concatenate([start.prefix_position_BS, answer_position_BN], axis=1)
 
   def body(state: State) -> State:
     t = state.step
     live_B = ~state.done_B
     role_B = jnp.where(t == 0, start.role_B, ROLES["assistant"])
     tokens = TokenInfo((start.offset_B + t)[:, None], role_B[:, None], live_B[:, None])
-    answered_S = (slot_S >= first_slot) & (slot_S <= first_slot + t)
-    seen_BS = jnp.pad(start.valid_BS, [(0, 0), (0, num_steps)]) | answered_S
     out = run_blocks(
       arch,
       params,
-      adapter.embed(params, state.token_B[:, None], resid_dtype),
+      arch.family.embed(arch, params, state.token_B[:, None], resid_dtype),
       (start.position_B + t)[:, None],
-      seen_BS[:, None],
       tokens,
+      slot_position_BS=slot_position_BS,
       caches=state.caches,
       cursor=first_slot + t,
       edits=edits,
     )
-    logits_BV = adapter.unembed(arch, params, out.h_BTD[:, 0])
+    logits_BV = arch.family.unembed(arch, params, out.h_BTD[:, 0])
     token_B = next_token(sampling, logits_BV, start.key_B, t)
     logprob_BN = state.logprob_BN
     if logprob_BN is not None:

@@ -14,7 +14,6 @@ from persona_jax.engine.capture import CaptureSpec
 from persona_jax.engine.forward import Pass, run_blocks
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.rows import Row
-from persona_jax.models import families
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -75,16 +74,14 @@ def extend(
   tokens = TokenInfo(
     jnp.asarray(position_BT - end_B[:, None]), jnp.asarray(role_BT), jnp.asarray(valid_BT)
   )
-  causal_TT = np.tril(np.ones((num_tokens, num_tokens), bool))
-  own_BTT = np.broadcast_to(causal_TT, (num_rows, num_tokens, num_tokens))
-  seen_BTS = np.broadcast_to(prefix.valid_BS[:, None], (num_rows, num_tokens, prefix.num_slots))
+  slot_position_BS = np.concatenate([prefix.position_BS, position_BT], axis=1)
   run = run_blocks(
     model.arch,
     model.params,
-    families.family(model.arch.family).embed(model.params, jnp.asarray(ids_BT), model.resid_dtype),
+    model.embed(jnp.asarray(ids_BT)),
     jnp.asarray(position_BT),
-    jnp.asarray(np.concatenate([seen_BTS, own_BTT], axis=-1)),
     tokens,
+    slot_position_BS=jnp.asarray(slot_position_BS),
     caches=prefix.caches,
     cursor=prefix.num_slots,
     edits=compile_edits(model, edits) if any(edits) else None,

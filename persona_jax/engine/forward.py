@@ -16,9 +16,9 @@ from persona_jax.edits.apply import Delivery, TokenInfo, apply_site
 from persona_jax.edits.compile import needs_roles
 from persona_jax.edits.table import ROLES, EditTable, Site
 from persona_jax.engine.capture import Capture, CaptureSpec, read, resolve
-from persona_jax.models import families, layers
+from persona_jax.models import layers
 from persona_jax.models.arch import Arch
-from persona_jax.models.layers import KV, Rotation
+from persona_jax.models.layers import KV, Slots
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -42,19 +42,17 @@ class Pass(NamedTuple):
   delivery: Delivery
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "spec"))
+@functools.partial(jax.jit, static_argnames=("arch", "i", "spec"))
 def _block(
   params: Mapping[str, jax.Array],
   h_BTD: jax.Array,
-  rope: Rotation,
-  mask_BTS: jax.Array,
-  cache: KV | None,
-  cursor: jax.Array,
+  slots: Slots,
   sites: dict[str, Site],
   tokens: TokenInfo,
   bank_RD: jax.Array | None,
   *,
   arch: Arch,
+  i: int,
   spec: CaptureSpec | None,
 ) -> tuple[jax.Array, KV, dict[str, jax.Array], Delivery | None]:
   reads: dict[str, jax.Array] = {}
@@ -68,8 +66,7 @@ def _block(
       reads[site] = read(spec, x_BTD, bank_RD, tokens)
     return x_BTD
 
-  adapter = families.family(arch.family)
-  h_BTD, kv = adapter.block(arch, params, h_BTD, rope, mask_BTS, cache, cursor, tap)
+  h_BTD, kv = arch.family.block(arch, i, params, h_BTD, slots, tap)
   total = functools.reduce(Delivery.plus, delivered) if delivered else None
   return h_BTD, kv, reads, total
 
@@ -78,10 +75,10 @@ def run_blocks(
   arch: Arch,
   params: Mapping[str, Any],
   h_BTD: jax.Array,
-  positions_BT: jax.Array,
-  mask_BTS: jax.Array,
+  position_BT: jax.Array,
   tokens: TokenInfo,
   *,
+  slot_position_BS: jax.Array | None = None,
   caches: list[KV] | None = None,
   cursor: jax.Array | int = 0,
   edits: EditTable | None = None,
@@ -93,28 +90,32 @@ def run_blocks(
   Args:
     arch, params: the model.
     h_BTD: embedded tokens.
-    positions_BT: int32, position of each token in its row.
-    mask_BTS: bool, which slots each token may attend to (S = T without caches).
+    position_BT: int32, position of each token in its row; a token attends to slots of positions up
+      to its own.
     tokens: what edit windows need to know.
+    slot_position_BS: int32, position of the token in each slot of the caches, the T tokens' own
+      included; negative where a slot is empty. Default, without caches, the tokens' own.
     caches: per block, keys and values of S slots; the T tokens are written from slot `cursor` on.
     edits: the edit table of the B rows, or None for the model without hooks.
     spec, banks: what to read (see `engine.capture.resolve`).
   """
-  rope = layers.rotation(positions_BT, arch.head_dim, arch.rope_theta)
-  delivery = Delivery.none(positions_BT.shape)
+  if slot_position_BS is None:
+    slot_position_BS = position_BT
+  ropes = [layers.rotation(position_BT, kind.rope, arch.head_dim) for kind in arch.kinds]
+  masks = [layers.visible(position_BT, slot_position_BS, kind.window) for kind in arch.kinds]
+  delivery = Delivery.none(position_BT.shape)
   new_caches, reads = [], {}
-  for i in range(arch.num_blocks):
+  for i, kind in enumerate(arch.pattern):
+    kv = None if caches is None else caches[i]
     h_BTD, kv, block_reads, delivered = _block(
       params["blocks"][i],
       h_BTD,
-      rope,
-      mask_BTS,
-      None if caches is None else caches[i],
-      cursor,
+      Slots(position_BT, slot_position_BS, ropes[kind], masks[kind], kv, cursor),
       {} if edits is None else edits.of_block(i),
       tokens,
       None if banks is None else banks.get(i),
       arch=arch,
+      i=arch.first_alike(i),
       spec=None if spec is None else spec.reads(i),
     )
     new_caches.append(kv)
@@ -186,12 +187,9 @@ def forward(
   tokens = TokenInfo(offset_BT, jnp.asarray(roles_BT, jnp.int32), valid_BT)
   spec, banks = (None, None) if capture is None else resolve(capture, arch)
 
-  h_BTD = families.family(arch.family).embed(params, tokens_BT, model.resid_dtype)
-  causal_BTS = jnp.broadcast_to(position_T[:, None] >= position_T, (b, t, t))
-  positions_BT = jnp.broadcast_to(position_T, (b, t))
-  out = run_blocks(
-    arch, params, h_BTD, positions_BT, causal_BTS, tokens, edits=edits, spec=spec, banks=banks
-  )
+  h_BTD = model.embed(tokens_BT)
+  position_BT = jnp.broadcast_to(position_T, (b, t))
+  out = run_blocks(arch, params, h_BTD, position_BT, tokens, edits=edits, spec=spec, banks=banks)
   if logits is None:
     return None, out.reads
   h_BTD = out.h_BTD
@@ -217,4 +215,4 @@ def _check_ids(tokens_BT: jax.Array, vocab_size: int) -> None:
 def head(params: Mapping[str, Any], h_BTD: jax.Array, *, arch: Arch) -> jax.Array:
   """Turn residuals [..., D] into float32 logits [..., V]."""
   top = {name: leaf for name, leaf in params.items() if name != "blocks"}
-  return families.family(arch.family).unembed(arch, top, h_BTD)
+  return arch.family.unembed(arch, top, h_BTD)

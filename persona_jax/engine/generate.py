@@ -113,7 +113,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
     role_B=jnp.asarray([row.roles[-1] for row in filled], jnp.int32),
     position_B=jnp.asarray(last_B),
     offset_B=jnp.asarray(last_B - [row.prompt_length for row in filled], jnp.int32),
-    valid_BS=jnp.asarray(prefix.valid_BS),
+    prefix_position_BS=jnp.asarray(prefix.position_BS),
     done_B=jnp.arange(num_rows) >= len(rows),
     key_B=sampling_keys([row.seed for row in filled]),
   )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from persona_jax.checkpoints.checkpoint import open_checkpoint
 from persona_jax.engine.model import Model
 from persona_jax.models import families
+from persona_jax.models.family import Family
 from persona_jax.models.params import load_params
 from persona_jax.personas.chat import Chat
 
@@ -30,6 +31,7 @@ def load(
   dtype: str = "float32",
   resid_dtype: str | None = None,
   system_default: Literal["keep", "empty", "drop"] = "keep",
+  family: Family | None = None,
 ) -> Model:
   """Load a model; never downloads.
 
@@ -42,6 +44,7 @@ def load(
       swallows.
     system_default: what a chat without a system message gets: "keep" what the template does (many
       insert a default text), "empty" an empty system message, "drop" no system block at all.
+    family: the adapter to use; default the one for the checkpoint's `model_type`.
 
   Raises:
     FileNotFoundError: nothing is there; for a registry name the message says which command fetches
@@ -53,7 +56,8 @@ def load(
   checkpoint = open_checkpoint(source)
   tokenizer = checkpoint.tokenizer
   chat = Chat.of(tokenizer, system_default)
-  arch = families.family(str(checkpoint.config.get("model_type"))).parse(checkpoint.config)
+  family = family or families.family(str(checkpoint.config.get("model_type")))
+  arch = family.parse(checkpoint.config)
   if tokenizer.vocab_size > arch.vocab_size:
     raise ValueError(
       f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {arch.vocab_size} rows."

@@ -53,13 +53,17 @@ class Model:
 
   def __repr__(self) -> str:
     return (
-      f"Model({self.identity.name!r}, {self.arch.family}, {self.arch.num_blocks} blocks of width "
-      f"{self.arch.width}, {self.dtype}, residual {self.resid_dtype})"
+      f"Model({self.identity.name!r}, {self.arch.family.name}, {self.arch.num_blocks} blocks of "
+      f"width {self.arch.width}, {self.dtype}, residual {self.resid_dtype})"
     )
 
   def encode(self, prompt: Prompt) -> EncodedPrompt:
     """Render and tokenise a prompt (string, chat or `pj.Raw`); see `chat.encode_prompt`."""
     return encode_prompt(self.tokenizer, self.chat, prompt)
+
+  def embed(self, tokens_BT: jax.Array) -> jax.Array:
+    """Look token ids up, int32 [B, T]; what enters block 0, [B, T, D] in `resid_dtype`."""
+    return self.arch.family.embed(self.arch, self.params, tokens_BT, self.resid_dtype)
 
   def generate(
     self,

@@ -24,7 +24,6 @@ from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.compile import compile_edits
 from persona_jax.engine.forward import Pass, run_blocks
 from persona_jax.engine.rows import LENGTH_STEP, Row, round_up, row_bucket
-from persona_jax.models import families
 from persona_jax.models.layers import KV
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Prefix:
 
   Attributes:
     caches: per block, [B, K, S + room, H]; slots from S on are free.
-    valid_BS: bool [B, S], slots that hold a token of the row's prefix.
+    position_BS: int32 [B, S], position of the token in each slot; negative where a slot is empty.
     num_slots: S.
     realised_B, requested_B: float32, delivery of edits on the prefix (`edits.apply.Delivery`).
     edited_B: int32, prefix tokens on which an edit was on.
@@ -52,7 +51,7 @@ class Prefix:
   """
 
   caches: list[KV]
-  valid_BS: np.ndarray
+  position_BS: np.ndarray
   num_slots: int
   realised_B: np.ndarray
   requested_B: np.ndarray
@@ -63,10 +62,10 @@ class Prefix:
 
 @dataclasses.dataclass(frozen=True)
 class _Computed:
-  """Keys and values of P distinct token runs, with their validity and the delivery of edits."""
+  """Keys and values of P distinct token runs, with their positions and the delivery of edits."""
 
   caches: list[KV]
-  valid_PS: np.ndarray
+  position_PS: np.ndarray
   realised_P: np.ndarray
   requested_P: np.ndarray
   edited_P: np.ndarray
@@ -97,8 +96,8 @@ def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Pr
   done = _compute(model, firsts, stem_length_P, shared, np.asarray(stem_P, np.int32))
   return Prefix(
     [_gather(kv, jnp.asarray(index_B), room=room) for kv in done.caches],
-    done.valid_PS[index_B],
-    done.valid_PS.shape[1],
+    done.position_PS[index_B],
+    done.position_PS.shape[1],
     done.realised_P[index_B],
     done.requested_P[index_B],
     done.edited_P[index_B],
@@ -173,7 +172,7 @@ def _compute(
   slots = max(LENGTH_STEP, round_up(longest, LENGTH_STEP))
   size = max(1, min(row_bucket(len(rows)), BATCH_TOKENS // slots))
   parts: list[list[KV]] = [[] for _ in range(model.arch.num_blocks)]
-  valid, realised, requested, edited = [], [], [], []
+  positions, realised, requested, edited = [], [], [], []
   for i in range(0, len(rows), size):
     batch, offsets = list(rows[i : i + size]), list(skip[i : i + size])
     keep = len(batch)  # only the last batch is padded, at its end: run p stays at place p
@@ -181,18 +180,18 @@ def _compute(
     stems = None
     if shared is not None and stem_P is not None:
       stems = np.append(stem_P[i : i + size], np.zeros(missing, np.int32))
-    out, valid_BS = _run(
+    out, position_BS = _run(
       model, batch + [batch[0]] * missing, offsets + offsets[:1] * missing, slots, shared, stems
     )
     for block, kv in enumerate(out.caches):
       parts[block].append(kv)
-    valid.append(valid_BS[:keep])
+    positions.append(position_BS[:keep])
     realised.append(np.asarray(out.delivery.realised_B)[:keep])
     requested.append(np.asarray(out.delivery.requested_B)[:keep])
     edited.append(np.asarray(out.delivery.edited_BT).sum(axis=1)[:keep])
   return _Computed(
     [part[0] if len(part) == 1 else _join(part) for part in parts],
-    *(np.concatenate(x) for x in (valid, realised, requested, edited)),
+    *(np.concatenate(x) for x in (positions, realised, requested, edited)),
   )
 
 
@@ -221,23 +220,20 @@ def _run(
   tokens = TokenInfo(
     jnp.asarray(position_BT - end_B[:, None]), jnp.asarray(roles_BT), jnp.asarray(valid_BT)
   )
-  valid_BS, caches, before = valid_BT, None, 0
+  slot_position_BS, caches, before = np.where(valid_BT, position_BT, -1), None, 0
   if shared is not None and stem_B is not None:
-    before = shared.valid_PS.shape[1]
-    valid_BS = np.concatenate([shared.valid_PS[stem_B], valid_BT], axis=1)
+    before = shared.position_PS.shape[1]
+    slot_position_BS = np.concatenate([shared.position_PS[stem_B], slot_position_BS], axis=1)
     caches = [_gather(kv, jnp.asarray(stem_B), room=slots) for kv in shared.caches]
-  slot_S, query_T = np.arange(before + slots), before + np.arange(slots)
-  mask_BTS = (query_T[:, None] >= slot_S)[None] & valid_BS[:, None, :]
-  adapter = families.family(model.arch.family)
   out = run_blocks(
     model.arch,
     model.params,
-    adapter.embed(model.params, jnp.asarray(ids_BT), model.resid_dtype),
+    model.embed(jnp.asarray(ids_BT)),
     jnp.asarray(np.maximum(position_BT, 0)),
-    jnp.asarray(mask_BTS),
     tokens,
+    slot_position_BS=jnp.asarray(slot_position_BS),
     caches=caches,
     cursor=before,
     edits=table,
   )
-  return out, valid_BS
+  return out, slot_position_BS

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
 _TILE_ROWS = 64  # logits of a tile are [rows, T, V] float32: 64 x 8 x 49,152 is 100 MB
-_TOKEN_STEP = 8  # continuations are padded to a multiple of this
+# Continuations are padded to a multiple of this. Of 2: a fifth of the tokens of questionnaire items
+# is padding, of 8: half as many as there are; a shape more takes a second to compile.
+_TOKEN_STEP = 2
 
 
 class Scored(NamedTuple):

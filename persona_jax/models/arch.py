@@ -13,40 +13,77 @@ import dataclasses
 import operator
 from collections.abc import Iterable
 
+from persona_jax.models.family import Family
+from persona_jax.models.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockKind:
+  """What may differ between the blocks of a model.
+
+  Attributes:
+    rope: rotary frequencies.
+    window: tokens that a token attends to, itself included; None for all before it.
+  """
+
+  rope: Rope
+  window: int | None = None
+
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
   """The architecture of a decoder-only transformer; hashable, so it can be static under `jax.jit`.
 
   Attributes:
-    family: name of the family adapter, e.g. "llama".
-    num_blocks: L, decoder layers.
+    family: the adapter.
     width: D, width of the residual stream.
     num_heads: N, query heads.
     num_kv_heads: K, key/value heads; divides N.
     head_dim: H, width of one head.
     ffw_width: F, width of the feed-forward layer.
     vocab_size: V, rows of the embedding table.
-    rope_theta: base of the rotary frequencies.
     norm_eps: epsilon of the RMS norms.
     tied_head: whether the output head is the embedding table.
-    max_positions: longest sequence the checkpoint was trained for, in tokens.
+    max_positions: longest sequence the checkpoint was made for, in tokens.
+    kinds: the different kinds of blocks.
+    pattern: for each block, the place of its kind in `kinds`; see `block_pattern`.
+    activation: of the gated feed-forward: "silu" or "gelu_tanh".
+    attn_scale: of the scores; None for H ** -0.5.
+    qkv_bias, o_bias, ffw_bias: which products add a bias.
+    qk_norm: RMS norm of each query and key head before the rotation.
+    norm_offset: added to the stored scales of norms (Gemma stores them as 1 + w).
+    post_norms: norms of the attention's and feed-forward's outputs before they join the stream.
+    attn_softcap, final_softcap: c in c · tanh(x / c) of scores and logits, or None.
+    embed_scale: factor of the embeddings.
   """
 
-  family: str
-  num_blocks: int
+  family: Family
   width: int
   num_heads: int
   num_kv_heads: int
   head_dim: int
   ffw_width: int
   vocab_size: int
-  rope_theta: float
   norm_eps: float
   tied_head: bool
   max_positions: int
+  kinds: tuple[BlockKind, ...]
+  pattern: tuple[int, ...]
+  activation: str = "silu"
+  attn_scale: float | None = None
+  qkv_bias: bool = False
+  o_bias: bool = False
+  ffw_bias: bool = False
+  qk_norm: bool = False
+  norm_offset: float = 0.0
+  post_norms: bool = False
+  attn_softcap: float | None = None
+  final_softcap: float | None = None
+  embed_scale: float = 1.0
 
   def __post_init__(self) -> None:
+    if min(self.width, self.num_kv_heads, self.ffw_width, self.vocab_size, self.num_blocks) < 1:
+      raise ValueError(f"sizes of a model must be positive, got {self}.")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_attention_heads={self.num_heads} is no multiple of "
@@ -54,6 +91,19 @@ class Arch:
       )
     if self.head_dim % 2:
       raise ValueError(f"head_dim={self.head_dim} is odd; rotary embedding needs pairs.")
+
+  @property
+  def num_blocks(self) -> int:
+    """L, decoder layers."""
+    return len(self.pattern)
+
+  def kind(self, i: int) -> BlockKind:
+    """Return the kind of block i."""
+    return self.kinds[self.pattern[i]]
+
+  def first_alike(self, i: int) -> int:
+    """Return the first block of the kind of block i; equal blocks share one compiled program."""
+    return self.pattern.index(self.pattern[i])
 
   @property
   def group(self) -> int:
@@ -87,3 +137,10 @@ class Arch:
         f"blocks 0 to {self.num_blocks - 1}."
       )
     return tuple(sorted(set(numbers)))
+
+
+def block_pattern(kinds: Iterable[BlockKind]) -> tuple[tuple[BlockKind, ...], tuple[int, ...]]:
+  """Return (distinct kinds, place of each block's kind) of one kind a block."""
+  per_block = list(kinds)
+  distinct = tuple(dict.fromkeys(per_block))
+  return distinct, tuple(distinct.index(kind) for kind in per_block)

@@ -1,20 +1,26 @@
 """The model families, by the `model_type` of their Hugging Face config."""
 
-from types import ModuleType
+from persona_jax.models.family import Family
+from persona_jax.models.gemma import GEMMA2, GEMMA3
+from persona_jax.models.llama import LLAMA
+from persona_jax.models.qwen import QWEN2, QWEN3
 
-from persona_jax.models import llama
+# "gemma3" is the type of multimodal checkpoints, whose text part is read.
+FAMILIES: dict[str, Family] = {
+  **{family.name: family for family in (LLAMA, QWEN2, QWEN3, GEMMA2, GEMMA3)},
+  "gemma3": GEMMA3,
+}
 
-_FAMILIES = {"llama": llama}
 
-
-def family(name: str) -> ModuleType:
-  """Return the adapter of a family.
-
-  It has `parse`, `abstract_params`, `weight_map`, `embed`, `block` and `unembed`.
+def family(model_type: str) -> Family:
+  """Return the adapter for a `model_type`.
 
   Raises:
     ValueError: no adapter has that name.
   """
-  if name not in _FAMILIES:
-    raise ValueError(f"model_type {name!r} is not supported; supported: {sorted(_FAMILIES)}.")
-  return _FAMILIES[name]
+  if model_type not in FAMILIES:
+    raise ValueError(
+      f"model_type {model_type!r} is not supported; supported: {sorted(FAMILIES)}. "
+      "Another family can be given: pj.load(…, family=pj.Family(…))."
+    )
+  return FAMILIES[model_type]

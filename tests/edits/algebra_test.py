@@ -23,9 +23,13 @@ class Arch:
   """As much of a model as `pj.compile_edits` looks at."""
 
   def __init__(self) -> None:
-    from persona_jax.models.arch import Arch as Real
+    from persona_jax.models.llama import parse
 
-    self.arch = Real("llama", BLOCKS, D, 2, 1, 8, 8, 32, 1e4, 1e-6, True, 64)
+    sizes = dict(
+      num_hidden_layers=BLOCKS, hidden_size=D, num_attention_heads=2, intermediate_size=8,
+      vocab_size=32,
+    )  # fmt: skip
+    self.arch = parse({"model_type": "llama", **sizes})
 
 
 def direction(seed: int, norm: float = 3.0) -> pj.Direction:

@@ -210,7 +210,7 @@ def test_loop_stops_when_all_rows_are_done(tiny):
   prefix = prefill(tiny.model, [row], 1, room=50)
   start = decode.Start(
     *(jnp.asarray([x], jnp.int32) for x in (row.ids[-1], 1, 2, -1)),
-    jnp.asarray(prefix.valid_BS),
+    jnp.asarray(prefix.position_BS),
     jnp.asarray([False]),
     sampling_keys([0]),
   )

@@ -10,13 +10,10 @@ over all tokens of a prompt.
 """
 
 import argparse
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -25,14 +22,14 @@ import persona_jax as pj
 from persona_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from persona_jax.checkpoints.registry import registry_file
 from persona_jax.personas.chat import Chat
-from tests.parity import reference_numbers
+from tests.parity import family_numbers, reference_numbers
 from tests.parity.checks import Tally, relative_error
+from tests.parity.families import check_families, check_kept
 from tests.parity.prompts import CONTINUATIONS, PROMPTS, STEERED, prompts_hash
-from tests.parity.reference_model import Reading, Reference, Steering
+from tests.parity.reading import Edits, Reading, our_reading
+from tests.parity.reference_model import Reference, Steering
 from tests.reference import make_chat_reference, make_tokenizer_reference
 from tests.reference.chat_templates import CHATS, TEMPLATES
-from tests.reference.checkpoint_writer import write_checkpoint
-from tests.reference.random_llama import random_llama, vocabulary
 
 MODEL = "smollm2-135m-instruct"
 LIMIT = 1e-5  # relative error of logits and residuals in float32
@@ -42,34 +39,7 @@ GREEDY_STEPS, STEERED_STEPS = 64, 32
 STEERED_BLOCK = 15
 
 Ids = dict[str, list[int]]
-Edits = Sequence[pj.Edit | None]
 Greedy = dict[str, tuple[list[int], np.ndarray]]  # prompt → new ids, logits [n, V] they came from
-
-
-def our_reading(
-  model: pj.Model, rows: Sequence[Sequence[int]], *, edits: Edits | None = None, ends: Any = None
-) -> list[Reading]:
-  """Runs rows as one batch, padded to the longest; returns the valid part of each."""
-  lengths = [len(row) for row in rows]
-  tokens_BT = np.full((len(rows), max(lengths)), 7, np.int32)  # a pad that is an ordinary token
-  for b, row in enumerate(rows):
-    tokens_BT[b, : len(row)] = row
-  logits_BTV, reads = pj.forward(
-    model,
-    jnp.asarray(tokens_BT),
-    None if edits is None else pj.compile_edits(model, edits),
-    pj.Capture(),
-    lengths_B=jnp.asarray(lengths),
-    prompt_lengths_B=None if ends is None else jnp.asarray(ends),
-  )
-  assert logits_BTV is not None
-  resid_LBTD = [
-    np.asarray(reads["resid_post", i], np.float32) for i in range(model.arch.num_blocks)
-  ]
-  return [
-    Reading(np.asarray(logits_BTV[b, :n]), np.stack([h_BTD[b, :n] for h_BTD in resid_LBTD]))
-    for b, n in enumerate(lengths)
-  ]
 
 
 def check_text(tally: Tally, checkpoint: Checkpoint, model: pj.Model) -> None:
@@ -296,31 +266,6 @@ def _drift(reading: Reading, exact: Reading) -> tuple[float, float]:
   )
 
 
-def check_random(tally: Tally) -> None:
-  """Random small models: tied and untied, grouped and ungrouped heads, odd sizes."""
-  shapes: list[dict[str, Any]] = [
-    dict(tied=tied, kv_heads=kv_heads, **more)
-    for tied in (False, True)
-    for kv_heads, more in (
-      (1, dict(blocks=2)),
-      (2, dict(head_dim=6, rope_theta=500_000.0)),
-      (4, dict(hidden=60, heads=12, head_dim=14)),
-    )
-  ]
-  with tally.group("random small models, logits and residuals", LIMIT, relative=True) as group:
-    for seed, shape in enumerate(shapes):
-      config, tensors = random_llama(seed, **shape)
-      ids = np.random.default_rng(seed).integers(0, config["vocab_size"], 23).tolist()
-      expected = Reference(config, tensors).read(ids)
-      with tempfile.TemporaryDirectory() as directory:
-        write_checkpoint(Path(directory), config, tensors, vocabulary(config))
-        (ours,) = our_reading(pj.load(directory), [ids])
-      group.check(f"logits, {shape}", relative_error(ours.logits_TV, expected.logits_TV))
-      for block in range(len(expected.resid_LTD)):
-        error = relative_error(ours.resid_LTD[block], expected.resid_LTD[block])
-        group.check(f"block {block}, {shape}", error)
-
-
 def check_committed(tally: Tally, theirs: Mapping[str, Reading], numbers: dict[str, Any]) -> None:
   """The committed file holds what the reference gives now."""
   kept = reference_numbers.load()
@@ -358,7 +303,7 @@ def main() -> int:
   ids = {name: [int(i) for i in model.encode(chat).ids] for name, chat in PROMPTS.items()}
 
   check_text(tally, checkpoint, model)
-  check_random(tally)
+  family_results = check_families(tally)
   check_weights(tally, reference, model)
   theirs = check_passes(tally, reference, model, ids)
   title = f"{GREEDY_STEPS} at most, one call"
@@ -386,9 +331,11 @@ def main() -> int:
   }
   if args.check:
     check_committed(tally, theirs, numbers)
+    check_kept(tally, family_results)
   elif not tally.failed:
     reference_numbers.write(numbers)
-    print(f"wrote {reference_numbers.GOLDEN.name}")
+    family_numbers.write(family_results)
+    print(f"wrote {reference_numbers.GOLDEN.name} and {family_numbers.GOLDEN.name}")
   print(
     f"parity: worst relative error {tally.worst:.2e}, {tally.passed} checks passed, "
     f"{tally.failed} failed"

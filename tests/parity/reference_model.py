@@ -1,22 +1,17 @@
-"""Hugging Face transformers' Llama on given tensors: logits, residuals, greedy decoding, edits."""
+"""Hugging Face transformers on given tensors: logits, residuals, greedy decoding, edits."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
+from tests.parity.reading import Reading
+
 # Bookkeeping of a config.json that our port ignores too; dtype is chosen here.
-_DROPPED = ("architectures", "torch_dtype", "dtype", "rope_theta")
-
-
-class Reading(NamedTuple):
-  """One pass: float32 logits [T, V] and each block's output [L, T, D]."""
-
-  logits_TV: np.ndarray
-  resid_LTD: np.ndarray
+_DROPPED = ("architectures", "torch_dtype", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +23,28 @@ class Steering:
   first: int
 
 
+def _hf_config(config: Mapping[str, Any]) -> Any:
+  """Reads config.json as transformers does for a file of the hub."""
+  fields = {name: value for name, value in config.items() if name not in _DROPPED}
+  hf_config = transformers.AutoConfig.for_model(**fields)
+  hf_config._attn_implementation = "eager"
+  return hf_config
+
+
+def _causal_lm(hf_config: Any) -> Any:
+  return transformers.AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager")
+
+
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns the tensors that a checkpoint of this configuration has, as transformers saves it."""
+  with torch.device("meta"):
+    model = _causal_lm(_hf_config(config))
+  tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+  return {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
+
+
 class Reference:
-  """`LlamaForCausalLM` with eager attention, on the CPU.
+  """Transformers' causal language model with eager attention, on the CPU.
 
   Args:
     config: content of config.json.
@@ -43,21 +58,18 @@ class Reference:
     tensors: Mapping[str, np.ndarray],
     dtype: torch.dtype = torch.float32,
   ):
-    fields = {name: value for name, value in config.items() if name not in _DROPPED}
-    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    llama_config = transformers.LlamaConfig(**fields, rope_parameters=rope)
-    llama_config._attn_implementation = "eager"
+    hf_config = _hf_config(config)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(
-      dtype
-    )  # as from_pretrained does, so that the rotary angles stay float32
+    # As from_pretrained does, so that the rotary angles stay float32.
+    torch.set_default_dtype(dtype)
     try:
-      self.model = transformers.LlamaForCausalLM(llama_config).eval()
+      self.model = _causal_lm(hf_config).eval()
     finally:
       torch.set_default_dtype(before)
-    assert self.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    for name, buffer in self.model.named_buffers():
+      assert "inv_freq" not in name or buffer.dtype == torch.float32
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
-    if config["tie_word_embeddings"]:
+    if hf_config.tie_word_embeddings:
       state["lm_head.weight"] = state["model.embed_tokens.weight"]
     self.model.load_state_dict(state, strict=True)
     self.num_blocks = len(self.model.model.layers)

@@ -1,0 +1,87 @@
+"""Reading a Hugging Face config.json: every field is handled, ignorable, fixed, or refused."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# They concern training, serving or bookkeeping, not what the model computes.
+IGNORABLE = frozenset(
+  """
+  architectures torch_dtype dtype use_cache bos_token_id eos_token_id pad_token_id unk_token_id
+  initializer_range transformers_version _name_or_path attention_dropout pretraining_tp
+  is_llama_config transformers.js_config output_attentions output_hidden_states return_dict id2label
+  label2id chunk_size_feed_forward problem_type is_encoder_decoder cache_implementation
+  """.split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """What a family does with the fields of its config.
+
+  Attributes:
+    family: its name, for messages.
+    needed: handled, and must be there.
+    handled: handled if there.
+    fixed: fields that may have only the values named here, which the port implements.
+    ignorable: beside `IGNORABLE`.
+  """
+
+  family: str
+  needed: Collection[str]
+  handled: Collection[str]
+  fixed: Mapping[str, tuple[Any, ...]]
+  ignorable: Collection[str] = ()
+
+  def check(self, config: Mapping[str, Any]) -> None:
+    """Refuse what the port does not implement.
+
+    Raises:
+      ValueError: a field is missing, unknown, or has another value than those it may have.
+    """
+    known = {*self.needed, *self.handled, *self.fixed}
+    unknown = {
+      name: value
+      for name, value in config.items()
+      if name not in known and name not in IGNORABLE and name not in self.ignorable
+    }
+    if unknown:
+      raise ValueError(
+        f"config of a {self.family} model has fields that this port does not know: {unknown}. "
+        f"Known: {sorted(known)}."
+      )
+    for name, allowed in self.fixed.items():
+      if name in config and config[name] not in allowed:
+        raise ValueError(
+          f"config field {name}={config[name]!r} of a {self.family} model is not supported; it "
+          f"must be one of {allowed}."
+        )
+    missing = [name for name in self.needed if config.get(name) is None]
+    if missing:
+      raise ValueError(f"config of a {self.family} model lacks the fields {missing}.")
+
+
+def layer_windows(
+  config: Mapping[str, Any], num_blocks: int, default: Collection[bool], window: int | None
+) -> tuple[int | None, ...]:
+  """Return the sliding window of each block, None for full attention.
+
+  `layer_types` says which blocks slide; without it, `default` does.
+
+  Raises:
+    ValueError: an unknown layer type, another number of them than blocks, or a window that is no
+      positive integer where a block slides.
+  """
+  types = config.get("layer_types")
+  if types is None:
+    slides = list(default)
+  else:
+    known = {"sliding_attention": True, "full_attention": False}
+    if len(types) != num_blocks or not set(types) <= set(known):
+      raise ValueError(
+        f"layer_types={types}: give one of {sorted(known)} for each of the {num_blocks} blocks."
+      )
+    slides = [known[name] for name in types]
+  if any(slides) and (not isinstance(window, int) or window < 1):
+    raise ValueError(f"sliding_window={window!r}: blocks slide, so a positive integer is needed.")
+  return tuple(window if slide else None for slide in slides)
