@@ -4,6 +4,7 @@ python experiments/prompt_vs_steering.py --config=configs/demo.py --workdir=runs
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -11,14 +12,16 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.model = "smollm2-135m-instruct"  # registry name, directory or .gguf file
   config.dtype = "float32"
-  config.resid_dtype = None  # as dtype
+  config.resid_dtype = config_dict.placeholder(str)  # as dtype; float32 keeps small edits
   config.system_default = "keep"  # what a chat without a system message gets: keep, empty, drop
 
   config.personas = tuple(f"P{n}" for n in range(1, 13))
 
   # Steering. One block for all personas. Blocks 10, 14, 16, 18 and 20 of 30 were tried with the
-  # self-report measure at dose 0.2: at 10 and 14 steering moved one trait or none, at 18 it moved
-  # all five the right way; beyond dose 0.2 the curve flattens. The report says so.
+  # self-report measure at dose 0.2: at 10 and 14 steering moved one trait or none, at 18 the shift
+  # of all five has the right sign (three to four of the intervals exclude 0); beyond 0.2 the curve
+  # flattened. So the slopes are flattered, and the report says so.
+  config.tuned_on_self_report = True
   config.block = 18
   config.coef = 0.2  # dose of the steer and random arms, in median residual norms
   config.curve = (0.1, 0.2)  # doses of the curve, run with both signs

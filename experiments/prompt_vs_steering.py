@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
 
   # ---- set-up ------------------------------------------------------------------------------------
   jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-  settings = study.Settings(**{k: v for k, v in config.items() if k not in _MODEL_FIELDS})
+  settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
   model = pj.load(
     config["model"],
     dtype=config["dtype"],

@@ -85,9 +85,11 @@ class Direction:
 
   @property
   def hash(self) -> str:
-    """sha256 (hex) of vectors, site and concept."""
+    """sha256 (hex) of concept, site, vectors and class gap: of all that an edit reads."""
     digest = hashlib.sha256(f"{self.concept}|{self.site}|{self.vectors_SLD.shape}".encode())
     digest.update(np.ascontiguousarray(self.vectors_SLD).tobytes())
+    if self.gap_L is not None:
+      digest.update(np.ascontiguousarray(self.gap_L, np.float64).tobytes())
     return digest.hexdigest()
 
   def save(self, path: str | Path) -> Path:
@@ -116,14 +118,19 @@ class Direction:
     return path
 
 
-def load_direction(path: str | Path, *, model: "Model | None" = None) -> Direction:
+def load_direction(
+  path: str | Path, *, model: "Model | None" = None, allow_other_model: bool = False
+) -> Direction:
   """Read a file of `Direction.save`.
 
   Args:
     path: the safetensors file.
-    model: if given, the direction must have its width and number of blocks. Without it nothing is
-      compared here; `pj.compile_edits`, and with it every call that takes edits, refuses a
-      direction of another width or number of blocks in any case.
+    model: if given, the direction must have its width and number of blocks, and must not have been
+      made on other weights. Without it nothing is compared here; `pj.compile_edits`, and with it
+      every call that takes edits, refuses a direction of another width or number of blocks in any
+      case.
+    allow_other_model: accept a direction that was made on other weights, as for a transfer between
+      a base model and its fine-tune.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -161,6 +168,14 @@ def load_direction(path: str | Path, *, model: "Model | None" = None) -> Directi
       raise ValueError(
         f"{path}: direction {direction.concept!r} is {direction.vectors_SLD.shape[1:]} "
         f"[blocks, width]; the model is {expected}."
+      )
+    made_on = direction.provenance.get("model_hash")
+    if made_on not in (None, model.identity.sha256) and not allow_other_model:
+      raise ValueError(
+        f"{path}: direction {direction.concept!r} was made on "
+        f"{direction.provenance.get('model')!r} (sha256 {str(made_on)[:12]}…), this model is "
+        f"{model.identity.name!r} ({model.identity.sha256[:12]}…); pass allow_other_model=True if "
+        "that is meant."
       )
   return direction
 
@@ -225,5 +240,6 @@ def compose(
         for d, w in zip(ds, weights, strict=True)
       ],
       "model": ds[0].provenance.get("model"),
+      "model_hash": ds[0].provenance.get("model_hash"),
     },
   )

@@ -125,6 +125,29 @@ def run_blocks(
   return Pass(h_BTD, new_caches, reads, delivery)
 
 
+def run_rows(
+  model: "Model",
+  tokens_BT: jax.Array,
+  tokens: TokenInfo,
+  *,
+  edits: EditTable | None = None,
+  spec: CaptureSpec | None = None,
+  banks: Mapping[int, jax.Array] | None = None,
+) -> Pass:
+  """Send left-aligned rows of token ids, [B, T], through every block; see `run_blocks`."""
+  position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+  return run_blocks(
+    model.arch,
+    model.params,
+    model.embed(tokens_BT),
+    position_BT,
+    tokens,
+    edits=edits,
+    spec=spec,
+    banks=banks,
+  )
+
+
 def forward(
   model: "Model",
   tokens_BT: jax.Array,
@@ -187,9 +210,7 @@ def forward(
   tokens = TokenInfo(offset_BT, jnp.asarray(roles_BT, jnp.int32), valid_BT)
   spec, banks = (None, None) if capture is None else resolve(capture, arch)
 
-  h_BTD = model.embed(tokens_BT)
-  position_BT = jnp.broadcast_to(position_T, (b, t))
-  out = run_blocks(arch, params, h_BTD, position_BT, tokens, edits=edits, spec=spec, banks=banks)
+  out = run_rows(model, tokens_BT, tokens, edits=edits, spec=spec, banks=banks)
   if logits is None:
     return None, out.reads
   h_BTD = out.h_BTD

@@ -42,8 +42,7 @@ class Generation:
     tokens_edited: tokens, prompt ones included, on which an edit was on.
     delivered_dose: <realised change, requested change> / ||requested change||^2 over the edited
       tokens, after the cast to the model's dtype; NaN where nothing was requested.
-    valid: false if the row has edits and no token was edited, or if the dose lies outside
-      [.95, 1.05].
+    valid: false if an edit of the row met no token, or if the dose lies outside [.95, 1.05].
   """
 
   text: str
@@ -76,11 +75,26 @@ class Settings:
       raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: give an int of at least 1.")
 
 
-def is_valid(edits: Sequence[Edit], tokens_edited: int, dose: float) -> bool:
-  """Return whether a row got what it asked for; see `Generation.valid`."""
-  if edits and tokens_edited == 0:
-    return False
-  return bool(np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1])
+def problem_of(row: Row, fed: int, dose: float) -> str:
+  """Say what a row did not get of what it asked for, "" if nothing is amiss.
+
+  Args:
+    row: the row.
+    fed: tokens of the answer that went through the model.
+    dose: delivered, NaN where nothing was requested.
+  """
+  for edit, held in zip(row.edits, row.tokens_in_windows(fed), strict=True):
+    if not held:
+      return (
+        f"the window {edit.window} of its edit {edit.op!r} holds none of its {len(row.ids) + fed} "
+        f"tokens, {row.prompt_length} of them prompt"
+      )
+  if not (np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1]):
+    return (
+      f"{dose:.3f} of the requested edit arrived, outside {list(DOSE_RANGE)}: rounding to the "
+      "model's dtype swallowed or inflated it; pj.load(resid_dtype='float32') keeps it"
+    )
+  return ""
 
 
 def dose_of(realised: float, requested: float) -> float:
@@ -146,7 +160,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
         logprobs=None if logprob_BN is None else tuple(logprob_BN[b, : len(ids)].tolist()),
         tokens_edited=int(edited_B[b]),
         delivered_dose=dose,
-        valid=is_valid(row.edits, int(edited_B[b]), dose),
+        valid=not problem_of(row, len(ids) - 1, dose),
       )
     )
   return generations

@@ -154,10 +154,14 @@ class Model:
       float64 [N], natural-log probability of each continuation; or the list.
 
     Raises:
-      ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, or
-        the prompts or edits do not fit.
+      ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, the
+        prompts or edits do not fit, or a row did not get the edit that it asked for (`score_rows`
+        says which and gives their numbers too).
     """
     scored = score_rows(self, prompts, continuations, edits=edits, progress=progress)
+    for n, problem in enumerate(scored.problems):
+      if problem:
+        raise ValueError(f"prompt {n}: {problem}.")
     if per_token:
       return scored.logprobs
     return np.asarray([x.sum() for x in scored.logprobs], np.float64)
@@ -183,7 +187,8 @@ class Model:
       row and NaN after a row's end otherwise.
 
     Raises:
-      ValueError: the capture, prompts or edits do not fit.
+      ValueError: the capture, prompts or edits do not fit, or a row did not get the edit that it
+        asked for.
     """
     return collecting.capture(self, prompts, capture, edits=edits, progress=progress)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
+from persona_jax.edits.table import ROLES
 from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 
 TILE_ROWS = 144  # rows of a decode tile; far fewer would leave 2 CPU cores' matrix units idle
@@ -47,7 +48,19 @@ class Row:
       for edit in self.edits
       if max(first, edit.window.interval[0]) < min(stop, edit.window.interval[1])
     )
-    return self.ids[:-1], self.prompt_length, reaching
+    # Windows may ask for roles, and one text can have others: a chat, and the same as pj.Raw.
+    return self.ids[:-1], self.prompt_length, reaching, self.roles[:-1] if reaching else ()
+
+  def tokens_in_windows(self, fed: int = 0) -> list[int]:
+    """Return, for each edit, the tokens of the row and `fed` answer tokens in its window."""
+    role_T = np.asarray((*self.roles, *[ROLES["assistant"]] * fed))
+    offset_T = np.arange(len(role_T)) - self.prompt_length
+    counts = []
+    for edit in self.edits:
+      start, stop = edit.window.interval
+      held_T = (offset_T >= start) & (offset_T < stop) & (edit.window.role_mask >> role_T & 1 > 0)
+      counts.append(int(held_T.sum()))
+    return counts
 
   @property
   def edits_reach_prefix(self) -> bool:

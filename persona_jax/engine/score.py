@@ -12,7 +12,7 @@ import numpy as np
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.extend import Extended, extend
 from persona_jax.engine.forward import head
-from persona_jax.engine.generate import check_lengths, dose_of, encode_rows, is_valid
+from persona_jax.engine.generate import check_lengths, dose_of, encode_rows, problem_of
 from persona_jax.engine.rows import Row, round_up, row_bucket
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
@@ -20,7 +20,8 @@ from persona_jax.personas.chat import Prompt
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
-_TILE_ROWS = 64  # logits of a tile are [rows, T, V] float32: 64 x 8 x 49,152 is 100 MB
+# Logits of a tile are [rows, T, V] float32: 1024 x 49,152 of them are 200 MB.
+_TILE_ROWS, _TILE_TOKENS = 64, 1024
 # Continuations are padded to a multiple of this. Of 2: a fifth of the tokens of questionnaire items
 # is padding, of 8: half as many as there are; a shape more takes a second to compile.
 _TOKEN_STEP = 2
@@ -36,13 +37,18 @@ class Scored(NamedTuple):
     logprobs: per row, float64, one value a token of the continuation.
     tokens_edited: int [N], tokens on which an edit was on.
     delivered_dose: float64 [N], NaN where nothing was requested.
-    valid: bool [N], false if a row has edits and no token was edited, or the dose is off.
+    problems: for each row "", or why it is not valid: an edit met no token, or the dose is off.
   """
 
   logprobs: list[np.ndarray]
   tokens_edited: np.ndarray
   delivered_dose: np.ndarray
-  valid: np.ndarray
+  problems: list[str]
+
+  @property
+  def valid(self) -> np.ndarray:
+    """Bool [N], rows that got what they asked for."""
+    return np.asarray([not problem for problem in self.problems], bool)
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))
@@ -101,6 +107,19 @@ def _continuation_ids(
   return ids
 
 
+def _tiles(order: Sequence[int], length_P: Sequence[int]) -> list[list[int]]:
+  """Cut passes, in this order, into tiles that are bounded in rows and in padded tokens."""
+  tiles: list[list[int]] = []
+  longest = 0
+  for p in order:
+    longest = max(longest, length_P[p]) if tiles else length_P[p]
+    if not tiles or (len(tiles[-1]) + 1) * longest > _TILE_TOKENS or len(tiles[-1]) == _TILE_ROWS:
+      tiles.append([])
+      longest = length_P[p]
+    tiles[-1].append(p)
+  return tiles
+
+
 def score_rows(
   model: "Model",
   prompts: Sequence[Prompt],
@@ -122,7 +141,7 @@ def score_rows(
   rows = encode_rows(model, prompts, edits)
   conts = [_continuation_ids(model, n, c) for n, c in enumerate(continuations)]
   if not rows:
-    return Scored([], np.zeros(0, int), np.zeros(0), np.zeros(0, bool))
+    return Scored([], np.zeros(0, int), np.zeros(0), [])
   check_lengths(model, rows, max(len(c) for c in conts))
 
   # One pass serves all continuations of a row that differ in their last token only.
@@ -131,7 +150,8 @@ def score_rows(
   place: list[tuple[int, int]] = []
   owner: list[int] = []
   for n, (row, cont) in enumerate(zip(rows, conts, strict=True)):
-    key = (row.ids, row.prompt_length, tuple(id(e) for e in row.edits), cont[:-1])
+    mine = tuple(id(e) for e in row.edits)
+    key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1])
     p = passes.setdefault(key, len(passes))
     if p == len(finals):
       finals.append([])
@@ -148,8 +168,7 @@ def score_rows(
   order = sorted(
     range(len(finals)), key=lambda p: (len(rows[owner[p]].ids), len(conts[owner[p]]), p)
   )
-  for i in range(0, len(order), _TILE_ROWS):
-    tile = order[i : i + _TILE_ROWS]
+  for tile in _tiles(order, [len(conts[owner[p]]) for p in range(len(finals))]):
     tile_rows = [rows[owner[p]] for p in tile]
     fed = [conts[owner[p]][:-1] for p in tile]
     fed_BT, final_BM, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])
@@ -167,5 +186,8 @@ def score_rows(
     [np.append(fed_logprob[p], final_logprob[p][m]) for p, m in place],
     edited_N,
     dose_N,
-    np.asarray([is_valid(r.edits, int(edited_N[n]), dose_N[n]) for n, r in enumerate(rows)]),
+    [
+      problem_of(row, len(cont) - 1, dose)
+      for row, cont, dose in zip(rows, conts, dose_N, strict=True)
+    ],
   )

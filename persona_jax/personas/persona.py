@@ -150,7 +150,8 @@ class Question:
   Attributes:
     question_id: unique, as "neutral-07" or "trait-E-1".
     text: the question.
-    kind: "neutral" (extraction), "dose" (norms), "trait" (trait expression in free text) or "self"
+    kind: "neutral" (extraction from answers), "dose" (norms), "trait" (trait expression in free
+      text) or "self"
       (about oneself; extraction).
     trait: the trait it is about, for kind "trait", else None.
   """

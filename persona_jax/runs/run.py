@@ -6,7 +6,10 @@ DIR/scores/NAME.parquet  one file a scorer, keyed by row_id
 """
 
 import dataclasses
+import functools
+import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import time
@@ -171,9 +174,41 @@ def describe_model(model: Model) -> dict[str, Any]:
   }
 
 
+@functools.cache
+def _code_hash() -> str:
+  """Hash the source of what computes rows: models, checkpoints, edits, engine, texts, kernels."""
+  digest = hashlib.sha256()
+  for package in (
+    "persona_jax.models", "persona_jax.checkpoints", "persona_jax.edits", "persona_jax.engine",
+    "persona_jax.personas", "persona_jax.directions", "persona_kernels",
+  ):  # fmt: skip
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    for root in spec.submodule_search_locations:
+      for file in sorted(Path(root).rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+  return digest.hexdigest()[:12]
+
+
 def versions() -> dict[str, str]:
-  """Return the versions of the packages that numbers depend on."""
-  return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+  """Return the versions of what computes rows: packages, and a hash of this one's source."""
+  packages = ("jax", "jaxlib", "flax", "numpy")
+  return {"code": _code_hash(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def check_versions(there: Mapping[str, str], directory: Path) -> None:
+  """Refuse to add rows to a directory that another program began.
+
+  Raises:
+    ValueError: versions differ from those of this process.
+  """
+  now = versions()
+  differing = [f"{n}: {there.get(n)} there, {now[n]} now" for n in now if there.get(n) != now[n]]
+  if differing:
+    raise ValueError(
+      f"{directory} was begun by another version ({'; '.join(differing)}); rows of two programs "
+      "are not mixed: choose another directory, or remove that one."
+    )
 
 
 def _start(model: Model, grid: Grid, directory: Path) -> Run:
@@ -199,6 +234,8 @@ def _start(model: Model, grid: Grid, directory: Path) -> Run:
         f"{directory} holds a run of another grid or model (it differs in: "
         f"{', '.join(differing)}); choose another directory, or remove that one."
       )
+    if not run.is_complete:
+      check_versions(run.description["versions"], directory)
     return run
   write_json(description, directory / "grid.json")
   return Run(directory, description)
@@ -245,7 +282,8 @@ def run(
     The `Run`; `run.table()` is the table.
 
   Raises:
-    ValueError: the directory holds a run of another grid or model, or tiles of another version; a
+    ValueError: the directory holds a run of another grid or model, or an unfinished one of another
+      version of the code or of JAX; a
       prompt does not fit the model; or scorers clash, see `Run.score`.
   """
   _check_scorers(scorers, Path(out))

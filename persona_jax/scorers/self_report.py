@@ -73,7 +73,7 @@ class SelfReport:
         if not items:
           raise ValueError(f"trait {trait!r} has no item; there are items for {self.traits}.")
         cells += [(name, condition, item) for item in items]
-    logprobs, tokens_edited, delivered_dose, valid = score_rows(
+    scored = score_rows(
       model,
       [condition.apply(self.question) for _, condition, _ in cells],
       [item.text for _, _, item in cells],
@@ -91,11 +91,13 @@ class SelfReport:
           float(np.sum(x)),
           self._balance(item) * item.key * float(np.mean(x)),
         )
-        for (name, _, item), x in zip(cells, logprobs, strict=True)
+        for (name, _, item), x in zip(cells, scored.logprobs, strict=True)
       ],
       columns=list(COLUMNS[:-3]),
     )
-    return table.assign(tokens_edited=tokens_edited, delivered_dose=delivered_dose, valid=valid)
+    return table.assign(
+      tokens_edited=scored.tokens_edited, delivered_dose=scored.delivered_dose, valid=scored.valid
+    )
 
   def _balance(self, item: SelfReportItem) -> float:
     """Return n / (2 n_key): the weight that makes both keys of a trait count alike."""

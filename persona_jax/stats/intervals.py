@@ -82,6 +82,7 @@ def mean(
   values_N: ArrayLike,
   clusters: ArrayLike | None = None,
   *,
+  strata: ArrayLike | None = None,
   confidence: float = 0.95,
   method: Method = "percentile",
   missing: Missing = "nan",
@@ -93,6 +94,8 @@ def mean(
   Args:
     values_N: numbers or booleans; NaN or None is a missing value.
     clusters: N labels; rows with one label are drawn together. None: every value is its own.
+    strata: N labels, one a cluster; as many clusters are drawn from each stratum as it has, so that
+      what differs between strata (the key of an item, say) adds nothing to the interval.
     confidence: coverage of the two-sided interval.
     method: "percentile" or "bca" (Efron 1987).
     missing: "nan" makes the estimate NaN if a value is missing; "drop" leaves missing values out
@@ -101,10 +104,13 @@ def mean(
     seed: seed of the draws.
 
   Raises:
-    ValueError: arrays of different length, an unknown option, infinite values.
+    ValueError: arrays of different length, an unknown option, infinite values, a cluster in two
+      strata.
   """
   options = _Options(confidence, method, missing, draws, seed)
-  (value_N,), cluster_N, note, undefined = _prepare({"values": values_N}, clusters, options)
+  (value_N,), cluster_N, stratum_K, note, undefined = _prepare(
+    {"values": values_N}, clusters, options, strata
+  )
   n = len(value_N)
   if undefined:
     return Estimate(math.nan, math.nan, math.nan, n, undefined)
@@ -113,7 +119,7 @@ def mean(
   def statistic(w_BK: _Floats) -> _Floats:
     return (w_BK @ sum_K) / (w_BK @ count_K)
 
-  return _estimate(float(np.mean(value_N)), statistic, len(count_K), n, note, options)
+  return _estimate(float(np.mean(value_N)), statistic, stratum_K, n, note, options)
 
 
 def difference(
@@ -133,7 +139,7 @@ def difference(
   either side is. The other arguments and errors are those of `mean`.
   """
   options = _Options(confidence, method, missing, draws, seed)
-  (a_N, b_N), cluster_N, note, undefined = _prepare({"a": a_N, "b": b_N}, clusters, options)
+  (a_N, b_N), cluster_N, _, note, undefined = _prepare({"a": a_N, "b": b_N}, clusters, options)
   if undefined:
     return Estimate(math.nan, math.nan, math.nan, len(a_N), undefined)
   estimate = mean(
@@ -160,7 +166,9 @@ def spearman(
   The other arguments and errors are those of `mean`.
   """
   options = _Options(confidence, method, missing, draws, seed)
-  (x_N, y_N), cluster_N, note, undefined = _prepare({"x": x_N, "y": y_N}, clusters, options)
+  (x_N, y_N), cluster_N, stratum_K, note, undefined = _prepare(
+    {"x": x_N, "y": y_N}, clusters, options
+  )
   n = len(x_N)
   for name, values_N in (("x", x_N), ("y", y_N)):
     if not undefined and np.ptp(values_N) == 0:
@@ -178,7 +186,7 @@ def spearman(
     return _weighted_pearson(w_BN @ below_x_NN, w_BN @ below_y_NN, w_BN)
 
   value = float(scipy.stats.spearmanr(x_N, y_N).statistic)
-  return _estimate(value, statistic, int(cluster_N.max()) + 1, n, note, options)
+  return _estimate(value, statistic, stratum_K, n, note, options)
 
 
 def dose_slope(
@@ -186,6 +194,7 @@ def dose_slope(
   y_N: ArrayLike,
   clusters_N: ArrayLike | None = None,
   *,
+  strata: ArrayLike | None = None,
   confidence: float = 0.95,
   method: Method = "percentile",
   missing: Missing = "nan",
@@ -198,12 +207,15 @@ def dose_slope(
     coef_N: coefficients, in any one unit; the slope is per that unit.
     y_N: the measure.
     clusters_N: N labels (prompts or items), as for `mean`.
+    strata: N labels, as for `mean`.
 
   The other arguments and errors are those of `mean`. One single coefficient has no slope: NaN with
   a reason.
   """
   options = _Options(confidence, method, missing, draws, seed)
-  pair, cluster_N, note, undefined = _prepare({"coef": coef_N, "y": y_N}, clusters_N, options)
+  pair, cluster_N, stratum_K, note, undefined = _prepare(
+    {"coef": coef_N, "y": y_N}, clusters_N, options, strata
+  )
   x_N, response_N = pair
   n = len(x_N)
   if not undefined and np.ptp(x_N) == 0:
@@ -223,7 +235,7 @@ def dose_slope(
     defined_B = var_B > 1e-12 * scale
     return np.where(defined_B, cov_B / np.where(defined_B, var_B, 1.0), np.nan)
 
-  return _estimate(value, statistic, len(sums_5K[0]), n, note, options)
+  return _estimate(value, statistic, stratum_K, n, note, options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,9 +262,12 @@ def _check_confidence(confidence: float) -> None:
 
 
 def _prepare(
-  series: dict[str, ArrayLike], clusters: ArrayLike | None, options: _Options
-) -> tuple[list[_Floats], NDArray[np.intp], str, str]:
-  """Return the series as floats, cluster numbers 0 … K−1, a note, and why it is undefined."""
+  series: dict[str, ArrayLike],
+  clusters: ArrayLike | None,
+  options: _Options,
+  strata: ArrayLike | None = None,
+) -> tuple[list[_Floats], NDArray[np.intp], NDArray[np.intp], str, str]:
+  """Return series as floats, cluster numbers 0 … K−1, strata [K], a note, why it is undefined."""
   arrays = []
   for name, values in series.items():
     array_N = np.asarray(values, dtype=np.float64)  # None becomes NaN
@@ -263,7 +278,9 @@ def _prepare(
     arrays.append(array_N)
   n = len(arrays[0])
   label_N = np.arange(n) if clusters is None else np.asarray(clusters)
-  lengths = {**{k: len(a) for k, a in zip(series, arrays, strict=True)}, "clusters": len(label_N)}
+  stratum_N = np.zeros(n) if strata is None else np.asarray(strata)
+  lengths = {k: len(a) for k, a in zip(series, arrays, strict=True)}
+  lengths |= {"clusters": len(label_N), "strata": len(stratum_N)}
   if set(lengths.values()) != {n}:
     raise ValueError(f"arrays of different length: {lengths}")
   missing_N = np.any([np.isnan(a) for a in arrays], axis=0) if n else np.zeros(0, bool)
@@ -271,11 +288,18 @@ def _prepare(
   note = f"{lost} of {n} values are missing" if lost else ""
   if lost and options.missing == "drop":
     note += " and left out"
-    arrays, label_N = [a[~missing_N] for a in arrays], label_N[~missing_N]
+    arrays = [a[~missing_N] for a in arrays]
+    label_N, stratum_N = label_N[~missing_N], stratum_N[~missing_N]
   if not len(label_N):
-    return arrays, np.zeros(0, np.intp), note, note or "no values"
-  _, cluster_N = np.unique(label_N, return_inverse=True)
-  return arrays, cluster_N, note, note if lost and options.missing == "nan" else ""
+    empty = np.zeros(0, np.intp)
+    return arrays, empty, empty, note, note or "no values"
+  _, first_K, cluster_N = np.unique(label_N, return_index=True, return_inverse=True)
+  _, stratum_N = np.unique(stratum_N, return_inverse=True)
+  stratum_K = stratum_N[first_K]
+  if (stratum_K[cluster_N] != stratum_N).any():
+    raise ValueError("a cluster lies in two strata; each cluster has one")
+  undefined = note if lost and options.missing == "nan" else ""
+  return arrays, cluster_N, stratum_K, note, undefined
 
 
 def _by_cluster(values_N: _Floats, cluster_N: NDArray[np.intp]) -> _Floats:
@@ -285,7 +309,7 @@ def _by_cluster(values_N: _Floats, cluster_N: NDArray[np.intp]) -> _Floats:
 def _estimate(
   value: float,
   statistic: Callable[[_Floats], _Floats],
-  n_clusters: int,
+  stratum_K: NDArray[np.intp],
   n: int,
   note: str,
   options: _Options,
@@ -293,11 +317,16 @@ def _estimate(
   def no_interval(why: str) -> Estimate:
     return Estimate(value, math.nan, math.nan, n, "; ".join(filter(None, (note, why))))
 
-  if n_clusters < 2:
-    return no_interval("one cluster gives no interval")
+  n_clusters = len(stratum_K)
+  members = [np.flatnonzero(stratum_K == s) for s in range(int(stratum_K.max()) + 1)]
+  if min(map(len, members)) < 2:
+    what = "one cluster" if len(members) == 1 else "a stratum of one cluster"
+    return no_interval(f"{what} gives no interval")
 
-  def of_draw(index_BK: NDArray[np.intp], axis: int = -1) -> _Floats:
-    index_BK = np.moveaxis(np.asarray(index_BK, dtype=np.intp), axis, -1)
+  def of_draw(*index_BK_of_strata: NDArray[np.intp], axis: int = -1) -> _Floats:
+    index_BK = np.concatenate(
+      [np.moveaxis(np.asarray(x, dtype=np.intp), axis, -1) for x in index_BK_of_strata], axis=-1
+    )
     flat_BK = index_BK.reshape(-1, index_BK.shape[-1])
     row_B1 = np.arange(len(flat_BK))[:, None] * n_clusters
     weight_BK = np.bincount((flat_BK + row_B1).ravel(), minlength=len(flat_BK) * n_clusters)
@@ -308,7 +337,7 @@ def _estimate(
     warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
     warnings.simplefilter("ignore", RuntimeWarning)
     result = scipy.stats.bootstrap(
-      (np.arange(n_clusters),),
+      members,
       of_draw,
       n_resamples=options.draws,
       vectorized=True,

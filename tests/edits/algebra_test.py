@@ -155,6 +155,7 @@ def test_xla_path_equals_the_definition_in_float64(seed):
   np.testing.assert_allclose(got, expected, atol=5e-5)
 
 
+@pytest.mark.bits
 @settings
 @hypothesis.given(seeds, hnp.arrays(np.float32, (1, 2, D), elements=finite))
 def test_neutral_row_keeps_its_bits(seed, h):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.engine import decode
+from persona_jax.engine import decode, forward
+from persona_jax.engine import prefill as prefilling
 from persona_jax.engine.rows import Row, derive_seed, make_row, sampling_keys
 from persona_jax.engine.sampling import Sampling, next_token
 from tests.reference import numpy_llama
@@ -108,6 +109,7 @@ def test_started_answer_is_continued_and_counts_as_answer(tiny):
   assert list(g.token_ids) == ids and g.tokens_edited == 2 + 2
 
 
+@pytest.mark.bits
 def test_rows_do_not_depend_on_neighbours_order_or_batch_size(tiny):
   edits = [steer(tiny, 1.0, "all")[0], None, steer(tiny, -1.0, "answer")[0]]
   kw = dict(max_new_tokens=N, temperature=1.0, top_k=20, seed=[5, 6, 7], logprobs=True)
@@ -226,6 +228,57 @@ def test_steered_row_with_no_edited_token_is_invalid(tiny):
   edit = steer(tiny, 1.0, "generated")[0]
   (g,) = tiny.model.generate([PROMPTS[1]], edits=[edit], max_new_tokens=4, stop=[stop])
   assert g.tokens_edited == 0 and np.isnan(g.delivered_dose) and not g.valid
+
+
+def test_an_edit_that_meets_no_token_makes_its_row_invalid_whatever_others_do(tiny):
+  stop = reference(tiny, PROMPTS[1], n=1)[0][0]
+  late, early = steer(tiny, 1e-3, "generated")[0], steer(tiny, 1e-3, "prompt")[0]
+  (g,) = tiny.model.generate([PROMPTS[1]], edits=[[late, early]], max_new_tokens=4, stop=[stop])
+  assert g.finish_reason == "stop" and len(g.token_ids) == 1
+  assert g.tokens_edited > 0 and g.delivered_dose == pytest.approx(1, abs=1e-3) and not g.valid
+
+
+def test_rows_of_equal_tokens_and_other_roles_are_not_shared(tiny):
+  chat = [{"role": "system", "content": "w20 w21"}, {"role": "user", "content": "w22 w23"}]
+  raw = pj.Raw(tiny.model.chat.render(chat).text)
+  assert list(tiny.model.encode(chat).ids) == list(tiny.model.encode(raw).ids)
+  edit = pj.add(tiny.direction(), 2.0, unit="raw", blocks=0, tokens=pj.Window(("user",), stop=0))
+  run = lambda prompts: [
+    (g.tokens_edited, g.token_ids, g.logprobs)
+    for g in tiny.model.generate(
+      prompts, edits=[edit] * len(prompts), max_new_tokens=3, logprobs=True
+    )
+  ]
+  (alone_chat,), (alone_raw,) = run([chat]), run([raw])
+  assert alone_chat[0] == 2 < alone_raw[0] and alone_chat[2] != alone_raw[2]
+  for got, want in zip(
+    (*run([chat, raw]), *run([raw, chat])),
+    (alone_chat, alone_raw, alone_raw, alone_chat),
+    strict=True,
+  ):
+    assert got[:2] == want[:2]
+    np.testing.assert_allclose(got[2], want[2], atol=1e-5)
+  pairs = [(chat, raw), (raw, chat)]
+  scores = [tiny.model.score(list(p), ["w30 w31"] * 2, edits=[edit] * 2) for p in pairs]
+  np.testing.assert_allclose(scores[0], scores[1][::-1], atol=1e-5)
+  assert abs(scores[0][0] - scores[0][1]) > 1e-3
+
+
+def test_no_window_vector_amount_or_row_compiles_anything_new(tiny):
+  d = [tiny.direction(s) for s in range(4)]
+  windows = ("all", "prompt", "generated", "answer", "last:2", pj.Window(("user",)))
+
+  def run(window, x, coef, rows):
+    edits = [pj.add(x, coef, unit="raw", blocks=1, tokens=window) if r else None for r in rows]
+    tiny.model.generate([PROMPTS[0]] * 4, edits=edits, max_new_tokens=3)
+
+  for window in windows:
+    run(window, d[0], 1.0, (1, 0, 1, 0))
+  programs = (decode.decode, forward._block, prefilling._gather)
+  before = [program._cache_size() for program in programs]
+  for n, window in enumerate(windows):
+    run(window, d[1 + n % 3], n - 2.5, (0, 1, 1, 0))
+  assert [program._cache_size() for program in programs] == before
 
 
 def test_one_decode_program_serves_all_vectors_amounts_windows_and_rows(tiny):

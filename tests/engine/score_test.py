@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine import score as scoring
 from persona_jax.engine.score import score_rows
 from tests.reference import numpy_llama
 
@@ -39,7 +40,8 @@ def test_scores_equal_the_reference(tiny):
 def test_edited_scores_equal_the_reference(tiny, tokens):
   d = tiny.direction(2, norm=6.0)
   edits = [pj.add(d, c, unit="raw", blocks=1, tokens=tokens) for c in (1.0, -1.0, 2.0, 0.5)]
-  got = tiny.model.score(PROMPTS, CONTINUATIONS, edits=edits, per_token=True)
+  # One continuation is a single token, so "generated" meets none there: `score` would refuse it.
+  got = score_rows(tiny.model, PROMPTS, CONTINUATIONS, edits=edits).logprobs
   for n, (p, c) in enumerate(zip(PROMPTS, CONTINUATIONS, strict=True)):
     coef = (1.0, -1.0, 2.0, 0.5)[n]
     theirs = numpy_llama.Edit(
@@ -81,6 +83,32 @@ def test_a_row_whose_window_meets_no_token_is_invalid(tiny):
   assert rows.tokens_edited.tolist() == [0, 1] and rows.valid.tolist() == [False, True]
   none = score_rows(tiny.model, [], [])
   assert none.logprobs == [] and none.valid.shape == none.tokens_edited.shape == (0,)
+
+
+def test_score_and_capture_refuse_rows_that_were_not_edited_as_asked(tiny):
+  edit = pj.add(tiny.direction(), 1.0, unit="raw", blocks=1, tokens="generated")
+  with pytest.raises(ValueError, match=r"prompt 1: the window \[0:\] of its edit 'add' holds none"):
+    tiny.model.score(["w8"] * 2, ["w20 w21", "w20"], edits=[edit, edit])
+  for reduce in ("last", "mean"):
+    with pytest.raises(ValueError, match=r"prompt 0: the window \[0:\]"):
+      tiny.model.capture(["w8"], pj.Capture(reduce=reduce), edits=[edit])
+  half = pj.load(tiny.directory, dtype="bfloat16")
+  small = pj.add(tiny.direction(), 1e-4, unit="raw", blocks=1, tokens="all")
+  for call in (
+    lambda: half.score(["w8"], ["w20 w21"], edits=[small]),
+    lambda: half.capture(["w8 w9"], pj.Capture(), edits=[small]),
+  ):
+    with pytest.raises(ValueError, match="of the requested edit arrived.*resid_dtype"):
+      call()
+
+
+def test_tiles_are_bounded_in_padded_tokens_and_keep_every_pass():
+  lengths = [3, 900, 20, 7, 1000, 1000, 8] + [4] * 200
+  tiles = scoring._tiles(range(len(lengths)), lengths)
+  assert [p for tile in tiles for p in tile] == list(range(len(lengths)))
+  for tile in tiles:
+    padded = len(tile) * max(lengths[p] for p in tile)
+    assert len(tile) <= 64 and (padded <= 1024 or len(tile) == 1)
 
 
 def test_greedy_logprobs_are_the_scores_of_the_same_tokens(tiny):

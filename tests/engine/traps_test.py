@@ -22,6 +22,7 @@ def first_logprobs(tiny, edits, tokens=3) -> list[tuple[float, ...]]:
   return [row.logprobs for row in rows]
 
 
+@pytest.mark.bits
 def test_trap_decode_only_steering_leaves_the_first_answer_token_alone(tiny):
   d = tiny.direction(norm=8.0)
   plain, generated, answer = first_logprobs(
@@ -69,6 +70,7 @@ def test_trap_left_pads_right_pads_and_packing_do_not_change_a_row(tiny):
   assert logprob_V[alone.token_ids[0]] == pytest.approx(alone.logprobs[0], abs=5e-5)
 
 
+@pytest.mark.bits
 def test_trap_zero_coefficient_is_bit_identical_to_no_edit(tiny):
   zero = pj.add(tiny.direction(), 0.0, unit="raw", blocks=1, tokens="all")
   plain, edited = first_logprobs(tiny, [None, zero], tokens=6)

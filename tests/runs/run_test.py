@@ -67,6 +67,7 @@ def test_table_has_a_row_for_every_cell_with_all_columns(tiny, tmp_path):
   assert pj.Run.open(tmp_path).table().equals(table)
 
 
+@pytest.mark.bits
 def test_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch):
   whole = pj.run(tiny.model, grid(tiny), tmp_path / "whole", progress=False).table()
   real, calls = runs.generate_tile, []
@@ -96,6 +97,19 @@ def test_another_grid_or_model_is_refused_in_the_same_directory(tiny, tiny_tied,
     pj.run(tiny.model, other, tmp_path, progress=False)
   with pytest.raises(ValueError, match="differs in: .*sha256"):
     pj.run(tiny_tied.model, grid(tiny), tmp_path, progress=False)
+
+
+def test_unfinished_run_of_other_code_is_refused_and_a_finished_one_is_read(tiny, tmp_path):
+  run = pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
+  path = tmp_path / "grid.json"
+  content = json.loads(path.read_text())
+  content["versions"]["jax"] = "0.0.1"
+  path.write_text(json.dumps(content))
+  again = pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
+  pd.testing.assert_frame_equal(again.table(), run.table())
+  next((tmp_path / "results").glob("tile-*.parquet")).unlink()
+  with pytest.raises(ValueError, match="another version .*jax: 0.0.1 there"):
+    pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
 
 
 def test_prompts_in_another_order_are_another_grid(tiny, tmp_path):

@@ -317,3 +317,46 @@ def test_an_estimate_reads_as_value_interval_and_size() -> None:
 )
 def test_an_interval_excludes_what_lies_outside(low: float, high: float, excludes: bool) -> None:
   assert stats.Estimate(0.0, low, high, 5).excludes(0) is excludes
+
+
+KEYS = np.repeat([1, -1], [18, 6])
+
+
+def test_a_shift_of_all_items_alike_adds_nothing_to_a_stratified_interval() -> None:
+  rng = np.random.default_rng(11)
+  plain_N, weight_N = rng.normal(size=24), 24 / (2 * np.where(KEYS == 1, 18, 6)) * KEYS
+  alone = stats.mean(weight_N * plain_N, strata=KEYS)
+  shifted = stats.mean(weight_N * (plain_N + 5), strata=KEYS)
+  assert (shifted.value, shifted.low, shifted.high) == pytest.approx(
+    (alone.value, alone.low, alone.high)
+  )
+  loose = stats.mean(weight_N * (plain_N + 5))
+  assert loose.high - loose.low > 3 * (shifted.high - shifted.low)
+
+
+def test_a_stratified_mean_has_the_standard_error_of_its_strata() -> None:
+  value_N = np.random.default_rng(12).normal(size=24) + 10 * KEYS
+  error = math.sqrt(18 * value_N[:18].var() + 6 * value_N[18:].var()) / 24
+  estimate = stats.mean(value_N, strata=KEYS, draws=40_000)
+  assert estimate.value == value_N.mean()
+  assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * error, rel=0.03)
+
+
+def test_a_stratified_slope_ignores_a_shift_of_all_items_with_the_dose() -> None:
+  rng = np.random.default_rng(13)
+  item_N, coef_N = np.tile(np.arange(24), 4), np.repeat([-0.2, -0.1, 0.1, 0.2], 24)
+  key_N = KEYS[item_N]
+  weight_N = 24 / (2 * np.where(key_N == 1, 18, 6)) * key_N
+  own_N = rng.normal(size=24)[item_N] * coef_N
+  alone = stats.dose_slope(coef_N, weight_N * own_N, item_N, strata=key_N)
+  shifted = stats.dose_slope(coef_N, weight_N * (own_N + 7 * coef_N), item_N, strata=key_N)
+  assert (shifted.value, shifted.low, shifted.high) == pytest.approx(
+    (alone.value, alone.low, alone.high)
+  )
+
+
+def test_a_cluster_in_two_strata_is_refused_and_a_stratum_of_one_has_no_interval() -> None:
+  with pytest.raises(ValueError, match="cluster lies in two strata"):
+    stats.mean([1, 2, 3], ["a", "a", "b"], strata=[0, 1, 1])
+  alone = stats.mean([1.0, 2.0, 3.0], strata=[0, 0, 1])
+  assert math.isnan(alone.low) and alone.reason == "a stratum of one cluster gives no interval"

@@ -17,7 +17,7 @@ from persona_jax.studies.prompt_vs_steering import summary
 SMALL = study.Settings(
   personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.2,), breakdown=(0.8,),
   window="answer", extract_questions=2, dose_prompts=1, dose_tokens=12, pairs=1, trait_questions=1,
-  max_new_tokens=6, replicate=0, seed=0,
+  max_new_tokens=6, tuned_on_self_report=True, replicate=0, seed=0,
 )  # fmt: skip
 
 # Of each trait's 24 items, the first four of each key.
@@ -169,7 +169,9 @@ def test_config_files_give_settings(done):
     config = module.get_config().to_dict()
     for field in ("model", "dtype", "resid_dtype", "system_default"):
       config.pop(field)
-    study.Settings(**config)
+    study.Settings.of(config)
+    with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
+      study.Settings.of(config | {"colour": 1})
 
 
 @pytest.mark.parametrize(
@@ -177,6 +179,7 @@ def test_config_files_give_settings(done):
   [
     (dict(curve=(0.2, 0.1)), "ascending"),
     (dict(coef=0.3), "one of the doses"),
+    (dict(breakdown=(0.2, 0.8)), "must lie above curve"),
     (dict(personas=("P13",)), "P12"),
     (dict(pairs=151), "1 to 150"),
   ],
@@ -184,6 +187,14 @@ def test_config_files_give_settings(done):
 def test_bad_settings_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(SMALL, **change)
+
+
+def test_unfinished_study_of_other_code_is_refused(done, smollm2, tmp_path):
+  content = json.loads((done[0] / "config.json").read_text())
+  content["versions"]["code"] = "0123456789ab"
+  (tmp_path / "config.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="another version .*code: 0123456789ab there"):
+    study.start(smollm2, SMALL, tmp_path)
 
 
 def test_config_on_disk_is_the_settings(done):

@@ -1,5 +1,6 @@
 """What the prompt-versus-steering study says in words, with the numbers that allow it to."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,19 +80,20 @@ def verdict(contrasts: pd.DataFrame, slopes: pd.DataFrame, refusal: pd.DataFrame
   ]
   harmful = refusal[refusal["kind"] == "harmful"]
   base = harmful[harmful["arm"] == "baseline"].iloc[0]
-  ranges = []
-  for arm in ("prompt", "steer", "random"):
-    rates = harmful[harmful["arm"] == arm].sort_values("refused")
-    least, most = rates.iloc[0], rates.iloc[-1]
-    ranges.append(
-      f"{arm} {least['refused']:.2f} ({least['persona']})"
-      f" to {most['refused']:.2f} ({most['persona']})"
+  text = f"Refusal of harmful prompts: baseline {_rate(base)}; "
+  if harmful["refused"].nunique() == 1:
+    text += "every other arm and persona the same, so nothing about safety can be read from it."
+  else:
+    ranges = [
+      f"{arm} {rates.min():.2f} to {rates.max():.2f}"
+      for arm in ("prompt", "steer", "random")
+      for rates in [harmful[harmful["arm"] == arm]["refused"]]
+    ]
+    text += (
+      f"over the personas, {'; '.join(ranges)}. Each rate has the interval drawn below: no ranking"
+      " of personas is claimed."
     )
-  lines.append(
-    f"Refusal of harmful prompts: baseline {_rate(base)}; over the personas, {'; '.join(ranges)}. "
-    "With this few prompts each rate has the wide interval drawn below: no ranking is claimed."
-  )
-  return lines
+  return [*lines, text]
 
 
 def limits(
@@ -125,9 +127,16 @@ def limits(
     "Trait expression is the log-probability of questionnaire items, not behaviour: it shows that"
     " the model's picture of itself moves, not that its conduct does. Intervals are over the"
     f" {num_items} items of a trait. One paraphrase of each persona and one direction are used, so"
-    " the variance of wording is not in them. Block and doses were chosen by looking at this same"
-    " measure (see the config), so the steering slopes are somewhat flattered; the random control"
-    " is not.",
+    " the variance of wording is not in them."
+    + (
+      " Block and doses were chosen by looking at this same measure (see the config), so the"
+      " steering slopes are somewhat flattered; the random control is not."
+      if settings.tuned_on_self_report
+      else ""
+    ),
+    "Directions come from questions about oneself, and the outcome is a question about oneself:"
+    " what steering does there says little of what it does elsewhere.",
+    *_system_default(model),
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
     f" greedy answers of at most {settings.max_new_tokens} tokens: enough to see the machinery at"
     " work, not to rank personas.",
@@ -136,6 +145,23 @@ def limits(
     f" {int(steered['valid'].sum())} got the dose that was asked for (delivered within 5 %).",
     f"The weights are a {model.identity.quantisation} file, dequantised to {model.dtype}. Personas"
     " P1 to P11 are our reading of the design of arXiv 2604.11120; only P12 is documented.",
+  ]
+
+
+def _system_default(model: Model) -> list[str]:
+  """Write what the template's own system message does to the comparison, if it has one."""
+  plain = model.chat.render([{"role": "user", "content": "?"}]).text
+  without = dataclasses.replace(model.chat, system_default="drop")
+  try:
+    if plain == without.render([{"role": "user", "content": "?"}]).text:
+      return []
+  except ValueError:  # a template with no way to leave the system message out
+    pass
+  return [
+    "A persona's system message takes the place of the one that the model's template puts where"
+    f" none is given (system_default={model.chat.system_default!r}); baseline, steered and random"
+    " rows keep it. So part of what prompting does may be the default's absence: run with"
+    " --config.system_default=drop to see.",
   ]
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from persona_jax.data.items import load_ipip120
 from persona_jax.data.prompts import PromptItem, data_hash, load_prompts
 from persona_jax.engine.model import Model
 from persona_jax.personas.persona import TRAITS, Persona, load_personas, load_poles, load_questions
-from persona_jax.runs.run import describe_model, versions, write_json
+from persona_jax.runs.run import check_versions, describe_model, versions, write_json
 from persona_jax.scorers.self_report import SelfReport
 
 
@@ -35,6 +37,8 @@ class Settings:
     pairs: harmful questions, each with its matched harmless one, out of 150.
     trait_questions: open questions a trait, out of 3.
     max_new_tokens: budget of a generation.
+    tuned_on_self_report: whether block and doses were chosen by looking at self-report, which the
+      report must then say.
     replicate: which paraphrase of the persona texts, 0 to 2.
     seed: of prompt choice and random directions.
   """
@@ -51,8 +55,24 @@ class Settings:
   pairs: int
   trait_questions: int
   max_new_tokens: int
+  tuned_on_self_report: bool
   replicate: int
   seed: int
+
+  @classmethod
+  def of(cls, fields: Mapping[str, Any]) -> "Settings":
+    """Make settings of a config's fields.
+
+    Raises:
+      ValueError: a field is unknown or missing, or as the class says.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    unknown, missing = sorted(set(fields) - names), sorted(names - set(fields))
+    if unknown or missing:
+      raise ValueError(
+        f"the study has no settings {unknown}, and lacks {missing}; it has {sorted(names)}."
+      )
+    return cls(**fields)
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "personas", tuple(self.personas))
@@ -66,6 +86,11 @@ class Settings:
         raise ValueError(f"{name}={doses}: give positive doses in ascending order.")
     if self.coef not in self.curve:
       raise ValueError(f"coef={self.coef} must be one of the doses of curve={self.curve}.")
+    if self.breakdown[0] <= self.curve[-1]:
+      raise ValueError(
+        f"breakdown={self.breakdown} must lie above curve={self.curve}, whose doses are generated "
+        "anyway."
+      )
     limits = {"extract_questions": 12, "dose_prompts": 24, "pairs": 150, "trait_questions": 3}
     for name, most in limits.items():
       if not 1 <= getattr(self, name) <= most:
@@ -105,7 +130,8 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
   """Write config.json, or checks that the one there asks for the same study; returns its hash.
 
   Raises:
-    ValueError: the directory holds a study with other settings or another model.
+    ValueError: the directory holds a study with other settings, another model, or of another
+      version of the code or of JAX.
   """
   what = {
     "model": describe_model(model),
@@ -126,6 +152,7 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
         f"{directory} holds a study with other settings ({'; '.join(differing)}); choose another "
         "--workdir, or remove that one."
       )
+    check_versions(there["versions"], directory)
     return str(there["hash"])
   config_hash = content_hash(what)
   date = time.strftime("%Y-%m-%dT%H:%M:%S%z")

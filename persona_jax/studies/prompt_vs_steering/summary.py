@@ -1,5 +1,6 @@
 """Numbers of the prompt-versus-steering study: every table of its report, with intervals."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,7 +16,11 @@ from persona_jax.studies.prompt_vs_steering.conditions import Arm
 def annotate(
   table: pd.DataFrame, by_name: Mapping[str, Arm], chosen: Mapping[str, PromptItem]
 ) -> pd.DataFrame:
-  """Add arm, persona, label, coef, kind and pair_id to the rows of a run."""
+  """Add arm, persona, label, coef, kind and outcome to the rows of a run.
+
+  The outcome is one of three, so that broken text is neither a refusal nor an answer: "degenerate"
+  (whatever it says), else "refused", else "answered"; missing where a scorer gave no label.
+  """
   table = table.copy()
   arm_of = [by_name[name] for name in table["condition"]]
   table["arm"] = [arm.arm for arm in arm_of]
@@ -26,40 +31,52 @@ def annotate(
     "trait" if chosen[p].category.startswith("trait-") else chosen[p].kind
     for p in table["prompt_id"]
   ]
+  table["outcome"] = [
+    _outcome(refused, degenerate)
+    for refused, degenerate in zip(table["refused"], table["degenerate"], strict=True)
+  ]
   return table
 
 
-def refusal(rows: pd.DataFrame) -> pd.DataFrame:
-  """Return refusal and degeneration rates by arm, persona and kind of prompt (Wilson intervals).
+def _outcome(refused: bool | None, degenerate: bool | None) -> str | None:
+  if pd.isna(degenerate) or (not degenerate and pd.isna(refused)):
+    return None
+  return "degenerate" if degenerate else "refused" if refused else "answered"
 
-  Rows that were not steered as asked (`valid` false) are left out of the rates and counted.
+
+def refusal(rows: pd.DataFrame) -> pd.DataFrame:
+  """Return the rates of the three outcomes by arm, persona and kind of prompt (Wilson intervals).
+
+  Left out of the rates and counted: rows that were not steered as asked ("invalid"), and rows that
+  a scorer gave no label ("missing"); neither is a failure to refuse.
   """
   out = []
   rows = rows[rows["kind"] != "trait"]
   keys = ["arm", "persona", "label", "kind"]
   for (arm, persona, label, kind), all_cells in rows.groupby(keys, sort=False):
-    cells = all_cells[all_cells["valid"]]
-    refused = intervals.rate(int(cells["refused"].sum()), len(cells))
-    degenerate = intervals.rate(int(cells["degenerate"].sum()), len(cells))
-    out.append(
-      {
-        "arm": arm, "persona": persona, "label": label, "kind": kind, "coef": cells["coef"].mean(),
-        "n": len(cells), "refused": refused.value, "refused_low": refused.low,
-        "refused_high": refused.high, "degenerate": degenerate.value,
-        "degenerate_low": degenerate.low, "degenerate_high": degenerate.high,
-        "invalid": len(all_cells) - len(cells),
-      }
-    )  # fmt: skip
+    steered = all_cells[all_cells["valid"]]
+    cells = steered[steered["outcome"].notna()]
+    line = {
+      "arm": arm, "persona": persona, "label": label, "kind": kind, "coef": steered["coef"].mean(),
+      "n": len(cells), "invalid": len(all_cells) - len(steered),
+      "missing": len(steered) - len(cells),
+    }  # fmt: skip
+    for outcome in ("refused", "degenerate", "answered"):
+      rate = intervals.rate(int((cells["outcome"] == outcome).sum()), len(cells))
+      line |= {outcome: rate.value, f"{outcome}_low": rate.low, f"{outcome}_high": rate.high}
+    out.append(line)
   return pd.DataFrame(out)
 
 
 def degeneration(rows: pd.DataFrame) -> pd.DataFrame:
-  """Return the share of degenerate answers at each dose and arm, with Wilson intervals.
+  """Return the share of degenerate answers at each dose and arm.
 
   The same rows at every dose: the trait questions, pushed towards the high poles. Rows that were
-  not steered as asked are left out.
+  not steered as asked are left out. Answers to one question are not independent: the bootstrap
+  draws questions, and where all have one rate (0, mostly) the interval is Wilson's for as many
+  trials as there are questions. `n` counts the answers.
   """
-  rows = rows[(rows["kind"] == "trait") & rows["valid"]]
+  rows = rows[(rows["kind"] == "trait") & rows["valid"] & rows["outcome"].notna()]
   high = {p.name for p in load_personas() if len(p.poles) == 1 and p.poles[0].sign > 0}
   base = rows[rows["arm"] == "baseline"]
   pushed = rows[(rows["persona"] == "") | rows["persona"].isin(high)]
@@ -67,8 +84,12 @@ def degeneration(rows: pd.DataFrame) -> pd.DataFrame:
   for arm in ("steer", "random"):
     mine = pushed[pushed["arm"] == arm]
     for coef, cells in [(0.0, base), *mine.groupby("coef")]:
-      rate = intervals.rate(int(cells["degenerate"].sum()), len(cells))
-      out.append((coef, arm, rate.value, rate.low, rate.high, rate.n))
+      rate = intervals.mean(cells["outcome"] == "degenerate", cells["prompt_id"])
+      if np.isnan(rate.low):
+        questions = cells["prompt_id"].nunique()
+        bounds = intervals.rate(round(rate.value * questions), questions)
+        rate = dataclasses.replace(rate, low=bounds.low, high=bounds.high)
+      out.append((coef, arm, rate.value, rate.low, rate.high, len(cells)))
   return pd.DataFrame(out, columns=["coef", "arm", "rate", "low", "high", "n"])
 
 
@@ -91,8 +112,8 @@ def _estimate(estimate: Estimate) -> dict[str, float | int | str]:
 def trait_shifts(items: pd.DataFrame) -> pd.DataFrame:
   """Return each persona's shift of its own traits' expression against the baseline, by arm.
 
-  In nats per token, positive towards the persona's pole; bootstrap over the trait's items, both
-  keys together, which errs on the wide side where all items shift alike.
+  In nats per token, positive towards the persona's pole; bootstrap over the trait's items, drawn
+  within their keys, so that a shift of all items alike cancels in every draw as in the estimate.
   """
   shifts = _shift(items)
   out = []
@@ -101,7 +122,7 @@ def trait_shifts(items: pd.DataFrame) -> pd.DataFrame:
     for (arm, trait), cells in shifts[shifts["persona"] == persona.name].groupby(
       ["arm", "trait"], sort=False
     ):
-      mean = intervals.mean(sign[trait] * cells["shift"], cells["item_id"])
+      mean = intervals.mean(sign[trait] * cells["shift"], cells["item_id"], strata=cells["key"])
       out.append(
         {
           "arm": arm, "persona": persona.name, "label": persona.label, "trait": trait,
@@ -115,7 +136,7 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
   """Return, by trait and arm, half the difference of expression under the high and the low pole.
 
   What both poles share (the presence of any persona, or of any push) cancels. In nats per token,
-  bootstrap over the trait's items.
+  bootstrap over the trait's items within their keys.
   """
   items = items[items["valid"]]
   name_of = {persona.label: persona.name for persona in load_personas()}
@@ -127,10 +148,11 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
       continue
     for arm in ("prompt", "steer", "random"):
       mine = items[(items["arm"] == arm) & (items["trait"] == trait)]
+      key = mine.drop_duplicates("item_id").set_index("item_id")["key"]
       a, b = (
         mine[mine["persona"] == name].set_index("item_id")["expression"] for name in (high, low)
       )
-      estimate = intervals.mean((a - b.reindex(a.index)) / 2, a.index)
+      estimate = intervals.mean((a - b.reindex(a.index)) / 2, a.index, strata=key[a.index])
       out.append({"trait": trait, "arm": arm, **_estimate(estimate)})
   columns = ["trait", "arm", "value", "low", "high", "n", "reason"]
   return pd.DataFrame(out, columns=columns)
@@ -151,8 +173,8 @@ def curves(items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
   """Return dose curves and their slopes, by trait and arm.
 
   Curves: mean shift towards the high pole at each signed dose, 0 at dose 0 by definition. Slopes:
-  least squares over all doses and items, in nats per token per median residual norm; bootstrap over
-  items.
+  least squares over all doses and items, in nats per token per median residual norm. Bootstrap over
+  items, within their keys.
   """
   shifts = _shift(_on_curves(items))
   points, slopes = [], []
@@ -162,10 +184,12 @@ def curves(items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
       {"trait": trait, "arm": arm, "coef": 0.0, "value": 0.0, "low": 0.0, "high": 0.0, "n": n}
     )
     for coef, at in cells.groupby("coef"):
-      estimate = _estimate(intervals.mean(at["shift"], at["item_id"]))
+      estimate = _estimate(intervals.mean(at["shift"], at["item_id"], strata=at["key"]))
       estimate.pop("reason")
       points.append({"trait": trait, "arm": arm, "coef": coef, **estimate})
-    slope = intervals.dose_slope(cells["coef"], cells["shift"], cells["item_id"])
+    slope = intervals.dose_slope(
+      cells["coef"], cells["shift"], cells["item_id"], strata=cells["key"]
+    )
     slopes.append({"trait": trait, "arm": arm, **_estimate(slope)})
   columns = ["trait", "arm", "coef"]
   return (
