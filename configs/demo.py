@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.dose_tokens = 32
 
   # The grid.
-  config.pairs = 3  # harmful questions, each with its harmless twin, at most 150
+  config.pairs = 2  # harmful questions, each with its harmless twin, at most 150
   config.trait_questions = 1  # a trait, at most 3
   config.max_new_tokens = 40
   config.replicate = 0  # paraphrase of the persona texts: 0, 1, 2

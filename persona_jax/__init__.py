@@ -24,8 +24,10 @@ from persona_jax.engine.generate import Generation
 from persona_jax.engine.grid import Condition, Grid
 from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
+from persona_jax.models.family import Family
 from persona_jax.personas.chat import Raw
 from persona_jax.runs.run import Run, run
+from persona_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,7 @@ __all__ = [
   "Dose",
   "Edit",
   "EditTable",
+  "Family",
   "Generation",
   "Grid",
   "Model",
@@ -55,6 +58,7 @@ __all__ = [
   "forward",
   "load",
   "load_direction",
+  "make_mesh",
   "project",
   "run",
   "scale",

@@ -39,15 +39,16 @@ class Checkpoint:
   Attributes:
     config: the keys of config.json; those of a GGUF file are translated.
     shapes: tensor name → shape, [out, in] for linear weights.
-    read: tensor name → array. GGUF tensors come dequantised to float32, others as they are stored
-      (float32, float16 or `ml_dtypes.bfloat16`). An unknown name is a ValueError.
+    read: (tensor name, slices of its dimensions, all if there are none) → array. GGUF tensors come
+      dequantised to float32, others as they are stored (float32, float16 or `ml_dtypes.bfloat16`).
+      An unknown name is a ValueError.
     tokenizer: from the same file or directory.
     identity: which weights these are.
   """
 
   config: dict[str, Any]
   shapes: dict[str, tuple[int, ...]]
-  read: Callable[[str], np.ndarray] = dataclasses.field(repr=False)
+  read: Callable[..., np.ndarray] = dataclasses.field(repr=False)
   tokenizer: Tokenizer
   identity: Identity
 

@@ -107,15 +107,23 @@ class GGUFFile:
     self.quantisation: str = "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
     self._path = path
     self._tensors = tensors
+    self._last: tuple[str, np.ndarray] = ("", np.zeros(0, np.float32))
 
-  def read(self, name: str) -> np.ndarray:
-    """Dequantise one tensor, by Hugging Face name; float32, a copy.
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """Dequantise a tensor, by Hugging Face name, and return a part of it; float32.
+
+    The last tensor is kept: its parts are asked for one after the other.
 
     Raises:
       ValueError: no tensor of that name.
     """
     if name not in self._tensors:
       raise ValueError(f"{self._path}: no tensor {name!r}; it has {sorted(self._tensors)}.")
+    if self._last[0] != name:
+      self._last = (name, self._dequantised(name))
+    return self._last[1][index]
+
+  def _dequantised(self, name: str) -> np.ndarray:
     tensor = self._tensors[name]
     weights = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
     weights = weights.reshape(self.shapes[name])

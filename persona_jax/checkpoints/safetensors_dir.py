@@ -1,21 +1,34 @@
-"""Reads a Hugging Face model directory that keeps its weights in one safetensors file."""
+"""Reads a Hugging Face model directory: weights in one safetensors file, or in several by an index.
+
+Only the header of a file is read when it is opened; a tensor's bytes are read when a part of it is
+asked for, and only that part's. Pickled weights are never read.
+"""
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
 from persona_jax.checkpoints.tokenizer import read_json
+from persona_jax.data.wheels import cache_dir, file_sha256
 
 _WEIGHTS = "model.safetensors"
-_DTYPES = ("F32", "F16", "BF16")
-# What a directory's identity covers: everything that this package reads from it.
+_INDEX = "model.safetensors.index.json"
+_DTYPES = {
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+# What a directory's identity covers beside the weights: everything that this package reads there.
 _FILES = (
   "config.json",
-  _WEIGHTS,
+  _INDEX,
   "tokenizer.json",
   "tokenizer_config.json",
   "generation_config.json",
@@ -23,8 +36,17 @@ _FILES = (
 )
 
 
+class _Stored(NamedTuple):
+  """Where a tensor lies: file, first byte, type and shape."""
+
+  path: Path
+  offset: int
+  dtype: np.dtype
+  shape: tuple[int, ...]
+
+
 class SafetensorsDir:
-  """An open model directory; the weights are memory-mapped and read one tensor at a time.
+  """An open model directory.
 
   Attributes:
     config: the content of config.json.
@@ -33,64 +55,154 @@ class SafetensorsDir:
   """
 
   def __init__(self, directory: Path):
-    """Open and check a directory.
+    """Open a directory and check its files' headers.
 
     Raises:
-      FileNotFoundError: config.json or model.safetensors is missing.
-      ValueError: the weights are sharded, truncated, or of a type other than F32, F16 and BF16.
+      FileNotFoundError: config.json, the weights or one of their files is missing.
+      ValueError: a file is truncated or damaged, holds a type other than F32, F16 and BF16, or does
+        not hold what the index says.
     """
-    for name in ("config.json", _WEIGHTS):
-      index = directory / f"{_WEIGHTS}.index.json"
-      if index.is_file():
-        raise ValueError(
-          f"{index}: weights sharded over files are not read; save the model with one {_WEIGHTS} "
-          f"(transformers: save_pretrained(max_shard_size='1TB'))."
-        )
-      if not (directory / name).is_file():
-        raise FileNotFoundError(
-          f"{directory / name} is missing; a model directory holds config.json, one {_WEIGHTS}, "
-          f"tokenizer.json and tokenizer_config.json."
-        )
+    if not (directory / "config.json").is_file():
+      raise FileNotFoundError(
+        f"{directory / 'config.json'} is missing; a model directory holds config.json, {_WEIGHTS} "
+        f"(or {_INDEX} and the files it names), tokenizer.json and tokenizer_config.json."
+      )
     self.config: dict[str, Any] = read_json(directory / "config.json")
     if not isinstance(self.config.get("model_type"), str):
       raise ValueError(f"{directory / 'config.json'}: no model_type, which names the architecture.")
-    path = directory / _WEIGHTS
-    try:
-      self._file = safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-      raise ValueError(
-        f"{path}: not a readable safetensors file, maybe truncated or damaged: {error}"
-      ) from error
-    self.shapes: dict[str, tuple[int, ...]] = {}
-    sizes: dict[str, int] = {}
-    for name in self._file.keys():
-      header = self._file.get_slice(name)
-      kind, shape = header.get_dtype(), tuple(header.get_shape())
-      if kind not in _DTYPES:
-        raise ValueError(
-          f"{path}: tensor {name!r} has the type {kind}; handled: {', '.join(_DTYPES)}."
-        )
-      self.shapes[name] = shape
-      sizes[kind] = sizes.get(kind, 0) + int(np.prod(shape, dtype=np.int64))
-    self.quantisation: str = "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
     self._directory = directory
+    self._stored: dict[str, _Stored] = {}
+    sizes: dict[str, int] = {}
+    self._paths = list(_weight_files(directory))
+    for path in self._paths:
+      for name, kind, stored in _tensors(path):
+        if name in self._stored:
+          raise ValueError(f"tensor {name!r} is both in {self._stored[name].path} and in {path}.")
+        self._stored[name] = stored
+        sizes[kind] = sizes.get(kind, 0) + math.prod(stored.shape)
+    _check_index(directory, {name: stored.path.name for name, stored in self._stored.items()})
+    self.shapes: dict[str, tuple[int, ...]] = {n: s.shape for n, s in self._stored.items()}
+    self.quantisation: str = "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
 
-  def read(self, name: str) -> np.ndarray:
-    """Return one tensor in the type it is stored in (bfloat16 is `ml_dtypes.bfloat16`).
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """Read a part of a tensor, in the type it is stored in (bfloat16 is `ml_dtypes.bfloat16`).
+
+    Args:
+      name: of the tensor.
+      index: a slice of step 1 for some of its first dimensions; the others are whole.
 
     Raises:
-      ValueError: no tensor of that name.
+      ValueError: no tensor of that name, or the file ends before it.
     """
-    if name not in self.shapes:
-      raise ValueError(f"{self._directory}: no tensor {name!r}; it has {sorted(self.shapes)}.")
-    return self._file.get_tensor(name)
+    if name not in self._stored:
+      raise ValueError(f"{self._directory}: no tensor {name!r}; it has {sorted(self._stored)}.")
+    path, offset, dtype, shape = self._stored[name]
+    bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=False)]
+    bounds += [(0, n) for n in shape[len(bounds) :]]
+    out = np.empty([stop - start for start, stop in bounds], dtype)
+    # Bytes lie row after row: what is whole from some dimension on is read in one go.
+    whole = len(shape)
+    while whole and bounds[whole - 1] == (0, shape[whole - 1]):
+      whole -= 1
+    run = max(0, whole - 1)  # the dimension a run of bytes goes along
+    stride = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    with path.open("rb", buffering=0) as file:
+      for place in np.ndindex(*(stop - start for start, stop in bounds[:run])):
+        first = sum((bounds[d][0] + place[d]) * stride[d] for d in range(run))
+        if shape:
+          first += bounds[run][0] * stride[run]
+        target = out[place] if place else out
+        file.seek(offset + first * dtype.itemsize)
+        _fill(file, target, f"{path}: tensor {name!r}")
+    return out
 
   def sha256(self) -> str:
-    """Return the sha256, in hexadecimal, of the names and sha256s of the files that are read."""
+    """Return the sha256, in hexadecimal, of the names and sha256s of the files that are read.
+
+    The hash of a file is kept in the cache, until its size or time of change is another.
+    """
     hashes = {}
-    for name in _FILES:
-      path = self._directory / name
+    for path in (*(self._directory / name for name in _FILES), *self._paths):
       if path.is_file():
-        with path.open("rb") as file:
-          hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+        hashes[path.name] = file_sha256(path, sidecar=cache_dir() / "checked" / f"{place}.json")
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _weight_files(directory: Path) -> Iterator[Path]:
+  index = directory / _INDEX
+  if not index.is_file():
+    if not (directory / _WEIGHTS).is_file():
+      pickled = sorted(p.name for p in directory.glob("*.bin")) or ""
+      raise FileNotFoundError(
+        f"{directory / _WEIGHTS} is missing, and so is {_INDEX}"
+        + (f"; pickled weights ({', '.join(pickled)}) are never read." if pickled else ".")
+      )
+    yield directory / _WEIGHTS
+    return
+  weight_map = read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise ValueError(f"{index}: no weight_map, which says where the tensors are.")
+  for name in sorted(set(weight_map.values())):
+    path = directory / str(name)
+    if Path(str(name)).name != name:
+      raise ValueError(f"{index}: {name!r} is no file of this directory.")
+    if not path.is_file():
+      lost = sorted(tensor for tensor, file in weight_map.items() if file == name)
+      raise FileNotFoundError(
+        f"{path} is missing; {index.name} says that it holds {lost[0]!r} and {len(lost) - 1} more "
+        "tensors."
+      )
+    yield path
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, str, _Stored]]:
+  """Yield (name, type, place) of each tensor of a file, from its header."""
+  try:
+    # The library checks that the header is sound and that the file is as long as it says.
+    with safetensors.safe_open(path, framework="numpy") as file:
+      file.keys()
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f"{path}: not a readable safetensors file, maybe truncated or damaged: {error}"
+    ) from error
+  with path.open("rb") as stream:
+    length = int.from_bytes(stream.read(8), "little")
+    header = json.loads(stream.read(length))
+  header.pop("__metadata__", None)
+  for name, entry in header.items():
+    kind = entry["dtype"]
+    if kind not in _DTYPES:
+      raise ValueError(
+        f"{path}: tensor {name!r} has the type {kind}; handled: {', '.join(_DTYPES)}."
+      )
+    place = 8 + length + int(entry["data_offsets"][0])
+    yield name, kind, _Stored(path, place, _DTYPES[kind], tuple(entry["shape"]))
+
+
+def _check_index(directory: Path, file_of: dict[str, str]) -> None:
+  """Raise ValueError if the index names other tensors than the files hold."""
+  index = directory / _INDEX
+  if not index.is_file():
+    return
+  weight_map = read_json(index)["weight_map"]
+  problems = [
+    f"{name!r} is not in {file}" for name, file in weight_map.items() if file_of.get(name) != file
+  ]
+  problems += [
+    f"{file} holds {name!r}, unnamed" for name, file in file_of.items() if name not in weight_map
+  ]
+  if problems:
+    shown = "; ".join(problems[:8]) + ("; …" if len(problems) > 8 else "")
+    raise ValueError(f"{index} does not fit the files: {shown}.")
+
+
+def _fill(file: Any, target: np.ndarray, what: str) -> None:
+  """Read the bytes of a contiguous array."""
+  view = memoryview(target.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+  done = 0
+  while done < len(view):
+    count = file.readinto(view[done:])
+    if not count:
+      raise ValueError(f"{what}: the file ends {len(view) - done} bytes too early")
+    done += count

@@ -186,15 +186,16 @@ def extract_member(name: str, member: str) -> Path:
   return path
 
 
-def file_sha256(path: Path, *, remember: bool = True) -> str:
+def file_sha256(path: Path, *, remember: bool = True, sidecar: Path | None = None) -> str:
   """Return the sha256 hex digest of a file.
 
-  With `remember`, the digest is kept in a sidecar and read from there while the file's size and
-  modification time stay the same (hashing a file of 93 MB takes 0.1 s here, at every start).
+  With `remember`, the digest is kept in a sidecar (default beside the file) and read from there
+  while the file's size and modification time stay the same (hashing a file of 93 MB takes 0.1 s
+  here, at every start).
   """
   stat = path.stat()
   key = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-  sidecar = path.with_name(path.name + ".checked.json")
+  sidecar = sidecar or path.with_name(path.name + ".checked.json")
   if remember:
     known = _read_sidecar(sidecar)
     if {k: known.get(k) for k in key} == key and isinstance(known.get("sha256"), str):
@@ -225,6 +226,7 @@ def _write_sidecar(sidecar: Path, content: dict[str, object]) -> None:
   # Written aside and renamed: another process may read it meanwhile. A cache that cannot be written
   # (a shared, read-only one) costs a hash at every start and nothing else.
   try:
+    sidecar.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=sidecar.parent, prefix=sidecar.name)
     with os.fdopen(handle, "w") as file:
       json.dump(content, file)

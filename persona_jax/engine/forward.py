@@ -18,7 +18,7 @@ from persona_jax.edits.table import ROLES, EditTable, Site
 from persona_jax.engine.capture import Capture, CaptureSpec, read, resolve
 from persona_jax.models import layers
 from persona_jax.models.arch import Arch
-from persona_jax.models.layers import KV, Slots
+from persona_jax.models.layers import KV, Rotation, Slots
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -71,6 +71,17 @@ def _block(
   return h_BTD, kv, reads, total
 
 
+@functools.partial(jax.jit, static_argnames=("arch",))
+def _by_kind(
+  position_BT: jax.Array, slot_position_BS: jax.Array, *, arch: Arch
+) -> tuple[list[Rotation], list[jax.Array]]:
+  """Compute rotations and masks, one a kind of block, which its blocks share."""
+  return (
+    [layers.rotation(position_BT, kind.rope, arch.head_dim) for kind in arch.kinds],
+    [layers.visible(position_BT, slot_position_BS, kind.window) for kind in arch.kinds],
+  )
+
+
 def run_blocks(
   arch: Arch,
   params: Mapping[str, Any],
@@ -101,8 +112,7 @@ def run_blocks(
   """
   if slot_position_BS is None:
     slot_position_BS = position_BT
-  ropes = [layers.rotation(position_BT, kind.rope, arch.head_dim) for kind in arch.kinds]
-  masks = [layers.visible(position_BT, slot_position_BS, kind.window) for kind in arch.kinds]
+  ropes, masks = _by_kind(position_BT, slot_position_BS, arch=arch)
   delivery = Delivery.none(position_BT.shape)
   new_caches, reads = [], {}
   for i, kind in enumerate(arch.pattern):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from persona_jax.checkpoints.checkpoint import open_checkpoint
 from persona_jax.engine.model import Model
@@ -30,6 +31,7 @@ def load(
   *,
   dtype: str = "float32",
   resid_dtype: str | None = None,
+  mesh: Mesh | None = None,
   system_default: Literal["keep", "empty", "drop"] = "keep",
   family: Family | None = None,
 ) -> Model:
@@ -42,6 +44,8 @@ def load(
     dtype: of the weights and products: "float32", "bfloat16" or "float16".
     resid_dtype: of the residual stream; default `dtype`. "float32" keeps small edits that bfloat16
       swallows.
+    mesh: devices to load onto, see `pj.make_mesh`: parameters are split over its axis "model", rows
+      over "data". None: the default device.
     system_default: what a chat without a system message gets: "keep" what the template does (many
       insert a default text), "empty" an empty system message, "drop" no system block at all.
     family: the adapter to use; default the one for the checkpoint's `model_type`.
@@ -62,5 +66,5 @@ def load(
     raise ValueError(
       f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {arch.vocab_size} rows."
     )
-  params = load_params(checkpoint, arch, dtype)
-  return Model(params, arch, tokenizer, chat, checkpoint.identity, dtype, resid)
+  params = load_params(checkpoint, arch, dtype, mesh)
+  return Model(params, arch, tokenizer, chat, checkpoint.identity, dtype, resid, mesh)

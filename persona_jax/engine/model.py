@@ -4,12 +4,15 @@ The engine's calls are its methods.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from persona_jax import sharding
 from persona_jax.checkpoints.checkpoint import Identity
 from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.edits.compile import RowEdits
@@ -23,6 +26,13 @@ from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Chat, EncodedPrompt, Prompt, encode_prompt
 
 Progress = Callable[[int], None]  # called with the number of rows just finished
+
+
+@functools.partial(jax.jit, static_argnames=("arch", "resid_dtype"))
+def _embed(
+  params: Mapping[str, Any], tokens_BT: jax.Array, *, arch: Arch, resid_dtype: str
+) -> jax.Array:
+  return arch.family.embed(arch, params, tokens_BT, resid_dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +51,7 @@ class Model:
     identity: name, source, sha256 and quantisation of the checkpoint.
     dtype: name of the dtype of weights and products, e.g. "float32".
     resid_dtype: name of the dtype of the residual stream.
+    mesh: the devices that the parameters lie on and rows are split over, or None for one device.
   """
 
   params: Any
@@ -50,6 +61,7 @@ class Model:
   identity: Identity = dataclasses.field(metadata={"static": True})
   dtype: str = dataclasses.field(metadata={"static": True})
   resid_dtype: str = dataclasses.field(metadata={"static": True})
+  mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
   def __repr__(self) -> str:
     return (
@@ -63,7 +75,9 @@ class Model:
 
   def embed(self, tokens_BT: jax.Array) -> jax.Array:
     """Look token ids up, int32 [B, T]; what enters block 0, [B, T, D] in `resid_dtype`."""
-    return self.arch.family.embed(self.arch, self.params, tokens_BT, self.resid_dtype)
+    top = {name: leaf for name, leaf in self.params.items() if name != "blocks"}
+    h_BTD = _embed(top, tokens_BT, arch=self.arch, resid_dtype=self.resid_dtype)
+    return sharding.constrain(h_BTD, "BTD", self.mesh)
 
   def generate(
     self,

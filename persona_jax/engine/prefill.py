@@ -13,6 +13,7 @@ prefix shared, and only edits that reach further back make a prefix of their own
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ BATCH_TOKENS = 4096
 # A stem must have this many tokens, and stems must save this share of a tile's tokens.
 MIN_STEM = 16
 MIN_SAVING = 0.25
+# Prefixes are of one stem if they share this much of what their neighbours, sorted, share.
+SAME_STEM = 0.75
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,16 +120,20 @@ def find_stems(firsts: Sequence[Row]) -> tuple[list[tuple[int, ...]], list[int]]
   if any(row.edits_reach_prefix for row in firsts):
     return alone
   prefixes = [row.ids[:-1] for row in firsts]
-  stems: list[tuple[int, ...]] = []
-  members: list[list[int]] = []
-  for p in sorted(range(len(prefixes)), key=lambda p: prefixes[p]):
-    common = _common(stems[-1], prefixes[p]) if stems else 0
-    if common >= MIN_STEM:
-      stems[-1] = stems[-1][:common]
-      members[-1].append(p)
-    else:
-      stems.append(prefixes[p])
-      members.append([p])
+  order = sorted(range(len(prefixes)), key=lambda p: prefixes[p])
+  common = [_common(prefixes[a], prefixes[b]) for a, b in itertools.pairwise(order)]
+  members = [order[:1]]
+  for n, p in enumerate(order[1:]):
+    # Neighbours that share much less than those beside them belong to different stems: a template's
+    # opening words are common to all, a persona's text to some.
+    beside = max(common[max(n - 1, 0) : n + 2])
+    if common[n] < MIN_STEM or common[n] < SAME_STEM * beside:
+      members.append([])
+    members[-1].append(p)
+  stems = [
+    functools.reduce(lambda stem, p: stem[: _common(stem, prefixes[p])], mine, prefixes[mine[0]])
+    for mine in members
+  ]
   saved = sum(len(stem) * (len(mine) - 1) for stem, mine in zip(stems, members, strict=True))
   if saved < MIN_SAVING * sum(map(len, prefixes)):
     return alone

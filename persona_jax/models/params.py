@@ -1,23 +1,31 @@
-"""Fills a family's parameters from a checkpoint, tensor by tensor."""
+"""Fills a family's parameters from a checkpoint, each device's part from the bytes it needs."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
+from persona_jax import sharding
 from persona_jax.models.arch import Arch
 from persona_jax.models.family import Weight
 
+# Weights are read, checked and converted in pieces of about so many bytes, so that no whole tensor
+# is held twice.
+_PIECE = 32 << 20
+
 
 class TensorSource(Protocol):
-  """What a checkpoint offers: its tensors' names, and each as an array [out, in]."""
+  """What a checkpoint offers: its tensors' shapes, and parts of them as arrays [out, in]."""
 
   @property
-  def names(self) -> tuple[str, ...]: ...
+  def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-  def read(self, name: str) -> np.ndarray: ...
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray: ...
 
 
 def axes_of(leaf: str) -> str:
@@ -25,61 +33,144 @@ def axes_of(leaf: str) -> str:
   return leaf.rsplit("_", 1)[1]
 
 
-def arrange(stored: np.ndarray, weight: Weight, shape: tuple[int, ...]) -> np.ndarray:
-  """Bring a stored tensor to the axes of its parameter.
+def stored_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Return the shape that a checkpoint's tensor must have to fill a parameter of `shape`."""
+  size = dict(zip(axes_of(str(weight.path[-1])), shape, strict=True))
+  return tuple(math.prod(size[axis] for axis in part) for part in weight.axes.split(","))
+
+
+def read_part(
+  source: TensorSource,
+  name: str,
+  weight: Weight,
+  shape: tuple[int, ...],
+  index: tuple[slice, ...],
+  dtype: DTypeLike,
+) -> np.ndarray:
+  """Read a part of a parameter out of its stored tensor.
 
   Args:
-    stored: as in the checkpoint, its dimensions being products of axes as `weight.axes` says.
-    weight: where it goes.
-    shape: of the parameter.
+    source: the checkpoint.
+    name: of the tensor in it.
+    weight: where it goes and what its axes are.
+    shape: of the whole parameter.
+    index: one slice an axis of the parameter; an axis that is stored behind another in one
+      dimension ("H" of "NH") must be whole.
+    dtype: of the result.
 
   Raises:
-    ValueError: the tensor has another shape.
+    ValueError: the part holds a NaN or an infinity, or cannot be read.
   """
   axes = axes_of(str(weight.path[-1]))
   size = dict(zip(axes, shape, strict=True))
-  split = [size[axis] for part in weight.axes.split(",") for axis in part]
-  expected = tuple(math.prod(size[axis] for axis in part) for part in weight.axes.split(","))
-  if stored.shape != expected:
-    raise ValueError(f"has shape {stored.shape}; {expected} ({weight.axes}) is needed")
+  span = {a: range(*s.indices(size[a])) for a, s in zip(axes, index, strict=True)}
+  parts = weight.axes.split(",")
+  inner = {part: math.prod(size[a] for a in part[1:]) for part in parts}
+  if any(len(span[a]) != size[a] for part in parts for a in part[1:]):
+    raise ValueError(f"a part of {weight.path[-1]} cuts an axis that {name} stores inside another")
+  out = np.empty([len(span[a]) for a in axes], dtype)
   order = weight.axes.replace(",", "")
-  return stored.reshape(split).transpose([order.index(axis) for axis in axes])
+  as_stored = out.transpose([axes.index(a) for a in order])
+  rest = tuple(
+    slice(span[part[0]].start * inner[part], span[part[0]].stop * inner[part]) for part in parts[1:]
+  )
+  first, step = span[order[0]], 1
+  row_bytes = 4 * max(1, out.size // max(1, len(first)))
+  step = max(1, _PIECE // row_bytes)
+  for at in range(first.start, first.stop, step):
+    stop = min(at + step, first.stop)
+    rows = slice(at * inner[parts[0]], stop * inner[parts[0]])
+    piece = source.read(name, (rows, *rest))
+    if not np.isfinite(piece.astype(np.float32, copy=False)).all():
+      raise ValueError("holds a NaN or an infinity")
+    target = as_stored[at - first.start : stop - first.start]
+    target[...] = piece.reshape(target.shape)
+  return out
 
 
-def load_params(source: TensorSource, arch: Arch, dtype: DTypeLike) -> dict[str, Any]:
-  """Read every parameter of `arch` in `dtype`; every problem is collected before raising.
+def load_params(
+  source: TensorSource, arch: Arch, dtype: DTypeLike, mesh: Mesh | None = None
+) -> dict[str, Any]:
+  """Read every parameter of `arch`; every problem of names and shapes is collected before raising.
+
+  Args:
+    source: the checkpoint.
+    arch: what it holds.
+    dtype: of the parameters; scales of norms stay float32.
+    mesh: where they go, by the rules of `sharding`; each device's part is read by itself. None: the
+      default device.
 
   Returns:
-    {"embed_VD": [V, D], "blocks": [one dict a block], "final_norm_D": [D], …}. Norm scales stay
-    float32.
+    {"embed_VD": [V, D], "blocks": [one dict a block], "final_norm_D": [D], …}.
 
   Raises:
     ValueError: tensors are missing or unasked for, have a wrong shape, cannot be read, or hold a
-      NaN or an infinity.
+      NaN or an infinity; or the mesh fits no size of the model.
   """
+  if mesh is not None:
+    sizes = {"N": arch.num_heads, "K": arch.num_kv_heads, "F": arch.ffw_width, "V": arch.vocab_size}
+    sharding.check_mesh(mesh, sizes)
   params = arch.family.abstract_params(arch)
   wanted = arch.family.weight_map(arch)
-  renamed = {name: arch.family.tensor_name(name) for name in source.names}
+  renamed = {name: arch.family.tensor_name(name) for name in source.shapes}
   stored_name = {new: name for name, new in renamed.items() if new is not None}
   problems = [f"missing tensor {name}" for name in sorted(set(wanted) - set(stored_name))]
   problems += [f"unknown tensor {stored_name[n]}" for n in sorted(set(stored_name) - set(wanted))]
-  for name in sorted(set(wanted) & set(stored_name)):
-    *parents, leaf = wanted[name].path
-    node: Any = params
-    for key in parents:
-      node = node[key]
-    try:
-      value = arrange(source.read(stored_name[name]), wanted[name], node[leaf].shape)
-    except ValueError as error:
-      problems.append(f"tensor {stored_name[name]} {error}")
-      continue
-    if not np.isfinite(value.astype(np.float32)).all():
-      problems.append(f"tensor {stored_name[name]} holds a NaN or an infinity")
-    else:
-      node[leaf] = jnp.asarray(value, jnp.float32 if "norm" in str(leaf) else dtype)
+  found = [name for name in wanted if name in stored_name]
+  for name in found:
+    given, expected = source.shapes[stored_name[name]], _expected(params, wanted[name])
+    if tuple(given) != expected:
+      problems.append(
+        f"tensor {stored_name[name]} has shape {tuple(given)}; {expected} ({wanted[name].axes}) is "
+        "needed"
+      )
+  if not problems:
+    for name in found:
+      *parents, leaf = wanted[name].path
+      node = _at(params, parents)
+      kept = jnp.float32 if "norm" in str(leaf) else dtype
+      try:
+        node[leaf] = _load(source, stored_name[name], wanted[name], node[leaf].shape, kept, mesh)
+      except ValueError as error:
+        problems.append(f"tensor {stored_name[name]} {error}")
+        break  # its place in memory may be all that is left to read
   if problems:
     shown = "; ".join(problems[:8]) + (
       f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
     )
     raise ValueError(f"the checkpoint does not fit the {arch.family.name} architecture: {shown}.")
   return params
+
+
+def _at(params: Any, path: Any) -> Any:
+  for key in path:
+    params = params[key]
+  return params
+
+
+def _expected(params: Any, weight: Weight) -> tuple[int, ...]:
+  return stored_shape(weight, _at(params, weight.path).shape)
+
+
+def _load(
+  source: TensorSource,
+  name: str,
+  weight: Weight,
+  shape: tuple[int, ...],
+  dtype: DTypeLike,
+  mesh: Mesh | None,
+) -> jax.Array:
+  """Read one parameter onto the devices; replicas of a part are read once."""
+  if mesh is None:
+    return jnp.asarray(read_part(source, name, weight, shape, (slice(None),) * len(shape), dtype))
+  placed = NamedSharding(mesh, sharding.spec(axes_of(str(weight.path[-1])), shape, mesh))
+  parts: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+
+  def part(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None
+    key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+    if key not in parts:
+      parts[key] = read_part(source, name, weight, shape, index, dtype)
+    return parts[key]
+
+  return jax.make_array_from_callback(shape, placed, part)

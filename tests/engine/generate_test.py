@@ -167,6 +167,17 @@ def test_common_stems_are_computed_once_and_change_nothing(tiny, monkeypatch):
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=5e-5)
 
 
+def test_personas_that_begin_alike_keep_stems_of_their_own(tiny):
+  opening, texts = tuple(range(2, 22)), [tuple(range(n, n + 40)) for n in (30, 50, 60)]
+  prefixes = [opening + text + (90 + q, 80) for text in texts for q in range(3)]
+  rows = [Row((*ids, 5), len(ids) + 1, (1,) * (len(ids) + 1)) for ids in prefixes]
+  for order in (range(9), range(8, -1, -1), (4, 0, 8, 2, 6, 1, 5, 3, 7)):
+    stems, stem_P = prefilling.find_stems([rows[n] for n in order])
+    assert [len(stem) for stem in stems] == [60, 60, 60]
+    for n, s in zip(order, stem_P, strict=True):
+      assert prefixes[n][:60] == stems[s]
+
+
 def test_stems_are_not_shared_with_rows_whose_edits_reach_into_them(tiny):
   from persona_jax.engine import prefill as prefilling
 
