@@ -22,7 +22,6 @@ PARITY_VENV := .venv-parity$(ENV_NAME)
 TOOLS_VENV := .venv-tools
 
 RUN := $(VENV)/bin/python
-PYTEST := $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 # Wheels only: no compiler is needed, and a missing wheel is an error instead of a long build.
 LOCKED := --require-hashes --only-binary=:all:
@@ -66,11 +65,12 @@ demo: fetch
 test: fetch lint typecheck pytest
 
 # Most of the time goes into compiling hundreds of tiny programs, so LLVM's optimiser is left out (a
-# third less time, measured on 2 cores). What promises equal bits is tested as users compile, too, as
-# is the real model by make demo and make parity.
+# third less time, measured on 2 cores). What promises equal bits is tested as users compile, as is
+# the real model by make demo and make parity.
 pytest: fetch
-	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) $(ARGS)
-	$(if $(ARGS),,JAX_PLATFORMS=cpu $(PYTEST) -m bits --quiet)
+	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
+	  $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(if $(ARGS),$(ARGS),-m 'not bits')
+	$(if $(ARGS),,JAX_PLATFORMS=cpu $(RUN) -m pytest -m bits --quiet tests/engine tests/edits tests/runs)
 
 wheel-test: install
 	JAX_PLATFORMS=cpu $(RUN) -m pytest tests/packaging $(ARGS)

@@ -190,7 +190,9 @@ def _check_index(directory: Path, file_of: dict[str, str]) -> None:
     f"{name!r} is not in {file}" for name, file in weight_map.items() if file_of.get(name) != file
   ]
   problems += [
-    f"{file} holds {name!r}, unnamed" for name, file in file_of.items() if name not in weight_map
+    f"{file} holds {name!r}, which is not in it"
+    for name, file in file_of.items()
+    if name not in weight_map
   ]
   if problems:
     shown = "; ".join(problems[:8]) + ("; …" if len(problems) > 8 else "")

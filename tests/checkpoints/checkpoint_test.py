@@ -1,6 +1,8 @@
 """Opening a checkpoint: directories, what `source` may be, and what is refused."""
 
 import dataclasses
+import itertools
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -88,13 +90,91 @@ def test_bad_safetensors_header_is_refused(directory: Path) -> None:
     open_checkpoint(directory)
 
 
-@pytest.mark.parametrize("with_weights", [True, False])
-def test_sharded_weights_are_refused(directory: Path, with_weights: bool) -> None:
-  (directory / "model.safetensors.index.json").write_text("{}")
-  if not with_weights:
-    (directory / "model.safetensors").unlink()
-  with pytest.raises(ValueError, match="sharded over files are not read"):
+def shard(directory: Path) -> dict[str, str]:
+  """Cuts the weights into two files with an index; returns which tensor is where."""
+  tensors = safetensors.numpy.load_file(directory / "model.safetensors")
+  (directory / "model.safetensors").unlink()
+  where = {}
+  for n, names in enumerate((["half", "brain"], ["model.embed_tokens.weight"])):
+    file = f"model-0000{n + 1}-of-00002.safetensors"
+    safetensors.numpy.save_file({name: tensors[name] for name in names}, directory / file)
+    where |= dict.fromkeys(names, file)
+  write_index(directory, where)
+  return where
+
+
+def write_index(directory: Path, where: dict[str, str]) -> None:
+  index = {"metadata": {"total_size": 1}, "weight_map": where}
+  (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_sharded_weights_are_the_same_weights(directory: Path) -> None:
+  whole = open_checkpoint(directory)
+  expected = {name: whole.read(name) for name in whole.names}
+  shard(directory)
+  sharded = open_checkpoint(directory)
+  assert set(sharded.names) == set(expected)
+  for name, tensor in expected.items():
+    np.testing.assert_array_equal(sharded.read(name), tensor)
+  kinds = [set(c.identity.quantisation.split("+")) for c in (sharded, whole)]
+  assert kinds[0] == kinds[1]
+  assert sharded.identity.sha256 != whole.identity.sha256
+
+
+@pytest.mark.parametrize("shape", [(12,), (5, 7), (3, 4, 5)])
+def test_part_of_a_tensor_is_that_part(directory: Path, shape: tuple[int, ...]) -> None:
+  tensor = np.random.default_rng(0).normal(size=shape).astype(ml_dtypes.bfloat16)
+  other = np.arange(3, dtype=np.float32)
+  safetensors.numpy.save_file(
+    {"a": other, "x": tensor, "z": other}, directory / "model.safetensors"
+  )
+  checkpoint = open_checkpoint(directory)
+  for index in itertools.product(*([slice(None), slice(1, n - 1), slice(0, 2)] for n in shape)):
+    np.testing.assert_array_equal(checkpoint.read("x", index), tensor[index])
+  np.testing.assert_array_equal(checkpoint.read("x", (slice(1, 3),)), tensor[1:3])
+
+
+def test_missing_file_of_sharded_weights_is_named_with_a_tensor_of_it(directory: Path) -> None:
+  where = shard(directory)
+  (directory / where["half"]).unlink()
+  with pytest.raises(
+    FileNotFoundError, match="00001-of-00002.safetensors is missing.*'brain' and 1"
+  ):
     open_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    (
+      lambda where: where | {"half": where["model.embed_tokens.weight"]},
+      "'half' is not in model-0",
+    ),
+    (lambda where: {k: v for k, v in where.items() if k != "half"}, "holds 'half', which is not"),
+    (lambda where: {}, "no weight_map"),
+    (lambda where: where | {"half": "../model.safetensors"}, "is no file of this directory"),
+  ],
+)
+def test_index_that_does_not_fit_the_files_is_refused(directory, change, message) -> None:
+  write_index(directory, change(shard(directory)))
+  with pytest.raises(ValueError, match=message):
+    open_checkpoint(directory)
+
+
+def test_pickled_weights_are_never_read(directory: Path) -> None:
+  (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+  with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin\) are never read"):
+    open_checkpoint(directory)
+
+
+def test_file_cut_short_after_it_was_opened_is_an_error(directory: Path) -> None:
+  checkpoint = open_checkpoint(directory)
+  path = directory / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-4])
+  names = "|".join(checkpoint.names)
+  with pytest.raises(ValueError, match=f"tensor '({names})': the file ends .* bytes too early"):
+    for name in checkpoint.names:
+      checkpoint.read(name)
 
 
 def test_tensor_type_that_is_not_handled_is_named(directory: Path) -> None:

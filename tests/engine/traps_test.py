@@ -9,7 +9,10 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.edit import Edit
+from tests.conftest import TEMPLATE
 from tests.reference import numpy_llama
+from tests.reference.checkpoint_writer import write_checkpoint
+from tests.reference.random_llama import vocabulary
 
 PROMPT = "w10 w11 w12"
 
@@ -209,11 +212,13 @@ def different(arrays) -> bool:
   )
 
 
-def test_trap_system_default_changes_the_prompt(smollm2):
-  ids = [smollm2.encode("Hello").ids]
-  ids += [
-    pj.load("smollm2-135m-instruct", system_default=default).encode("Hello").ids
-    for default in ("empty", "drop")
+def test_trap_system_default_changes_the_prompt(tiny, tmp_path):
+  # As many templates do: without a system message, one of the template's own is put.
+  own = "{% if messages[0]['role'] != 'system' %}w2 w90 w91 {% endif %}" + TEMPLATE
+  write_checkpoint(tmp_path, tiny.config, tiny.tensors, vocabulary(tiny.config), own)
+  ids = [
+    pj.load(tmp_path, system_default=default).encode("w7").ids
+    for default in ("keep", "empty", "drop")
   ]
   assert len(set(map(tuple, ids))) == 3 and len(ids[0]) > len(ids[1]) > len(ids[2])
 

@@ -57,14 +57,15 @@ def test_last_logits_and_residual_norms_are_those_of_transformers(
 
 
 def test_greedy_tokens_are_those_of_transformers(smollm2: pj.Model) -> None:
-  answers = smollm2.generate(list(PROMPTS.values()), max_new_tokens=GREEDY_STEPS)
+  # The shorter prompts; make parity takes all, and 64 tokens of each.
+  short = [name for name, kept in KEPT["prompts"].items() if kept["n_tokens"] <= 50]
+  answers = smollm2.generate([PROMPTS[name] for name in short], max_new_tokens=GREEDY_STEPS)
   expected: dict[str, Any] = {
-    name: reference_numbers.settled_ids(kept, GREEDY_STEPS)
-    for name, kept in KEPT["prompts"].items()
+    name: reference_numbers.settled_ids(KEPT["prompts"][name], GREEDY_STEPS) for name in short
   }
   got = {
     name: list(answer.token_ids[: len(expected[name])])
-    for name, answer in zip(PROMPTS, answers, strict=True)
+    for name, answer in zip(short, answers, strict=True)
   }
   assert got == expected
-  assert sum(len(ids) for ids in expected.values()) > 200  # near ties leave most of them
+  assert sum(len(ids) for ids in expected.values()) > 130  # near ties leave most of them

@@ -12,7 +12,7 @@ from persona_jax.report import draw_all, write_report
 from persona_jax.scorers import self_report
 from persona_jax.scorers.self_report import SelfReport
 from persona_jax.studies import prompt_vs_steering as study
-from persona_jax.studies.prompt_vs_steering import summary
+from persona_jax.studies.prompt_vs_steering import stages, summary
 
 SMALL = study.Settings(
   personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.2,), breakdown=(0.8,),
@@ -36,6 +36,12 @@ def describe(model, config_hash, arms, directory):
 @pytest.fixture(scope="module")
 def done(smollm2, tmp_path_factory):
   """One study run to the end: (directory, prepared, arms, curve arms, prompts, rows, items)."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stages, "_CHUNK", 10)
+    yield run_study(smollm2, tmp_path_factory)
+
+
+def run_study(smollm2, tmp_path_factory):
   directory = tmp_path_factory.mktemp("study")
   config_hash = study.start(smollm2, SMALL, directory)
   prepared = study.prepare(smollm2, SMALL, directory, progress=False)
@@ -118,7 +124,9 @@ def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch)
 
 def test_lost_self_report_part_is_computed_to_the_same_numbers(done, smollm2):
   directory, config_hash, _, arms, curve, _, _, items = done
-  next((directory / "self_report").glob("part-*.parquet")).unlink()
+  parts = list((directory / "self_report").glob("part-*.parquet"))
+  assert len(parts) == 2
+  min(parts, key=lambda path: len(pd.read_parquet(path))).unlink()
   everything = {n: a for n, a in arms.items() if a.trait is None} | curve
   table = describe(smollm2, config_hash, everything, directory)
   pd.testing.assert_frame_equal(table, items)
