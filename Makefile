@@ -70,7 +70,7 @@ test: fetch lint typecheck pytest
 pytest: fetch
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
 	  $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(if $(ARGS),$(ARGS),-m 'not bits')
-	$(if $(ARGS),,JAX_PLATFORMS=cpu $(RUN) -m pytest -m bits --quiet tests/engine tests/edits tests/runs)
+	$(if $(ARGS),,JAX_PLATFORMS=cpu $(RUN) -m pytest -m bits --quiet tests/engine tests/edits)
 
 wheel-test: install
 	JAX_PLATFORMS=cpu $(RUN) -m pytest tests/packaging $(ARGS)

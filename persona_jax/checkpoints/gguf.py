@@ -1,4 +1,4 @@
-"""Reads Llama-architecture GGUF files: configuration, tensors and tokenizer fields.
+"""Reads GGUF files: configuration, tensors and tokenizer fields.
 
 A GGUF file is translated into what a Hugging Face checkpoint of the same model holds:
 `config.json` keys, tensor names and [out, in] weights. What the translation does not know is
@@ -17,54 +17,26 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
 
+from persona_jax.checkpoints.gguf_architectures import (
+  ARCHITECTURES,
+  MODEL_TENSORS,
+  Architecture,
+  Fields,
+)
+
 _TENSOR_TYPES = {
   GGMLQuantizationType[name]
   for name in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K".split()
 }
 
-_MODEL_TENSORS = {
-  "token_embd.weight": "model.embed_tokens.weight",
-  "output_norm.weight": "model.norm.weight",
-  "output.weight": "lm_head.weight",
-}
-_BLOCK_TENSORS = {
-  "attn_norm": "input_layernorm",
-  "attn_q": "self_attn.q_proj",
-  "attn_k": "self_attn.k_proj",
-  "attn_v": "self_attn.v_proj",
-  "attn_output": "self_attn.o_proj",
-  "ffn_norm": "post_attention_layernorm",
-  "ffn_gate": "mlp.gate_proj",
-  "ffn_up": "mlp.up_proj",
-  "ffn_down": "mlp.down_proj",
-}
-_BLOCK_TENSOR = re.compile(rf"blk\.(0|[1-9]\d*)\.({'|'.join(_BLOCK_TENSORS)})\.weight")
-
-# llama.* fields that `_config` reads; every other one is refused.
-_REQUIRED_FIELDS = (
-  "block_count",
-  "context_length",
-  "embedding_length",
-  "feed_forward_length",
-  "attention.head_count",
-  "attention.layer_norm_rms_epsilon",
-)
-_OPTIONAL_FIELDS = (
-  "attention.head_count_kv",
-  "attention.key_length",
-  "attention.value_length",
-  "rope.dimension_count",
-  "rope.freq_base",
-  "rope.scaling.type",
-  "vocab_size",
-)
+_BLOCK_TENSOR = re.compile(r"blk\.(0|[1-9]\d*)\.(\w+)\.weight")
 
 
 class GGUFFile:
   """An open GGUF file, memory-mapped; tensors are dequantised when read.
 
   Attributes:
-    config: Hugging Face `config.json` keys (`model_type` "llama").
+    config: Hugging Face `config.json` keys.
     shapes: Hugging Face tensor name → shape, [out, in] for linear weights.
     quantisation: storage types by the number of weights they hold, e.g. "Q4_1+Q8_0+F32".
     tokenizer_fields: the `tokenizer.*` fields, for `Tokenizer.from_gguf`.
@@ -90,13 +62,17 @@ class GGUFFile:
       ) from error
     if reader.byte_order != "I":
       raise ValueError(f"{path}: its byte order is not this machine's; convert the file.")
-    _check_header(path, fields)
-    tensors = _rename(path, {tensor.name: tensor for tensor in reader.tensors})
+    prefix, self._architecture = _check_header(path, fields)
+    tensors = _rename(
+      path, prefix, self._architecture, {tensor.name: tensor for tensor in reader.tensors}
+    )
     self.shapes: dict[str, tuple[int, ...]] = {
       name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()
     }
-    self.config: dict[str, Any] = _config(path, fields, "lm_head.weight" not in tensors)
-    _check_shapes(path, self.shapes, _expected_shapes(self.config))
+    self.config: dict[str, Any] = self._architecture.config(
+      Fields(path, prefix, fields), "lm_head.weight" not in tensors
+    )
+    _check_shapes(path, prefix, self.shapes, self._architecture.shapes(self.config))
     self.tokenizer_fields: dict[str, Any] = {
       name: value for name, value in fields.items() if name.startswith("tokenizer.")
     }
@@ -127,9 +103,11 @@ class GGUFFile:
     tensor = self._tensors[name]
     weights = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
     weights = weights.reshape(self.shapes[name])
-    if name.endswith("self_attn.q_proj.weight"):
+    if self._architecture.norm_shift and name.endswith("norm.weight"):
+      return weights - np.float32(self._architecture.norm_shift)
+    if self._architecture.interleaved and name.endswith("self_attn.q_proj.weight"):
       return _unpermute(weights, self.config["num_attention_heads"])
-    if name.endswith("self_attn.k_proj.weight"):
+    if self._architecture.interleaved and name.endswith("self_attn.k_proj.weight"):
       return _unpermute(weights, self.config["num_key_value_heads"])
     return weights
 
@@ -180,13 +158,15 @@ class _Reader(GGUFReader):
     super()._build_tensors(start_offs, fields)
 
 
-def _check_header(path: Path, fields: Mapping[str, Any]) -> None:
-  """Raise ValueError if the file is not one whole Llama model."""
-  architecture = fields.get("general.architecture")
-  if architecture != "llama":
+def _check_header(path: Path, fields: Mapping[str, Any]) -> tuple[str, Architecture]:
+  """Return the architecture; raise ValueError if the file is not one whole model of a known one."""
+  prefix = fields.get("general.architecture")
+  if prefix not in ARCHITECTURES:
     raise ValueError(
-      f"{path}: general.architecture is {architecture!r}; only 'llama' can be read from GGUF."
+      f"{path}: general.architecture is {prefix!r}; these can be read from GGUF: "
+      f"{', '.join(map(repr, ARCHITECTURES))}."
     )
+  architecture = ARCHITECTURES[prefix]
   if fields.get("general.type", "model") != "model":
     raise ValueError(
       f"{path}: general.type is {fields['general.type']!r}; it must be 'model', not an "
@@ -202,126 +182,56 @@ def _check_header(path: Path, fields: Mapping[str, Any]) -> None:
       f"{path}: general.quantization_version is {fields['general.quantization_version']}; only 2 "
       f"is handled."
     )
-  known = {f"llama.{name}" for name in _REQUIRED_FIELDS + _OPTIONAL_FIELDS}
+  known = {f"{prefix}.{name}" for name in architecture.needed + architecture.optional}
   unknown = {
-    name: value for name, value in fields.items() if name.startswith("llama.") and name not in known
+    name: value
+    for name, value in fields.items()
+    if name.startswith(f"{prefix}.") and name not in known
   }
   if unknown:
     raise ValueError(
       f"{path}: fields that this reader does not handle: {unknown}; handled: {sorted(known)}."
     )
-  missing = [f"llama.{name}" for name in _REQUIRED_FIELDS if f"llama.{name}" not in fields]
+  missing = [f"{prefix}.{n}" for n in architecture.needed if f"{prefix}.{n}" not in fields]
   if missing:
     raise ValueError(f"{path}: lacks the fields {missing}.")
-  scaling = fields.get("llama.rope.scaling.type", "none")
-  if scaling != "none":
-    raise ValueError(f"{path}: llama.rope.scaling.type is {scaling!r}; only 'none' is handled.")
+  return str(prefix), architecture
 
 
-def _rename(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _rename(
+  path: Path, prefix: str, architecture: Architecture, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
   """Return the tensors by Hugging Face name; report every unknown name and type at once."""
   renamed, problems = {}, []
+  in_block = architecture.block_tensors
   for name, tensor in tensors.items():
     if tensor.tensor_type not in _TENSOR_TYPES:
       fits = ", ".join(sorted(kind.name for kind in _TENSOR_TYPES))
       problems.append(f"{name} has the type {tensor.tensor_type.name} (handled: {fits})")
     match = _BLOCK_TENSOR.fullmatch(name)
-    if match:
-      renamed[f"model.layers.{int(match[1])}.{_BLOCK_TENSORS[match[2]]}.weight"] = tensor
-    elif name in _MODEL_TENSORS:
-      renamed[_MODEL_TENSORS[name]] = tensor
+    if match and match[2] in in_block:
+      renamed[f"model.layers.{int(match[1])}.{in_block[match[2]]}.weight"] = tensor
+    elif name in MODEL_TENSORS:
+      renamed[MODEL_TENSORS[name]] = tensor
     elif name == "rope_freqs.weight":
       problems.append("rope_freqs.weight: RoPE scaling (Llama 3.1 and later) is not handled")
     else:
-      problems.append(f"{name} is no tensor of a Llama model")
+      problems.append(f"{name} is no tensor of a {prefix} model")
   if problems:
     raise ValueError(f"{path}: {'; '.join(problems)}.")
   return renamed
 
 
-def _config(path: Path, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:
-  """Translate `llama.*` fields into the keys of a Hugging Face LlamaConfig."""
-
-  def whole(name: str, default: int | None = None) -> int:
-    value = fields.get(f"llama.{name}", default)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-      raise ValueError(
-        f"{path}: llama.{name} is {value!r}; it must be one positive integer for all blocks."
-      )
-    return value
-
-  heads = whole("attention.head_count")
-  width = whole("embedding_length")
-  head_dim = whole("attention.key_length", width // heads)
-  for name in ("attention.value_length", "rope.dimension_count"):
-    if whole(name, head_dim) != head_dim:
-      raise ValueError(
-        f"{path}: llama.{name} is {whole(name)}; it must equal the head width, {head_dim}."
-      )
-  tokens = fields.get("tokenizer.ggml.tokens", ())
-  config: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "attention_bias": False,
-    "head_dim": head_dim,
-    "hidden_act": "silu",
-    "hidden_size": width,
-    "intermediate_size": whole("feed_forward_length"),
-    "max_position_embeddings": whole("context_length"),
-    "mlp_bias": False,
-    "num_attention_heads": heads,
-    "num_hidden_layers": whole("block_count"),
-    "num_key_value_heads": whole("attention.head_count_kv", heads),
-    "rms_norm_eps": _shortest(fields["llama.attention.layer_norm_rms_epsilon"]),
-    "rope_theta": _shortest(fields.get("llama.rope.freq_base", 10000.0)),
-    "tie_word_embeddings": tied,
-    "vocab_size": whole("vocab_size", len(tokens)),
-  }
-  for key, field in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-    config[f"{key}_token_id"] = fields.get(f"tokenizer.ggml.{field}_token_id")
-  return config
-
-
-def _shortest(value: float) -> float:
-  """Return the shortest decimal of a float32: 9.999999747378752e-06 was 1e-05."""
-  return float(str(np.float32(value)))
-
-
-def _expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-  queries = config["num_attention_heads"] * config["head_dim"]
-  keys = config["num_key_value_heads"] * config["head_dim"]
-  shapes: dict[str, tuple[int, ...]] = {
-    "model.embed_tokens.weight": (v, d),
-    "model.norm.weight": (d,),
-  }
-  if not config["tie_word_embeddings"]:
-    shapes["lm_head.weight"] = (v, d)
-  for block in range(config["num_hidden_layers"]):
-    for name, shape in {
-      "input_layernorm": (d,),
-      "self_attn.q_proj": (queries, d),
-      "self_attn.k_proj": (keys, d),
-      "self_attn.v_proj": (keys, d),
-      "self_attn.o_proj": (d, queries),
-      "post_attention_layernorm": (d,),
-      "mlp.gate_proj": (f, d),
-      "mlp.up_proj": (f, d),
-      "mlp.down_proj": (d, f),
-    }.items():
-      shapes[f"model.layers.{block}.{name}.weight"] = shape
-  return shapes
-
-
 def _check_shapes(
   path: Path,
+  prefix: str,
   shapes: Mapping[str, tuple[int, ...]],
   expected: Mapping[str, tuple[int, ...]],
 ) -> None:
   problems = [f"{name} is missing" for name in expected if name not in shapes]
   for name, shape in shapes.items():
     if name not in expected:
-      problems.append(f"{name} is beyond the blocks that llama.block_count gives")
+      problems.append(f"{name} is beyond the blocks that {prefix}.block_count gives")
     elif shape != expected[name]:
       problems.append(f"{name} has shape {shape}, the fields say {expected[name]}")
   if problems:

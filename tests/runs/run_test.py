@@ -67,7 +67,6 @@ def test_table_has_a_row_for_every_cell_with_all_columns(tiny, tmp_path):
   assert pj.Run.open(tmp_path).table().equals(table)
 
 
-@pytest.mark.bits
 def test_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch):
   whole = pj.run(tiny.model, grid(tiny), tmp_path / "whole", progress=False).table()
   real, calls = runs.generate_tile, []

@@ -1,0 +1,93 @@
+"""Every family on eight forced host devices against one; sharding_test.py runs it by itself.
+
+Prints one JSON line a family and mesh: relative errors of logits and residuals, whether greedy
+tokens are the same, and into how many parts parameters and rows were split.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+  [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+import persona_jax as pj  # noqa: E402
+from persona_jax.models import families  # noqa: E402
+from persona_jax.models.params import stored_shape  # noqa: E402
+from tests.parity.checks import relative_error  # noqa: E402
+from tests.reference.checkpoint_writer import write_checkpoint  # noqa: E402
+from tests.reference.random_families import CONFIGS, random_tensors  # noqa: E402
+from tests.reference.random_llama import vocabulary  # noqa: E402
+
+# Heads, feed-forward width and vocabulary divide by 8; the two key heads only by 2.
+SIZES = {
+  "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 56, "vocab_size": 104,
+  "hidden_size": 48, "num_hidden_layers": 2,
+}  # fmt: skip
+TITLES = (
+  "llama, llama3 scaling, tied", "gemma2, both caps", "gemma3, untied, capped logits, biases",
+  "qwen2, biases of q, k, v", "qwen3, QK-norm, tied",
+)  # fmt: skip
+MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+
+
+def leaf_shape(params: object, path: tuple[str | int, ...]) -> tuple[int, ...]:
+  for key in path:
+    params = params[key]  # type: ignore[index]
+  return params.shape  # type: ignore[attr-defined]
+
+
+def write(title: str, directory: Path) -> None:
+  config = CONFIGS[title] | SIZES
+  if "layer_types" in config:
+    config |= {"layer_types": ["sliding_attention", "full_attention"]}
+  family = families.family(config["model_type"])
+  arch = family.parse(config)
+  params = family.abstract_params(arch)
+  shapes = {
+    name: stored_shape(weight, leaf_shape(params, weight.path))
+    for name, weight in family.weight_map(arch).items()
+  }
+  write_checkpoint(directory, config, random_tensors(config, shapes), vocabulary(config))
+
+
+def main() -> None:
+  tokens_BT = jnp.asarray(np.random.default_rng(0).integers(2, 104, (8, 12)))
+  prompts = [pj.Raw(" ".join(f"w{i}" for i in row)) for row in np.asarray(tokens_BT)[:, :6]]
+  for title in TITLES:
+    with tempfile.TemporaryDirectory() as folder:
+      write(title, Path(folder))
+      one = pj.load(folder)
+      expected, reads = pj.forward(one, tokens_BT, None, pj.Capture())
+      answers = [g.token_ids for g in one.generate(prompts, max_new_tokens=4)]
+      for data, model in MESHES:
+        many = pj.load(folder, mesh=pj.make_mesh(data, model))
+        logits, ours = pj.forward(many, tokens_BT, None, pj.Capture())
+        errors = [relative_error(np.asarray(ours[k]), np.asarray(reads[k])) for k in reads]
+        got = answers  # decoding is checked where both axes are split
+        if (data, model) == (2, 4):
+          got = [g.token_ids for g in many.generate(prompts, max_new_tokens=4)]
+        block = many.params["blocks"][0]
+        parts = {
+          name: len({str(s.index) for s in block[name].addressable_shards})
+          for name in ("q_DNH", "k_DKH", "gate_DF", "down_FD", "o_NHD", "attn_norm_D")
+        }
+        parts["embed_VD"] = len({str(s.index) for s in many.params["embed_VD"].addressable_shards})
+        record = {
+          "title": title, "data": data, "model": model, "parts": parts,
+          "logits": relative_error(np.asarray(logits), np.asarray(expected)),
+          "residuals": max(errors), "same_tokens": got == answers,
+          "rows_split": len({str(s.index[0]) for s in ours["resid_post", 1].addressable_shards}),
+        }  # fmt: skip
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
