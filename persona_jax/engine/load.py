@@ -38,9 +38,9 @@ def load(
   """Load a model; never downloads.
 
   Args:
-    source: a registry name (`smollm2-135m-instruct`, fetched once by
-      `python -m persona_jax.fetch`), a directory with config.json, model.safetensors and tokenizer
-      files, or a .gguf file.
+    source: a registry name (`smollm2-135m-instruct` or `gemma-3-270m`, fetched once by
+      `python -m persona_jax.fetch NAME`), a directory with config.json, safetensors in one file or
+      several, and tokenizer files, or a .gguf file.
     dtype: of the weights and products: "float32", "bfloat16" or "float16".
     resid_dtype: of the residual stream; default `dtype`. "float32" keeps small edits that bfloat16
       swallows.
