@@ -5,7 +5,8 @@
 PYTHON = python3
 LOCK = requirements.lock
 ARGS =
-JOBS = 2
+# One more than two cores: compiling waits now and then.
+JOBS = 3
 
 # The one tool that is in no lock, because it makes them.
 UV_VERSION = 0.13.9
