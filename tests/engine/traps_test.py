@@ -9,7 +9,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.edit import Edit
-from tests.conftest import TEMPLATE
+from tests.conftest import TEMPLATE, make_tiny
 from tests.reference import numpy_llama
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_llama import vocabulary
@@ -165,7 +165,8 @@ def test_trap_every_option_of_an_edit_changes_something(tiny):
   assert not same
 
 
-def test_trap_every_option_of_generation_changes_something(tiny):
+def test_trap_every_option_of_generation_changes_something(tmp_path):
+  tiny = make_tiny(tmp_path, blocks=1)  # each option is another program to compile
   base = dict(max_new_tokens=8, temperature=1.0, seed=1)
   ids = lambda **change: [
     g.token_ids for g in tiny.model.generate([PROMPT] * 2, **{**base, **change})
