@@ -1,4 +1,4 @@
-"""The study on the real model, at the smallest size that has every part."""
+"""The study on the first blocks of the real model, at the smallest size that has every part."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from persona_jax.studies import prompt_vs_steering as study
 from persona_jax.studies.prompt_vs_steering import stages, summary
 
 SMALL = study.Settings(
-  personas=("P3", "P4", "P12"), block=16, coef=0.2, curve=(0.2,), breakdown=(0.8,),
+  personas=("P3", "P4", "P12"), block=4, coef=0.2, curve=(0.2,), breakdown=(0.8,),
   window="answer", extract_questions=2, dose_prompts=1, dose_tokens=12, pairs=1, trait_questions=1,
   max_new_tokens=6, tuned_on_self_report=True, replicate=0, seed=0,
 )  # fmt: skip
@@ -34,22 +34,30 @@ def describe(model, config_hash, arms, directory):
 
 
 @pytest.fixture(scope="module")
-def done(smollm2, tmp_path_factory):
+def model(smollm2):
+  """Its tokenizer, template and width, and six of its thirty blocks: what the study does, sooner."""
+  arch = dataclasses.replace(smollm2.arch, pattern=smollm2.arch.pattern[:6])
+  params = smollm2.params | {"blocks": smollm2.params["blocks"][:6]}
+  return dataclasses.replace(smollm2, arch=arch, params=params)
+
+
+@pytest.fixture(scope="module")
+def done(model, tmp_path_factory):
   """One study run to the end: (directory, prepared, arms, curve arms, prompts, rows, items)."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(stages, "_CHUNK", 10)
-    yield run_study(smollm2, tmp_path_factory)
+    yield run_study(model, tmp_path_factory)
 
 
-def run_study(smollm2, tmp_path_factory):
+def run_study(model, tmp_path_factory):
   directory = tmp_path_factory.mktemp("study")
-  config_hash = study.start(smollm2, SMALL, directory)
-  prepared = study.prepare(smollm2, SMALL, directory, progress=False)
+  config_hash = study.start(model, SMALL, directory)
+  prepared = study.prepare(model, SMALL, directory, progress=False)
   arms, curve = study.arms(SMALL, prepared), study.curve_arms(SMALL, prepared)
   prompts = study.prompts(SMALL)
   by_name = {**arms, **study.breakdown_arms(SMALL, prepared)}
-  rows = study.generate(smollm2, SMALL, by_name, prompts, directory, progress=False)
-  items = describe(smollm2, config_hash, {**arms, **curve}, directory)
+  rows = study.generate(model, SMALL, by_name, prompts, directory, progress=False)
+  items = describe(model, config_hash, {**arms, **curve}, directory)
   edited = items[items["arm"].isin(["steer", "random"])]
   assert edited["valid"].all() and (edited["tokens_edited"] == edited["n_tokens"]).all()
   return directory, config_hash, prepared, by_name, curve, prompts, rows, items
@@ -75,7 +83,7 @@ def test_random_arm_has_the_size_of_the_steer_arm_and_poles_are_opposite(done):
     for name, a in arms.items()
     if a.condition.edits and a.persona
   }
-  expected = 0.2 * prepared.dose.resid_L[16]
+  expected = 0.2 * prepared.dose.resid_L[4]
   assert size == pytest.approx(dict.fromkeys(size, expected), rel=1e-5)
   delta = lambda name: (
     arms[name].condition.edits[0].shift_L[0] * arms[name].condition.edits[0].unit_LD[0]
@@ -85,7 +93,7 @@ def test_random_arm_has_the_size_of_the_steer_arm_and_poles_are_opposite(done):
   assert abs(delta("P3 steer") @ delta("P3 random")) < 0.3 * expected**2
 
 
-def test_self_report_holds_the_right_items_and_balances_keys(done, smollm2):
+def test_self_report_holds_the_right_items_and_balances_keys(done, model):
   _, _, _, arms, curve, _, _, items = done
   per_condition = items.groupby("condition").size()
   assert per_condition["baseline"] == 16 and per_condition["P12 steer"] == 16
@@ -99,49 +107,49 @@ def test_self_report_holds_the_right_items_and_balances_keys(done, smollm2):
   first = one.iloc[0]
   text = next(i.text for i in load_ipip120() if i.item_id == first["item_id"])
   prompt = arms["P3 prompt"].condition.apply(SelfReport([]).question)
-  (score,) = smollm2.score([prompt], [text])
+  (score,) = model.score([prompt], [text])
   assert score == pytest.approx(first["logprob"], abs=1e-3)
 
 
-def test_finished_stages_are_read_not_computed_again(done, smollm2, monkeypatch):
+def test_finished_stages_are_read_not_computed_again(done, model, monkeypatch):
   directory, config_hash, prepared, arms, curve, prompts, run, items = done
 
   def never(*args, **kwargs):
     raise AssertionError("computed again")
 
-  monkeypatch.setattr(type(smollm2), "generate", never)
+  monkeypatch.setattr(type(model), "generate", never)
   monkeypatch.setattr(self_report, "score_rows", never)
-  monkeypatch.setattr(type(smollm2), "capture", never)
-  assert study.start(smollm2, SMALL, directory) == config_hash
-  again = study.prepare(smollm2, SMALL, directory, progress=False)
+  monkeypatch.setattr(type(model), "capture", never)
+  assert study.start(model, SMALL, directory) == config_hash
+  again = study.prepare(model, SMALL, directory, progress=False)
   assert {k: d.hash for k, d in again.personas.items()} == {
     k: d.hash for k, d in prepared.personas.items()
   }
   everything = {n: a for n, a in arms.items() if a.trait is None} | curve
-  table = describe(smollm2, config_hash, everything, directory)
+  table = describe(model, config_hash, everything, directory)
   pd.testing.assert_frame_equal(table, items)
 
 
-def test_lost_self_report_part_is_computed_to_the_same_numbers(done, smollm2):
+def test_lost_self_report_part_is_computed_to_the_same_numbers(done, model):
   directory, config_hash, _, arms, curve, _, _, items = done
   parts = list((directory / "self_report").glob("part-*.parquet"))
   assert len(parts) == 2
   min(parts, key=lambda path: len(pd.read_parquet(path))).unlink()
   everything = {n: a for n, a in arms.items() if a.trait is None} | curve
-  table = describe(smollm2, config_hash, everything, directory)
+  table = describe(model, config_hash, everything, directory)
   pd.testing.assert_frame_equal(table, items)
 
 
-def test_other_settings_are_refused_in_the_same_directory(done, smollm2):
+def test_other_settings_are_refused_in_the_same_directory(done, model):
   directory = done[0]
   with pytest.raises(ValueError, match="pairs: 1 there, 2 now"):
-    study.start(smollm2, dataclasses.replace(SMALL, pairs=2), directory)
+    study.start(model, dataclasses.replace(SMALL, pairs=2), directory)
 
 
-def test_report_is_written_with_every_number_it_names(done, smollm2, tmp_path):
+def test_report_is_written_with_every_number_it_names(done, model, tmp_path):
   directory, config_hash, prepared, by_name, curve, prompts, rows, items = done
   data = study.analyse(
-    smollm2, SMALL, config_hash, prepared, rows, items, prompts, by_name, tmp_path
+    model, SMALL, config_hash, prepared, rows, items, prompts, by_name, tmp_path
   )
   figures = draw_all(data, tmp_path / "figures")
   text = write_report(data, figures, tmp_path / "report.html").read_text()
@@ -197,12 +205,12 @@ def test_bad_settings_are_refused(change, message):
     dataclasses.replace(SMALL, **change)
 
 
-def test_unfinished_study_of_other_code_is_refused(done, smollm2, tmp_path):
+def test_unfinished_study_of_other_code_is_refused(done, model, tmp_path):
   content = json.loads((done[0] / "config.json").read_text())
   content["versions"]["code"] = "0123456789ab"
   (tmp_path / "config.json").write_text(json.dumps(content))
   with pytest.raises(ValueError, match="another version .*code: 0123456789ab there"):
-    study.start(smollm2, SMALL, tmp_path)
+    study.start(model, SMALL, tmp_path)
 
 
 def test_config_on_disk_is_the_settings(done):
