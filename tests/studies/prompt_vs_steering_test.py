@@ -35,7 +35,7 @@ def describe(model, config_hash, arms, directory):
 
 @pytest.fixture(scope="module")
 def model(smollm2):
-  """Its tokenizer, template and width, and six of its thirty blocks: what the study does, sooner."""
+  """Its tokenizer, template and width, and six of its thirty blocks: the study, sooner."""
   arch = dataclasses.replace(smollm2.arch, pattern=smollm2.arch.pattern[:6])
   params = smollm2.params | {"blocks": smollm2.params["blocks"][:6]}
   return dataclasses.replace(smollm2, arch=arch, params=params)
@@ -148,9 +148,7 @@ def test_other_settings_are_refused_in_the_same_directory(done, model):
 
 def test_report_is_written_with_every_number_it_names(done, model, tmp_path):
   directory, config_hash, prepared, by_name, curve, prompts, rows, items = done
-  data = study.analyse(
-    model, SMALL, config_hash, prepared, rows, items, prompts, by_name, tmp_path
-  )
+  data = study.analyse(model, SMALL, config_hash, prepared, rows, items, prompts, by_name, tmp_path)
   figures = draw_all(data, tmp_path / "figures")
   text = write_report(data, figures, tmp_path / "report.html").read_text()
   assert {"comparison", "dose_response"} <= set(figures)
