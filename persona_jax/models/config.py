@@ -61,6 +61,21 @@ class Fields:
       raise ValueError(f"config of a {self.family} model lacks the fields {missing}.")
 
 
+def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what all families name alike in config.json, as fields of `Arch`."""
+  heads = config["num_attention_heads"]
+  return {
+    "width": config["hidden_size"],
+    "num_heads": heads,
+    "num_kv_heads": config.get("num_key_value_heads") or heads,
+    "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+    "ffw_width": config["intermediate_size"],
+    "vocab_size": config["vocab_size"],
+    "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+    "tied_head": bool(config.get("tie_word_embeddings", False)),
+  }
+
+
 def layer_windows(
   config: Mapping[str, Any], num_blocks: int, default: Collection[bool], window: int | None
 ) -> tuple[int | None, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from persona_jax.models import decoder
 from persona_jax.models.arch import Arch, BlockKind, block_pattern
-from persona_jax.models.config import Fields, layer_windows
+from persona_jax.models.config import Fields, layer_windows, sizes
 from persona_jax.models.family import Family
 from persona_jax.models.rope import Rope, parse_rope
 
@@ -72,14 +72,7 @@ def _arch(
   biased = bool(config.get("attention_bias", False))
   return Arch(
     family=family,
-    width=config["hidden_size"],
-    num_heads=config["num_attention_heads"],
-    num_kv_heads=config["num_key_value_heads"],
-    head_dim=config["head_dim"],
-    ffw_width=config["intermediate_size"],
-    vocab_size=config["vocab_size"],
-    norm_eps=float(config["rms_norm_eps"]),
-    tied_head=bool(config["tie_word_embeddings"]),
+    **sizes(config),
     max_positions=config["max_position_embeddings"],
     kinds=kinds,
     pattern=pattern,

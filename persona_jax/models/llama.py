@@ -8,7 +8,7 @@ from typing import Any
 
 from persona_jax.models import decoder
 from persona_jax.models.arch import Arch, BlockKind
-from persona_jax.models.config import Fields
+from persona_jax.models.config import Fields, sizes
 from persona_jax.models.family import Family
 from persona_jax.models.rope import parse_rope
 
@@ -45,24 +45,16 @@ def parse(config: Mapping[str, Any]) -> Arch:
     ValueError: a field is missing, unknown, or has a value that this port does not implement.
   """
   _FIELDS.check(config)
-  heads, num_blocks = config["num_attention_heads"], config["num_hidden_layers"]
   max_positions = config.get("max_position_embeddings", 2048)
   scaling = config.get("rope_parameters") or config.get("rope_scaling")
   rope = parse_rope(config.get("rope_theta", 10_000.0), scaling, max_positions)
   biased = bool(config.get("attention_bias", False))
   return Arch(
     family=LLAMA,
-    width=config["hidden_size"],
-    num_heads=heads,
-    num_kv_heads=config.get("num_key_value_heads") or heads,
-    head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-    ffw_width=config["intermediate_size"],
-    vocab_size=config["vocab_size"],
-    norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-    tied_head=bool(config.get("tie_word_embeddings", False)),
+    **sizes(config),
     max_positions=max_positions,
     kinds=(BlockKind(rope),),
-    pattern=(0,) * num_blocks,
+    pattern=(0,) * config["num_hidden_layers"],
     qkv_bias=biased,
     o_bias=biased,
     ffw_bias=bool(config.get("mlp_bias", False)),

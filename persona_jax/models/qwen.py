@@ -8,7 +8,7 @@ from typing import Any
 
 from persona_jax.models import decoder
 from persona_jax.models.arch import Arch, BlockKind, block_pattern
-from persona_jax.models.config import Fields, layer_windows
+from persona_jax.models.config import Fields, layer_windows, sizes
 from persona_jax.models.family import Family
 from persona_jax.models.rope import parse_rope
 
@@ -24,7 +24,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "use_mrope": (Fal
 
 
 def _parse(config: Mapping[str, Any], family: Family, **parts: Any) -> Arch:
-  num_blocks, heads = config["num_hidden_layers"], config["num_attention_heads"]
+  num_blocks = config["num_hidden_layers"]
   max_positions = config.get("max_position_embeddings", 32768)
   scaling = config.get("rope_parameters") or config.get("rope_scaling")
   rope = parse_rope(config.get("rope_theta", 10_000.0), scaling, max_positions)
@@ -40,14 +40,7 @@ def _parse(config: Mapping[str, Any], family: Family, **parts: Any) -> Arch:
   )
   return Arch(
     family=family,
-    width=config["hidden_size"],
-    num_heads=heads,
-    num_kv_heads=config.get("num_key_value_heads") or heads,
-    head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-    ffw_width=config["intermediate_size"],
-    vocab_size=config["vocab_size"],
-    norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-    tied_head=bool(config.get("tie_word_embeddings", False)),
+    **sizes(config),
     max_positions=max_positions,
     kinds=kinds,
     pattern=pattern,
