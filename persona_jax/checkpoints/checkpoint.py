@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from persona_jax.checkpoints import hub
 from persona_jax.checkpoints.gguf import GGUFFile
+from persona_jax.checkpoints.orbax_dir import OrbaxDir, is_orbax_dir
 from persona_jax.checkpoints.registry import REGISTRY, registry_file
 from persona_jax.checkpoints.safetensors_dir import SafetensorsDir
 from persona_jax.checkpoints.tokenizer import Tokenizer
+from persona_jax.data import wheels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +22,9 @@ class Identity:
   """Which weights these are.
 
   Attributes:
-    name: registry name, directory name or file name without its suffix.
-    source: where the bytes were read from; not compared, so that a copy of a model is the same
-      model.
+    name: registry name, hub id, directory name or file name without its suffix.
+    source: where the bytes were read from, for a model of the hub with its commit; not compared, so
+      that a copy of a model is the same model.
     sha256: of the GGUF file, or of the list of a directory's files and their sha256s.
     quantisation: storage types, most weights first, e.g. "Q4_1+Q8_0+F32" or "BF16".
   """
@@ -30,6 +33,21 @@ class Identity:
   source: str = dataclasses.field(compare=False)
   sha256: str
   quantisation: str
+
+  def stored_as(self, dtype: str) -> "Identity":
+    """Return the identity of a copy in `dtype`: this one, if the dtype holds every weight exactly.
+
+    GGUF weights are float32 once they are dequantised.
+    """
+    exact = {
+      "float32": True,
+      "bfloat16": self.quantisation == "BF16",
+      "float16": self.quantisation == "F16",
+    }
+    if exact[dtype]:
+      return self
+    digest = hashlib.sha256(f"{self.sha256} {dtype}".encode()).hexdigest()
+    return dataclasses.replace(self, sha256=digest, quantisation=f"{self.quantisation}→{dtype}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +62,8 @@ class Checkpoint:
       An unknown name is a ValueError.
     tokenizer: from the same file or directory.
     identity: which weights these are.
+    restore: of an Orbax directory, instead of `shapes` and `read`: (tree of `jax.ShapeDtypeStruct`
+      with shardings) → the parameters.
   """
 
   config: dict[str, Any]
@@ -51,6 +71,7 @@ class Checkpoint:
   read: Callable[..., np.ndarray] = dataclasses.field(repr=False)
   tokenizer: Tokenizer
   identity: Identity
+  restore: Callable[[Any], Any] | None = dataclasses.field(default=None, repr=False)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -63,7 +84,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
   Args:
     source: a registry name ("smollm2-135m-instruct"), a directory (config.json, model.safetensors
-      or its index and shards, tokenizer.json, tokenizer_config.json), or a .gguf file.
+      or its index and shards, tokenizer.json, tokenizer_config.json; or one that `Model.save`
+      wrote), a .gguf file, or a hub id, see `hub`.
 
   Raises:
     FileNotFoundError: nothing has that name or path, or a needed file is missing.
@@ -75,22 +97,34 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     identity = Identity(source, entry.source, entry.sha256, file.quantisation)
     return _from_gguf(file, identity)
   path = Path(source).expanduser()
-  if path.is_dir():
-    return _from_directory(path)
-  if path.is_file() and path.suffix == ".gguf":
-    file = GGUFFile(path)
-    with path.open("rb") as stream:
-      sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return _from_gguf(file, Identity(path.stem, str(path), sha256, file.quantisation))
+  if path.exists() and (path.is_dir() or path.suffix == ".gguf"):
+    return _from_path(path)
+  hub_id = hub.HubId.parse(source) if isinstance(source, str) and not path.exists() else None
+  if hub_id is not None:
+    found = hub_id.cached()
+    checkpoint = _from_path(found)
+    name = str(dataclasses.replace(hub_id, revision=None))
+    identity = dataclasses.replace(checkpoint.identity, name=name, source=hub.pinned(hub_id, found))
+    return dataclasses.replace(checkpoint, identity=identity)
   fits = (
     f"a registered model ({', '.join(sorted(REGISTRY))}), a directory with config.json, "
-    f"model.safetensors and tokenizer.json, or a .gguf file"
+    f"model.safetensors and tokenizer.json, a .gguf file, or a hub id (owner/name)"
   )
   if path.is_file():
     raise ValueError(f"{path} is not a checkpoint that can be read; give {fits}.")
   raise FileNotFoundError(
     f"no model is called {str(source)!r} and no such path exists; give {fits}."
   )
+
+
+def _from_path(path: Path) -> Checkpoint:
+  if path.is_dir():
+    return _from_orbax(path) if is_orbax_dir(path) else _from_directory(path)
+  file = GGUFFile(path)
+  sidecar = wheels.cache_dir() / "checked"
+  place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+  sha256 = wheels.file_sha256(path, sidecar=sidecar / f"{place}.json")
+  return _from_gguf(file, Identity(path.stem, str(path), sha256, file.quantisation))
 
 
 def _from_gguf(file: GGUFFile, identity: Identity) -> Checkpoint:
@@ -103,6 +137,18 @@ def _from_directory(path: Path) -> Checkpoint:
   tokenizer = Tokenizer.from_directory(path)
   identity = Identity(path.resolve().name, str(path), weights.sha256(), weights.quantisation)
   return _checked(Checkpoint(weights.config, weights.shapes, weights.read, tokenizer, identity))
+
+
+def _from_orbax(path: Path) -> Checkpoint:
+  saved = OrbaxDir.open(path)
+  identity = Identity(**saved.identity | {"source": str(path)})
+
+  def read(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    raise ValueError(
+      f"{path}: an Orbax directory has no tensor {name!r}; it is restored as a whole."
+    )
+
+  return _checked(Checkpoint(saved.config, {}, read, saved.tokenizer, identity, saved.restore))
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:

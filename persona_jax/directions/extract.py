@@ -153,6 +153,7 @@ def extract(
   provenance = {
     "model": model.identity.name,
     "model_hash": model.identity.sha256,
+    "model_source": model.identity.source,
     "dtype": model.dtype,
     "system_default": model.chat.system_default,
     "method": method,

@@ -1,5 +1,6 @@
 """`pj.load`: a name, a directory or a file becomes a `Model`."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from persona_jax.checkpoints.checkpoint import open_checkpoint
 from persona_jax.engine.model import Model
 from persona_jax.models import families
 from persona_jax.models.family import Family
-from persona_jax.models.params import load_params
+from persona_jax.models.params import load_params, placed_params
 from persona_jax.personas.chat import Chat
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -34,13 +35,15 @@ def load(
   mesh: Mesh | None = None,
   system_default: Literal["keep", "empty", "drop"] = "keep",
   family: Family | None = None,
+  progress: bool = False,
 ) -> Model:
   """Load a model; never downloads.
 
   Args:
-    source: a registry name (`smollm2-135m-instruct` or `gemma-3-270m`, fetched once by
-      `python -m persona_jax.fetch NAME`), a directory with config.json, safetensors in one file or
-      several, and tokenizer files, or a .gguf file.
+    source: a registry name (`smollm2-135m-instruct` or `gemma-3-270m`) or a hub id (`owner/name`,
+      `owner/name@revision`, `owner/name/file.gguf`), both fetched once by `python -m
+      persona_jax.fetch NAME`; a directory with config.json, safetensors in one file or several, and
+      tokenizer files, or one that `Model.save` wrote; or a .gguf file.
     dtype: of the weights and products: "float32", "bfloat16" or "float16".
     resid_dtype: of the residual stream; default `dtype`. "float32" keeps small edits that bfloat16
       swallows.
@@ -49,10 +52,11 @@ def load(
     system_default: what a chat without a system message gets: "keep" what the template does (many
       insert a default text), "empty" an empty system message, "drop" no system block at all.
     family: the adapter to use; default the one for the checkpoint's `model_type`.
+    progress: whether to show a bar while weights are read.
 
   Raises:
-    FileNotFoundError: nothing is there; for a registry name the message says which command fetches
-      it.
+    FileNotFoundError: nothing is there; for a registry name or a hub id the message says which
+      command fetches it.
     ValueError: the checkpoint holds something that is not supported, or an argument is unknown.
   """
   dtype = _dtype_name("dtype", dtype)
@@ -66,5 +70,9 @@ def load(
     raise ValueError(
       f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {arch.vocab_size} rows."
     )
-  params = load_params(checkpoint, arch, dtype, mesh)
-  return Model(params, arch, tokenizer, chat, checkpoint.identity, dtype, resid, mesh)
+  if checkpoint.restore is not None:
+    params = checkpoint.restore(placed_params(arch, dtype, mesh))
+  else:
+    params = load_params(checkpoint, arch, dtype, mesh, progress=progress)
+  config = json.dumps(checkpoint.config)
+  return Model(params, arch, tokenizer, chat, checkpoint.identity, dtype, resid, mesh, config)

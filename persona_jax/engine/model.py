@@ -5,7 +5,9 @@ The engine's calls are its methods.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
@@ -14,6 +16,7 @@ from jax.sharding import Mesh
 
 from persona_jax import sharding
 from persona_jax.checkpoints.checkpoint import Identity
+from persona_jax.checkpoints.orbax_dir import save_orbax
 from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine import collect as collecting
@@ -52,6 +55,7 @@ class Model:
     dtype: name of the dtype of weights and products, e.g. "float32".
     resid_dtype: name of the dtype of the residual stream.
     mesh: the devices that the parameters lie on and rows are split over, or None for one device.
+    config: content of config.json, as JSON.
   """
 
   params: Any
@@ -62,12 +66,31 @@ class Model:
   dtype: str = dataclasses.field(metadata={"static": True})
   resid_dtype: str = dataclasses.field(metadata={"static": True})
   mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+  config: str = dataclasses.field(default="{}", metadata={"static": True})
 
   def __repr__(self) -> str:
     return (
       f"Model({self.identity.name!r}, {self.arch.family.name}, {self.arch.num_blocks} blocks of "
       f"width {self.arch.width}, {self.dtype}, residual {self.resid_dtype})"
     )
+
+  def save(self, path: str | Path) -> None:
+    """Write the model as an Orbax directory, which `pj.load` puts on any mesh.
+
+    Weights are stored in `dtype`. The copy keeps the identity of what was loaded if that dtype
+    holds the stored weights exactly; otherwise its sha256 is another, so that directions of one are
+    not taken for directions of the other.
+
+    Args:
+      path: of a directory that is not there yet.
+
+    Raises:
+      FileExistsError: `path` exists.
+    """
+    identity = self.identity.stored_as(self.dtype)
+    config = json.loads(self.config)
+    fields = dataclasses.asdict(identity)
+    save_orbax(Path(path), self.params, config, self.tokenizer, fields, self.dtype)
 
   def encode(self, prompt: Prompt) -> EncodedPrompt:
     """Render and tokenise a prompt (string, chat or `pj.Raw`); see `chat.encode_prompt`."""

@@ -13,7 +13,10 @@ from persona_jax.personas.template import compile_template
 
 _SYSTEM_DEFAULTS = ("keep", "empty", "drop")
 _SPEAKERS = ("system", "user", "assistant")
-_THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_OPENING, _CLOSING = "<think>", "</think>"
+_THOUGHT = rf"(?P<said>.*?)(?P<end>{_CLOSING}|\Z)"
+_OPENED_BY_ANSWER = re.compile(rf"\s*(?P<all>{_OPENING}{_THOUGHT})", re.DOTALL)
+_OPENED_BY_PROMPT = re.compile(rf"(?P<all>(?:\s*{_OPENING})?{_THOUGHT})", re.DOTALL)
 _SENTINEL = "A system message that is cut out again."
 # Unicode noncharacters: never part of a text, no white space, left alone by `trim`.
 _NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
@@ -37,15 +40,25 @@ class Rendered:
   Attributes:
     text: what the model reads before it answers, generation prompt included.
     answer: a final assistant message, the start of the answer; "" if there is none. It is kept
-      open: no end token follows it.
+      open: no end token follows it. Where the template has opened a thought (DeepSeek-R1 and QwQ
+      end their prompts with "<think>\\n"), the answer goes on with it: it is a thought up to its
+      "</think>", all of it if there is none. An opening of its own is then cut off, with the white
+      space after it that the prompt has too.
     role_spans: (start, end, role) that divide text + answer, in characters, without gaps. Roles
-      are the keys of `ROLES`; what the template wrote, a default system message too, is
-      "template".
+      are the keys of `ROLES`; what the template wrote, a default system message and the opening of
+      a thought too, is "template". A thought at the beginning of an assistant message is "think",
+      tags included; a "<think>" further on is a word like any other.
   """
 
   text: str
   answer: str
   role_spans: tuple[tuple[int, int, str], ...]
+
+  @property
+  def opens_thought(self) -> bool:
+    """Whether text + answer leave a thought open, which the model then continues."""
+    thought = _thought(self.answer, _ends_in_opening(self.text))
+    return thought is not None and not thought["end"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +70,8 @@ class Chat:
     bos_token, eos_token: what the template sees under these names; None is undefined there.
     system_default: what happens without a system message. "keep": what the template does, which for
       Llama 3, Qwen 2.5 and SmolLM2 is a text of its own; "empty": a system message "" is given;
-      "drop": the whole system block is cut out.
+      "drop": the whole system block is cut out; the same as "keep" where the template writes none,
+      as DeepSeek-R1's and QwQ's.
   """
 
   template: str | None
@@ -103,8 +117,12 @@ class Chat:
       messages = [{"role": "system", "content": ""}, *messages]
     text = self._write(messages)
     roles = self._roles(messages, text)
+    opened = _ends_in_opening(text)
+    if opened and answer.lstrip().startswith(_OPENING):
+      answer = answer.lstrip()
+      answer = answer[_common_prefix(answer, text[text.rindex(_OPENING) :]) :]
     answer_roles = [ROLES["assistant"]] * len(answer)
-    _mark_thinking(answer, answer_roles, 0)
+    _mark_thinking(answer, answer_roles, 0, opened)
     return Rendered(text, answer, _runs(roles + answer_roles))
 
   def _write(self, messages: Sequence[Message]) -> str:
@@ -155,27 +173,30 @@ class Chat:
     """Return the role of each character of `text`.
 
     Searching for a message would find the word "user" in "<|im_start|>user". Instead the chat is
-    rendered again with marks around each message. A template that trims messages would trim less
-    with white space inside the marks; then the marks go inside the white space.
+    rendered again with marks around each message, and one after each thought, where templates cut.
+    A template that trims what it writes would trim less with white space inside the marks; then the
+    marks go inside the white space.
     """
     everything = text + "".join(message["content"] for message in messages)
-    free = [mark for mark in _NONCHARACTERS if mark not in everything][:3]
-    if len(free) < 3:
+    free = [mark for mark in _NONCHARACTERS if mark not in everything][:4]
+    if len(free) < 4:
       raise ValueError("the prompt uses the noncharacters U+FDD0 to U+FDEF; remove them.")
-    opening, start, end = free
-    mark = re.compile(f"{opening}(\\d+)([{start}{end}])")
-    for trimmed in (False, True):
+    opening, start, cut, end = free
+    mark = re.compile(f"{opening}(\\d+)([{start}{cut}{end}])")
+    for trimmed, trimmed_after_thought in ((False, False), (False, True), (True, True)):
+      closing = re.compile(_CLOSING + (r"\s*" if trimmed_after_thought else ""))
       marked = []
       for i, message in enumerate(messages):
         content = message["content"]
         core = content.strip() if trimmed else content
         if core:
           head, tail = content.split(core, 1) if trimmed else ("", "")
+          core = closing.sub(rf"\g<0>{opening}{i}{cut}", core)
           content = f"{head}{opening}{i}{start}{core}{opening}{i}{end}{tail}"
         marked.append({"role": message["role"], "content": content})
       written = self._write(marked)
       if mark.sub("", written) == text:
-        return _roles_of_marks(messages, text, mark, written, start)
+        return _roles_of_marks(messages, text, mark, written, (start, cut))
     raise ValueError(
       "the chat template writes a message differently depending on what it says, so the tokens' "
       "roles cannot be told; give Raw(text)."
@@ -211,11 +232,13 @@ class EncodedPrompt:
     prompt_length: number of tokens before the answer.
     roles: int8 [len(ids)], values of `ROLES`. A token is "template" only if all of it is: " Hi" in
       "[INST] Hi" is the user's.
+    opens_thought: whether they leave a thought open, which the model then continues.
   """
 
   ids: list[int]
   prompt_length: int
   roles: np.ndarray
+  opens_thought: bool
 
 
 def encode_prompt(tokenizer: ChatTokenizer, chat: Chat, prompt: Prompt) -> EncodedPrompt:
@@ -241,7 +264,26 @@ def encode_prompt(tokenizer: ChatTokenizer, chat: Chat, prompt: Prompt) -> Encod
   shift = len(rendered.text)
   answer_ids, offsets = tokenizer.encode_with_offsets(rendered.answer)
   roles += [_token_role(roles_by_char, shift + start, shift + end) for start, end in offsets]
-  return EncodedPrompt([*ids, *answer_ids], len(ids), np.array(roles, np.int8))
+  return EncodedPrompt(
+    [*ids, *answer_ids], len(ids), np.array(roles, np.int8), rendered.opens_thought
+  )
+
+
+def split_thinking(text: str, opened: bool = False) -> tuple[str, str]:
+  """Split what a model generated into (thought, answer), without tags and white space around them.
+
+  Only a thought at the beginning counts. One that is never closed leaves the answer ""; a text
+  without a thought is the answer, unchanged.
+
+  Args:
+    text: the generated text.
+    opened: whether the prompt left a thought open (`Rendered.opens_thought`). The text then begins
+      inside it, and a "<think>" with which the model repeats the opening is no part of it.
+  """
+  thought = _thought(text, opened)
+  if thought is None:
+    return "", text
+  return thought["said"].strip(), text[thought.end() :].lstrip()
 
 
 def _messages(prompt: str | Sequence[Message]) -> list[Message]:
@@ -276,24 +318,34 @@ def _split_answer(messages: list[Message]) -> tuple[list[Message], str]:
 
 
 def _roles_of_marks(
-  messages: Sequence[Message], text: str, mark: re.Pattern[str], written: str, start_mark: str
+  messages: Sequence[Message],
+  text: str,
+  mark: re.Pattern[str],
+  written: str,
+  kinds: tuple[str, str],
 ) -> list[int]:
   roles = [ROLES["template"]] * len(text)
   opened: dict[int, int] = {}
+  cuts: dict[int, int] = {}
   spans: list[tuple[int, int, int]] = []
   removed = 0
   for match in mark.finditer(written):
     i, position = int(match[1]), match.start() - removed
     removed += len(match[0])
-    if match[2] == start_mark:
-      opened[i] = position
+    if match[2] in kinds:
+      (opened if match[2] == kinds[0] else cuts)[i] = position
     elif i in opened:
       spans.append((i, opened.pop(i), position))
-    else:  # the template cut the front of the message off, as Qwen 3 cuts old thoughts
+    else:  # the template cut the front of the message off
       kept = text[:position].rstrip()
       size = _common_prefix(messages[i]["content"].rstrip()[::-1], kept[::-1])
       size = len(kept[len(kept) - size :].lstrip())  # white space may be the template's
-      spans.append((i, len(kept) - size, position))
+      begin = len(kept) - size
+      # After an old thought the mark is surer: that what the template wrote before ends in ">", as
+      # "</think>" does, means nothing.
+      if i in cuts and begin > cuts[i] - len(_CLOSING):
+        begin = cuts[i]
+      spans.append((i, begin, position))
   for i, position in opened.items():  # the template cut the back of the message off
     size = _common_prefix(messages[i]["content"], text[position:])
     spans.append((i, position, position + len(text[position : position + size].rstrip())))
@@ -305,10 +357,20 @@ def _roles_of_marks(
   return roles
 
 
-def _mark_thinking(text: str, roles: list[int], start: int) -> None:
-  for match in _THINK.finditer(text):
-    for i in range(start + match.start(), start + match.end()):
-      roles[i] = ROLES["think"]
+def _ends_in_opening(text: str) -> bool:
+  return text.rstrip().endswith(_OPENING)
+
+
+def _thought(text: str, opened: bool) -> re.Match[str] | None:
+  """Match the thought at the beginning of an answer; `opened` if the prompt has its opening."""
+  return (_OPENED_BY_PROMPT if opened else _OPENED_BY_ANSWER).match(text)
+
+
+def _mark_thinking(text: str, roles: list[int], start: int, opened: bool = False) -> None:
+  thought = _thought(text, opened)
+  if thought is not None:
+    begin, end = thought.span("all")
+    roles[start + begin : start + end] = [ROLES["think"]] * (end - begin)
 
 
 def _common_prefix(a: str, b: str) -> int:

@@ -217,6 +217,7 @@ def _start(model: Model, grid: Grid, directory: Path) -> Run:
   description = {
     "hash": content_hash(what),
     "num_rows": grid.num_rows,
+    "model_source": model.identity.source,
     "versions": versions(),
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     **what,

@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from persona_jax.checkpoints import Tokenizer, open_checkpoint
-from persona_jax.personas.chat import ROLES, Chat, Prompt, Raw, Rendered, encode_prompt
-from tests.reference.chat_templates import CHATS, SMOLLM2, TEMPLATES
+from persona_jax.personas.chat import (
+  ROLES,
+  Chat,
+  Prompt,
+  Raw,
+  Rendered,
+  encode_prompt,
+  split_thinking,
+)
+from persona_jax.personas.template import compile_template
+from tests.reference.chat_templates import CHATS, QWEN3_STYLE, R1_BOS, R1_EOS, SMOLLM2, TEMPLATES
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.make_chat_reference import GOLDEN
 
@@ -19,11 +28,17 @@ WORLD = (
   "{{ '<sys>' if m.role == 'system' else '<' ~ m.role ~ '>' }} "
   "{{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+R1_USER, R1_ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
+OPENING = ("qwq_style", "r1_opening_style")  # whose prompts end in "<think>\n"
 
 
 def _chat(name: str, system_default: str = "keep") -> Chat:
   template, bos, eos = TEMPLATES[name]
   return Chat(template, bos, eos, system_default)
+
+
+def _answered(answer: str, title: str = "question") -> list[dict[str, str]]:
+  return [*CHATS[title], {"role": "assistant", "content": answer}]
 
 
 def _pieces(rendered: Rendered) -> list[tuple[str, str]]:
@@ -43,6 +58,15 @@ def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
   write_checkpoint(
     directory, {}, {}, WORDS, WORLD, bos_token="<bos>", eos_token="<eos>",
     special_words=("<user>", "<assistant>", "<sys>"),
+  )  # fmt: skip
+  return Tokenizer.from_directory(directory)
+
+
+def _r1_tokenizer(directory: Path, name: str) -> Tokenizer:
+  words = (R1_BOS, R1_EOS, R1_USER, R1_ASSISTANT, "<think>", "</think>", "a", "b", "c")
+  write_checkpoint(
+    directory, {}, {}, words, TEMPLATES[name][0], bos_token=R1_BOS, eos_token=R1_EOS,
+    special_words=words[2:6],
   )  # fmt: skip
   return Tokenizer.from_directory(directory)
 
@@ -84,6 +108,20 @@ def test_system_default_drop_cuts_the_fixed_part_and_keeps_bos_in_llama3_style()
     "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
   )
+
+
+@pytest.mark.parametrize("name", ["qwen3_style", "qwq_style", "r1_style", "r1_opening_style"])
+def test_drop_is_keep_where_the_template_has_no_system_block_of_its_own(name: str) -> None:
+  for title, chat in CHATS.items():
+    assert _chat(name, "drop").render(chat).text == RENDERINGS[name][title]
+    assert _chat(name, "drop").render(chat) == _chat(name, "keep").render(chat)
+
+
+def test_system_default_empty_for_qwq_and_r1() -> None:
+  kept = _chat("qwq_style").render("Hi").text
+  assert _chat("qwq_style", "empty").render("Hi").text == "<|im_start|>system\n<|im_end|>\n" + kept
+  for name in ("r1_style", "r1_opening_style"):
+    assert _chat(name, "empty").render("Hi") == _chat(name).render("Hi")
 
 
 @pytest.mark.parametrize("system_default", ["keep", "empty", "drop"])
@@ -153,16 +191,155 @@ def test_thoughts_have_a_role_of_their_own() -> None:
   assert _pieces(_chat("smollm2").render(CHATS["thoughts"])) == [
     ("Hi", "user"), (thought, "think"), ("\n\nHello!", "assistant"), ("Bye", "user"),
   ]  # fmt: skip
-  answered = [*CHATS["question"], {"role": "assistant", "content": "<think>2 + 2"}]
-  assert _pieces(_chat("smollm2").render(answered))[-1] == ("<think>2 + 2", "think")
+  answered = _chat("smollm2").render(_answered("<think>2 + 2"))
+  assert _pieces(answered)[-1] == ("<think>2 + 2", "think")
+
+
+def test_only_what_an_answer_begins_with_is_a_thought() -> None:
+  answer = "\n<think>a</think> The tag is <think>."
+  assert _pieces(_chat("smollm2").render(_answered(answer)))[1:] == [
+    ("\n", "assistant"), ("<think>a</think>", "think"), (" The tag is <think>.", "assistant"),
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("title", ["thoughts", "thought opened before"])
+@pytest.mark.parametrize(
+  ("name", "kept"),
+  [
+    ("qwen3_style", "Hello!"),
+    ("qwq_style", "Hello!"),
+    ("r1_style", "\n\nHello!"),
+    ("r1_opening_style", "\n\nHello!"),
+  ],
+)
+def test_what_is_left_of_a_message_whose_thought_the_template_cuts_is_the_assistants(
+  name: str, kept: str, title: str
+) -> None:
+  assert _pieces(_chat(name).render(CHATS[title])) == [
+    ("Hi", "user"), (kept, "assistant"), ("Bye", "user"),
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qwen3_style", "qwq_style"])
+def test_cutting_a_thought_leaves_the_white_space_of_other_messages_theirs(name: str) -> None:
+  assert _pieces(_chat(name).render(CHATS["padded thoughts"])) == [
+    (" Hi\n", "user"), ("Hello! ", "assistant"), ("<think>\n", "user"),
+  ]  # fmt: skip
+
+
+def test_a_message_whose_thought_the_template_writes_anew_keeps_its_roles() -> None:
+  anew = Chat(
+    "{% for m in messages %}<{{ m.role }}>{% if '</think>' in m.content %}<think>\n"
+    "{% set parts = m.content.split('</think>') %}{{ parts[0].split('<think>')[-1].strip() }}\n"
+    "</think>\n\n{{ parts[1].lstrip() }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+  )
+  assert _pieces(anew.render(CHATS["thoughts"])) == [
+    ("Hi", "user"), ("<think>\nwhich one?\n</think>", "think"), ("\n\nHello!", "assistant"),
+    ("Bye", "user"),
+  ]  # fmt: skip
 
 
 def test_a_message_that_the_template_cuts_keeps_the_role_of_the_rest() -> None:
-  assert _pieces(_chat("qwen3_style").render(CHATS["thoughts"])) == [
-    ("Hi", "user"), ("Hello!", "assistant"), ("Bye", "user"),
-  ]  # fmt: skip
-  cut = Chat("{% for m in messages %}[{{ m.content.split('|')[0] }}]{% endfor %}")
-  assert _pieces(cut.render("kept|gone")) == [("kept", "user")]
+  cut = "{% for m in messages %}[{{ m.content.split('|')[@] }}]{% endfor %}"
+  assert _pieces(Chat(cut.replace("@", "0")).render("kept|gone")) == [("kept", "user")]
+  assert _pieces(Chat(cut.replace("@", "1")).render("gone|kept")) == [("kept", "user")]
+
+
+@pytest.mark.parametrize("name", OPENING)
+@pytest.mark.parametrize(
+  ("answer", "written", "pieces"),
+  [
+    ("", "", []),
+    ("2 + 2", "2 + 2", [("2 + 2", "think")]),
+    ("a\n</think>\n\nb", "a\n</think>\n\nb", [("a\n</think>", "think"), ("\n\nb", "assistant")]),
+    ("<think>a</think>b", "a</think>b", [("a</think>", "think"), ("b", "assistant")]),
+    ("<think>\na", "a", [("a", "think")]),
+    (" \n<think>\n\na", "\na", [("\na", "think")]),
+    (
+      "</think>b <think>c",
+      "</think>b <think>c",
+      [("</think>", "think"), ("b <think>c", "assistant")],
+    ),
+    ("a <think>b", "a <think>b", [("a <think>b", "think")]),
+  ],
+)
+def test_an_answer_goes_on_with_the_thought_that_the_prompt_opens(
+  name: str, answer: str, written: str, pieces: list[tuple[str, str]]
+) -> None:
+  rendered = _chat(name).render(_answered(answer))
+  assert rendered.text == RENDERINGS[name]["question"]
+  assert rendered.text.endswith("<think>\n")
+  assert rendered.answer == written
+  assert _pieces(rendered) == [("What is 2 + 2?", "user"), *pieces]
+
+
+def test_an_opening_without_line_break_is_cut_without_one() -> None:
+  rendered = Chat("{{ messages[0].content }}[<think>").render(_answered("<think>\na"))
+  assert rendered.text + rendered.answer == "What is 2 + 2?[<think>\na"
+
+
+def test_an_answer_keeps_its_opening_where_the_prompt_has_none() -> None:
+  answer = "<think>\na</think>b"
+  for name in ("smollm2", "qwen3_style", "r1_style"):
+    rendered = _chat(name).render(_answered(answer))
+    assert rendered.answer == answer
+    assert _pieces(rendered)[-2:] == [("<think>\na</think>", "think"), ("b", "assistant")]
+
+
+def test_an_empty_thought_as_answer_is_qwen3_without_thinking() -> None:
+  rendered = _chat("qwen3_style").render(_answered("<think>\n\n</think>\n\n"))
+  assert rendered.text + rendered.answer == compile_template(QWEN3_STYLE).render(
+    messages=CHATS["question"], add_generation_prompt=True, enable_thinking=False
+  )
+  assert not rendered.opens_thought
+
+
+@pytest.mark.parametrize(
+  ("name", "answer", "opens"),
+  [
+    *((name, None, True) for name in OPENING),
+    *((name, "a", True) for name in OPENING),
+    *((name, "a</think>", False) for name in OPENING),
+    *((name, "<think>a</think>b<think>", False) for name in OPENING),
+    *((name, None, False) for name in ("smollm2", "qwen3_style", "r1_style")),
+    *((name, "a", False) for name in ("smollm2", "qwen3_style", "r1_style")),
+    ("r1_style", "<think>\n", True),
+    ("r1_style", "<think>\na</think>b", False),
+  ],
+)
+def test_a_rendered_prompt_tells_whether_it_leaves_a_thought_open(
+  name: str, answer: str | None, opens: bool
+) -> None:
+  chat = CHATS["thoughts"] if answer is None else _answered(answer)
+  assert _chat(name).render(chat).opens_thought is opens
+
+
+def test_raw_text_leaves_a_thought_open_if_it_ends_in_its_opening() -> None:
+  for text, opens in (("a<think>\n", True), ("<think>a", False), ("<think>\n\n</think>", False)):
+    assert Chat(None).render(Raw(text)).opens_thought is opens
+
+
+@pytest.mark.parametrize(
+  ("text", "opened", "thought", "answer"),
+  [
+    ("<think>\na\n</think>\n\nb\n", False, "a", "b\n"),
+    ("a\n</think>\n\nb\n", True, "a", "b\n"),
+    ("<think>\na\n</think>\n\nb", True, "a", "b"),
+    ("\n\n</think>\n\nb", True, "", "b"),
+    ("\n<think>a", False, "a", ""),
+    ("a\n", True, "a", ""),
+    ("", True, "", ""),
+    ("", False, "", ""),
+    (" b\n", False, "", " b\n"),
+    ("a</think>b", False, "", "a</think>b"),
+    ("b <think>c</think>", False, "", "b <think>c</think>"),
+    ("a<think></think>b</think> <think>c", True, "a<think>", "b</think> <think>c"),
+  ],
+)
+def test_a_generated_text_is_split_into_thought_and_answer(
+  text: str, opened: bool, thought: str, answer: str
+) -> None:
+  assert split_thinking(text, opened) == (thought, answer)
 
 
 def test_a_template_whose_wording_depends_on_the_message_is_refused() -> None:
@@ -323,3 +500,43 @@ def test_raw_text_gets_bos_only_if_the_model_expects_it_and_it_is_absent(
 def test_a_prompt_without_tokens_is_refused(word_tokenizer: Tokenizer) -> None:
   with pytest.raises(ValueError, match="has no tokens"):
     encode_prompt(word_tokenizer, Chat.of(word_tokenizer), Raw(""))
+
+
+@pytest.mark.parametrize("name", ["r1_style", "r1_opening_style"])
+def test_roles_of_thoughts_reach_their_tokens(name: str, tmp_path: Path) -> None:
+  tokenizer = _r1_tokenizer(tmp_path, name)
+  chat = Chat.of(tokenizer)
+  messages = [
+    {"role": "system", "content": "a"},
+    {"role": "user", "content": "b"},
+    {"role": "assistant", "content": "<think> a </think> c"},
+    {"role": "user", "content": "b c"},
+  ]
+  prompt = f"{R1_BOS} a {R1_USER} b {R1_ASSISTANT} c {R1_EOS} {R1_USER} b c {R1_ASSISTANT}".split()
+  roles = [4, 0, 4, 1, 4, 2, 4, 4, 1, 1, 4]
+  answer, answer_roles = "<think> a b </think> c".split(), [3, 3, 3, 3, 2]
+  opens = name == "r1_opening_style"
+  if opens:  # the prompt has the opening, and the answer has not
+    prompt, roles, answer, answer_roles = (
+      [*prompt, "<think>"],
+      [*roles, 4],
+      answer[1:],
+      [3, 3, 3, 2],
+    )
+
+  encoded = encode_prompt(tokenizer, chat, messages)
+  assert [tokenizer.id_to_token(i) for i in encoded.ids] == prompt
+  assert encoded.roles.tolist() == roles
+  assert encoded.opens_thought is opens
+
+  messages.append({"role": "assistant", "content": "<think>\na b\n</think>\n\nc"})
+  encoded = encode_prompt(tokenizer, chat, messages)
+  assert [tokenizer.id_to_token(i) for i in encoded.ids] == prompt + answer
+  assert encoded.prompt_length == len(prompt)
+  assert encoded.roles.tolist() == roles + answer_roles
+  assert not encoded.opens_thought
+
+  messages[-1]["content"] = "<think> a b"
+  encoded = encode_prompt(tokenizer, chat, messages)
+  assert set(encoded.roles[encoded.prompt_length :].tolist()) == {ROLES["think"]}
+  assert encoded.opens_thought

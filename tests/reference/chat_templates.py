@@ -1,4 +1,4 @@
-"""Chat templates and chats for tests: SmolLM2's own, and three in other models' style."""
+"""Chat templates and chats for tests: SmolLM2's own, and some in other models' style."""
 
 # From SmolLM2-135M-Instruct's tokenizer (Apache-2.0). BOS is also what opens a turn.
 SMOLLM2 = (
@@ -44,7 +44,8 @@ GEMMA_STYLE = (
   "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 
-# As Qwen 3: drops the thoughts of earlier turns; with the tags and filters that transformers adds.
+# As Qwen 3: drops the thoughts of earlier turns, and leaves it to the model to open its own unless
+# `enable_thinking` is false; with the tags and filters that transformers adds.
 QWEN3_STYLE = """\
 {%- for message in messages %}
     {%- set content = message.content %}
@@ -63,8 +64,55 @@ QWEN3_STYLE = """\
 {%- endif %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
 {%- endif %}
 """
+
+# As QwQ: no system block of its own, thoughts of earlier turns dropped, the next one opened.
+QWQ_STYLE = """\
+{%- for turn in messages %}
+  {{- '<|im_start|>' ~ turn.role ~ '\\n' }}
+  {%- if turn.role == 'assistant' and not loop.last %}
+    {{- (turn.content.split('</think>') | last).lstrip('\\n') }}
+  {%- else %}
+    {{- turn.content }}
+  {%- endif %}
+  {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+  {{- '<|im_start|>assistant\\n<think>\\n' }}
+{%- endif %}
+"""
+
+# As DeepSeek-R1-Distill at first: BOS, then the system text as it is; thoughts of earlier turns are
+# dropped, the white space after them is not.
+R1_STYLE = """\
+{{- bos_token }}
+{%- for turn in messages %}
+  {%- if turn.role == 'system' %}
+    {{- turn.content }}
+  {%- elif turn.role == 'user' %}
+    {{- '<\uff5cUser\uff5c>' ~ turn.content }}
+  {%- else %}
+    {{- '<\uff5cAssistant\uff5c>' ~ turn.content.split('</think>')[-1] }}
+    {{- '<\uff5cend\u2581of\u2581sentence\uff5c>' }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+  {{- '<\uff5cAssistant\uff5c>' }}
+{%- endif %}
+"""
+
+# As DeepSeek-R1-Distill since: the prompt opens the thought.
+R1_OPENING_STYLE = R1_STYLE.replace(
+  "{{- '<\uff5cAssistant\uff5c>' }}", "{{- '<\uff5cAssistant\uff5c><think>\\n' }}"
+)
+R1_BOS, R1_EOS = (
+  "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+  "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
 
 # name → template, BOS, EOS
 TEMPLATES = {
@@ -72,6 +120,9 @@ TEMPLATES = {
   "llama3_style": (LLAMA3_STYLE, "<|begin_of_text|>", "<|eot_id|>"),
   "gemma_style": (GEMMA_STYLE, "<bos>", "<eos>"),
   "qwen3_style": (QWEN3_STYLE, None, "<|im_end|>"),
+  "qwq_style": (QWQ_STYLE, None, "<|im_end|>"),
+  "r1_style": (R1_STYLE, R1_BOS, R1_EOS),
+  "r1_opening_style": (R1_OPENING_STYLE, R1_BOS, R1_EOS),
 }
 
 
@@ -90,6 +141,8 @@ CHATS: dict[str, list[dict[str, str]]] = {
   "lookalike": _chat("u: user", "a: assistant", "u: system"),
   "two turns": _chat("u: Hi", "a: Hello!", "u: Bye"),
   "thoughts": _chat("u: Hi", "a: <think>\nwhich one?\n</think>\n\nHello!", "u: Bye"),
+  "thought opened before": _chat("u: Hi", "a: which one?\n</think>\n\nHello!", "u: Bye"),
+  "padded thoughts": _chat("u:  Hi\n", "a: \n<think></think>\n Hello! ", "u: <think>\n"),
   "system": _chat("s: You are terse.", "u: Hi"),
   "empty system": _chat("s: ", "u: Hi"),
   "padded system": _chat("s:  a \n", "u:  b ", "a:  c\n", "u: \n"),

@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
   [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
 
+import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -58,6 +59,23 @@ def write(title: str, directory: Path) -> None:
   write_checkpoint(directory, config, random_tensors(config, shapes), vocabulary(config))
 
 
+def moved(many: pj.Model, data: int, model: int) -> pj.Model:
+  """Saves a model and restores it on another mesh."""
+  with tempfile.TemporaryDirectory() as folder:
+    many.save(Path(folder) / "saved")
+    return pj.load(Path(folder) / "saved", mesh=pj.make_mesh(data, model))
+
+
+def check_moved(other: pj.Model, one: pj.Model) -> None:
+  """Raises unless a restored model has the bits of the one it was, split over its own mesh."""
+  assert other.identity == one.identity and other.tokenizer == one.tokenizer
+  for ours, theirs in zip(jax.tree.leaves(other.params), jax.tree.leaves(one.params), strict=True):
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+  query = other.params["blocks"][0]["q_DNH"]
+  assert len({str(shard.index) for shard in query.addressable_shards}) == 2
+
+
 def main() -> None:
   tokens_BT = jnp.asarray(np.random.default_rng(0).integers(2, 104, (8, 12)))
   prompts = [pj.Raw(" ".join(f"w{i}" for i in row)) for row in np.asarray(tokens_BT)[:, :6]]
@@ -74,6 +92,9 @@ def main() -> None:
         got = answers  # decoding is checked where both axes are split
         if (data, model) == (2, 4):
           got = [g.token_ids for g in many.generate(prompts, max_new_tokens=4)]
+          if title == TITLES[0]:
+            many = moved(many, data, model)
+            check_moved(moved(many, 4, 2), one)
         block = many.params["blocks"][0]
         parts = {
           name: len({str(s.index) for s in block[name].addressable_shards})

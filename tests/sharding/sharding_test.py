@@ -1,4 +1,4 @@
-"""Sharding: the rules, and every family on eight forced host devices."""
+"""Sharding: the rules, every family on eight forced host devices, one saved and moved there."""
 
 import json
 import subprocess

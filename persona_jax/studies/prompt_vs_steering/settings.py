@@ -156,7 +156,8 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
     return str(there["hash"])
   config_hash = content_hash(what)
   date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-  write_json({"hash": config_hash, **what, "versions": versions(), "started": date}, path)
+  where = {"model_source": model.identity.source, "versions": versions(), "started": date}
+  write_json({"hash": config_hash, **what, **where}, path)
   return config_hash
 
 
