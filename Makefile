@@ -4,6 +4,7 @@
 
 PYTHON = python3
 LOCK = requirements.lock
+MODEL = smollm2-135m-instruct
 ARGS =
 # Processes that pytest spreads the tests over; one more takes the bits target at first.
 JOBS = 2
@@ -44,6 +45,7 @@ MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
 
 help:
 	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
+	@echo '                 another model: MODEL=gemma-3-270m, a hub id, a directory'
 	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
 	@echo 'make bench-load  seconds and memory of loading a checkpoint of 2.5 GB (needs 5 GB of disk, 8 of memory)'
@@ -61,8 +63,11 @@ help:
 
 # ---- what people run ---------------------------------------------------------------------------
 
+OTHER_MODEL = $(filter-out smollm2-135m-instruct,$(MODEL))
 demo: fetch
-	$(RUN) experiments/prompt_vs_steering.py --config=configs/demo.py $(ARGS)
+	$(if $(OTHER_MODEL),test -e '$(MODEL)' || $(RUN) -m persona_jax.fetch $(MODEL))
+	$(RUN) experiments/prompt_vs_steering.py --config=configs/demo.py:$(MODEL) \
+	  --workdir=runs/demo$(if $(OTHER_MODEL),-$(subst /,-,$(MODEL))) $(ARGS)
 
 # Side by side: mypy and the few tests of bits use one core each.
 test:
@@ -93,6 +98,7 @@ typecheck: install
 	$(RUN) -m mypy
 
 parity: fetch $(PARITY_STAMP)
+	$(RUN) -m persona_jax.fetch gemma-3-270m
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
 
 bench-load: install

@@ -20,7 +20,7 @@ from persona_jax.studies import prompt_vs_steering as study
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything goes.")
 
-_MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default")
+_MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
 
 
 def main(argv: list[str]) -> None:
@@ -31,15 +31,20 @@ def main(argv: list[str]) -> None:
 
   # ---- set-up ------------------------------------------------------------------------------------
   jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-  settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
   model = pj.load(
     config["model"],
     dtype=config["dtype"],
     resid_dtype=config["resid_dtype"],
     system_default=config["system_default"],
+    chat_template=config["chat_template"],
   )
+  if config["block"] is None:
+    config["block"] = round(0.6 * model.arch.num_blocks)
+  settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
   config_hash = study.start(model, settings, workdir)
   logging.info("%r on %s", model, jax.devices()[0].device_kind)
+  for line in study.base_model(model):
+    logging.info("%s", line)
 
   # ---- stages ------------------------------------------------------------------------------------
   prepared = study.prepare(model, settings, workdir)
@@ -60,7 +65,7 @@ def main(argv: list[str]) -> None:
   print(
     "trait shift: nats per token towards the persona's pole; refused: of harmful prompts; 95 %\n"
   )
-  for line in (*data.verdict, *data.limits[:1]):
+  for line in (*data.verdict, *data.limits[:1], *study.base_model(model)):
     print(f"- {line}")
   print(f"\n{len(rows)} generations, {len(items)} items, {time.monotonic() - begun:.0f} s")
   print(

@@ -1,5 +1,6 @@
 """`pj.load`: a name, a directory or a file becomes a `Model`."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from persona_jax.checkpoints.checkpoint import open_checkpoint
+from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.engine.model import Model
 from persona_jax.models import families
 from persona_jax.models.family import Family
 from persona_jax.models.params import load_params, placed_params
 from persona_jax.personas.chat import Chat
+from persona_jax.personas.template import PLAIN_TEMPLATE
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,6 +30,19 @@ def _dtype_name(name: str, value: Any) -> str:
   return resolved
 
 
+def _with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+  if template != "plain":
+    return dataclasses.replace(tokenizer, chat_template=template)
+  line, blank = tokenizer.encode("\n"), tokenizer.encode("\n\n")
+  if len(line) != 1:
+    raise ValueError(
+      f'chat_template="plain": a new line, which ends an answer, is {len(line)} tokens of this '
+      "vocabulary; it must be one."
+    )
+  ends = tuple(dict.fromkeys((*tokenizer.eos_ids, *line, *(blank if len(blank) == 1 else ()))))
+  return dataclasses.replace(tokenizer, chat_template=PLAIN_TEMPLATE, eos_ids=ends)
+
+
 def load(
   source: str | Path,
   *,
@@ -34,6 +50,7 @@ def load(
   resid_dtype: str | None = None,
   mesh: Mesh | None = None,
   system_default: Literal["keep", "empty", "drop"] = "keep",
+  chat_template: str | None = None,
   family: Family | None = None,
   progress: bool = False,
 ) -> Model:
@@ -51,6 +68,9 @@ def load(
       over "data". None: the default device.
     system_default: what a chat without a system message gets: "keep" what the template does (many
       insert a default text), "empty" an empty system message, "drop" no system block at all.
+    chat_template: "plain" or Jinja source, to use in the place of the checkpoint's own. "plain" is
+      for base models, which have none: an interview in plain text with the system message at its
+      head, where an answer ends with its line.
     family: the adapter to use; default the one for the checkpoint's `model_type`.
     progress: whether to show a bar while weights are read.
 
@@ -63,6 +83,8 @@ def load(
   resid = dtype if resid_dtype is None else _dtype_name("resid_dtype", resid_dtype)
   checkpoint = open_checkpoint(source)
   tokenizer = checkpoint.tokenizer
+  if chat_template is not None:
+    tokenizer = _with_template(tokenizer, chat_template)
   chat = Chat.of(tokenizer, system_default)
   family = family or families.family(str(checkpoint.config.get("model_type")))
   arch = family.parse(checkpoint.config)

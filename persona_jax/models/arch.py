@@ -9,12 +9,30 @@ Dimension letters used all over the package, as suffixes of array names (`h_BTD`
 "Block i" is decoder layer i, counted from 0, and a layer number always means its output.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import operator
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
-from persona_jax.models.family import Family
 from persona_jax.models.rope import Rope
+
+if TYPE_CHECKING:
+  from persona_jax.models.family import Family
+
+
+class Weight(NamedTuple):
+  """Where a tensor of a checkpoint goes.
+
+  Attributes:
+    path: in the parameters, e.g. ("blocks", 3, "q_DNH"); the last name ends in its axes.
+    axes: axes of the stored tensor, comma between dimensions, e.g. "NH,D" for a linear layer's
+      [N·H, D].
+  """
+
+  path: tuple[str | int, ...]
+  axes: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +129,7 @@ class Arch:
     return self.num_heads // self.num_kv_heads
 
   def block_numbers(
-    self, blocks: "int | str | tuple[int, ...] | list[int] | range"
+    self, blocks: int | str | tuple[int, ...] | list[int] | range
   ) -> tuple[int, ...]:
     """Return `blocks` ("all", one int or several) as a sorted tuple.
 

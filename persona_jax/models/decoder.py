@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from persona_jax.models import layers
-from persona_jax.models.arch import Arch
-from persona_jax.models.family import Weight
+from persona_jax.models.arch import Arch, Weight
 from persona_jax.models.layers import KV, Slots
 
 Tap = Callable[[str, jax.Array], jax.Array]

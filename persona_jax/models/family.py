@@ -1,6 +1,6 @@
 """What a model family is: a few functions between a checkpoint and the engine.
 
-To add one, as Qwen3 is added in `qwen.py`:
+To add one (docs/families.md has Qwen3 as an example):
 
   1. `parse(config)` reads the fields of config.json, refuses those it does not know, and returns an
      `Arch` (or a subclass with fields of your own).
@@ -13,27 +13,12 @@ To add one, as Qwen3 is added in `qwen.py`:
 Nothing else needs to know: edits, captures, caches and sharding work through `tap` and the names.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-if TYPE_CHECKING:
-  from persona_jax.models.arch import Arch
-
-
-class Weight(NamedTuple):
-  """Where a tensor of a checkpoint goes.
-
-  Attributes:
-    path: in the parameters, e.g. ("blocks", 3, "q_DNH"); the last name ends in its axes.
-    axes: axes of the stored tensor, comma between dimensions, e.g. "NH,D" for a linear layer's
-      [N·H, D].
-  """
-
-  path: tuple[str | int, ...]
-  axes: str
+from persona_jax.models import decoder
+from persona_jax.models.arch import Arch, Weight
 
 
 def _same(name: str) -> str:
@@ -58,9 +43,9 @@ class Family:
 
   name: str
   parse: Callable[[Mapping[str, Any]], Arch]
-  weight_map: Callable[[Arch], dict[str, Weight]]
-  abstract_params: Callable[[Arch], dict[str, Any]]
-  embed: Callable[..., Any]
-  block: Callable[..., Any]
-  unembed: Callable[..., Any]
+  weight_map: Callable[[Arch], dict[str, Weight]] = decoder.weight_map
+  abstract_params: Callable[[Arch], dict[str, Any]] = decoder.abstract_params
+  embed: Callable[..., Any] = decoder.embed
+  block: Callable[..., Any] = decoder.block
+  unembed: Callable[..., Any] = decoder.unembed
   tensor_name: Callable[[str], str | None] = _same

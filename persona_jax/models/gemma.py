@@ -9,7 +9,6 @@ norms of queries and keys.
 from collections.abc import Mapping
 from typing import Any
 
-from persona_jax.models import decoder
 from persona_jax.models.arch import Arch, BlockKind, block_pattern
 from persona_jax.models.config import Fields, layer_windows, sizes
 from persona_jax.models.family import Family
@@ -153,8 +152,5 @@ def _text_name(name: str) -> str | None:
   return name
 
 
-_DECODER = (
-  decoder.weight_map, decoder.abstract_params, decoder.embed, decoder.block, decoder.unembed,
-)  # fmt: skip
-GEMMA2 = Family("gemma2", parse_gemma2, *_DECODER)
-GEMMA3 = Family("gemma3_text", parse_gemma3, *_DECODER, tensor_name=_text_name)
+GEMMA2 = Family("gemma2", parse_gemma2)
+GEMMA3 = Family("gemma3_text", parse_gemma3, tensor_name=_text_name)

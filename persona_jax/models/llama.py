@@ -6,7 +6,6 @@ Grouped queries, RoPE with the `llama3` scaling from 3.1 on, SwiGLU, tied or unt
 from collections.abc import Mapping
 from typing import Any
 
-from persona_jax.models import decoder
 from persona_jax.models.arch import Arch, BlockKind
 from persona_jax.models.config import Fields, sizes
 from persona_jax.models.family import Family
@@ -61,12 +60,4 @@ def parse(config: Mapping[str, Any]) -> Arch:
   )
 
 
-LLAMA = Family(
-  "llama",
-  parse,
-  decoder.weight_map,
-  decoder.abstract_params,
-  decoder.embed,
-  decoder.block,
-  decoder.unembed,
-)
+LLAMA = Family("llama", parse)

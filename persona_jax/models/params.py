@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from persona_jax import sharding
-from persona_jax.models.arch import Arch
-from persona_jax.models.family import Weight
+from persona_jax.models.arch import Arch, Weight
 
 # Weights are read, checked and converted in pieces of about so many bytes, so that no whole tensor
 # is held twice.

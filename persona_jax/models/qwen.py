@@ -6,7 +6,6 @@ Yang et al. 2024 (2407.10671, 2412.15115), Yang et al. 2025 (2505.09388).
 from collections.abc import Mapping
 from typing import Any
 
-from persona_jax.models import decoder
 from persona_jax.models.arch import Arch, BlockKind, block_pattern
 from persona_jax.models.config import Fields, layer_windows, sizes
 from persona_jax.models.family import Family
@@ -66,8 +65,5 @@ def parse_qwen3(config: Mapping[str, Any]) -> Arch:
   return _parse(config, QWEN3, qk_norm=True, qkv_bias=biased, o_bias=biased)
 
 
-_DECODER = (
-  decoder.weight_map, decoder.abstract_params, decoder.embed, decoder.block, decoder.unembed,
-)  # fmt: skip
-QWEN2 = Family("qwen2", parse_qwen2, *_DECODER)
-QWEN3 = Family("qwen3", parse_qwen3, *_DECODER)
+QWEN2 = Family("qwen2", parse_qwen2)
+QWEN3 = Family("qwen3", parse_qwen3)

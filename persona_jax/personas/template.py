@@ -16,6 +16,17 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+# For base models, which continue texts and know neither turns nor a system message: what a chat
+# model gets as system message stands at the head of an interview. Speech begins and ends with a
+# line, so that an answer is tokenised as a text of its own.
+PLAIN_TEMPLATE = (
+  "{{ bos_token }}{% for message in messages %}"
+  "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+  "{% elif message['role'] == 'user' %}Interviewer:\n{{ message['content'] }}\n\n"
+  "{% else %}Person:\n{{ message['content'] }}\n\n{% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}Person:\n{% endif %}"
+)
+
 
 class _Generation(jinja2.ext.Extension):
   """`{% generation %}…{% endgeneration %}`, transformers' mark for answers; renders the body."""

@@ -21,8 +21,8 @@ import transformers
 import persona_jax as pj
 from persona_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from persona_jax.checkpoints.registry import registry_file
-from persona_jax.personas.chat import Chat
-from tests.parity import family_numbers, reference_numbers
+from persona_jax.personas.chat import Chat, Prompt
+from tests.parity import family_numbers, gemma, reference_numbers
 from tests.parity.checks import Tally, relative_error
 from tests.parity.families import check_families, check_kept
 from tests.parity.prompts import CONTINUATIONS, PROMPTS, STEERED, prompts_hash
@@ -37,6 +37,7 @@ LOGPROB_LIMIT = 1e-4  # absolute, in nats
 DRIFT_FACTOR = 1.5  # our bfloat16 error, in units of PyTorch's
 GREEDY_STEPS, STEERED_STEPS = 64, 32
 STEERED_BLOCK = 15
+GEMMA_STEPS = 24
 
 Ids = dict[str, list[int]]
 Greedy = dict[str, tuple[list[int], np.ndarray]]  # prompt → new ids, logits [n, V] they came from
@@ -99,7 +100,7 @@ def check_weights(tally: Tally, reference: Reference, model: pj.Model) -> None:
 
 
 def check_passes(
-  tally: Tally, reference: Reference, model: pj.Model, ids: Ids
+  tally: Tally, reference: Reference, model: pj.Model, ids: Ids, *, note: str = ""
 ) -> dict[str, Reading]:
   """Logits and residuals of each prompt by itself, and of all in one padded batch."""
   theirs = {name: reference.read(row) for name, row in ids.items()}
@@ -109,8 +110,8 @@ def check_passes(
   }
   for title, run in passes.items():
     with (
-      tally.group(f"residual after every block, {title}", LIMIT, relative=True) as residuals,
-      tally.group(f"logits, {title}", LIMIT, relative=True) as logits,
+      tally.group(f"{note}residual after every block, {title}", LIMIT, relative=True) as residuals,
+      tally.group(f"{note}logits, {title}", LIMIT, relative=True) as logits,
     ):
       tokens = []
       for name, ours in zip(ids, run(), strict=True):
@@ -139,11 +140,12 @@ def check_greedy(
   *,
   edits: Edits | None = None,
   steerings: Mapping[str, Steering] | None = None,
+  prompts: Mapping[str, Prompt] = PROMPTS,
 ) -> Greedy:
   """Greedy tokens are identical, or part where the reference itself hardly prefers one."""
   same = 0
   with tally.group(f"greedy tokens, {title}", 0) as group:
-    answers = model.generate([PROMPTS[name] for name in ids], edits=edits, max_new_tokens=steps)
+    answers = model.generate([prompts[name] for name in ids], edits=edits, max_new_tokens=steps)
     references = {
       name: reference.greedy(row, steps, model.tokenizer.eos_ids, (steerings or {}).get(name))
       for name, row in ids.items()
@@ -284,6 +286,22 @@ def check_committed(tally: Tally, theirs: Mapping[str, Reading], numbers: dict[s
       group.equal(f"{name!r}, greedy ids", settled, fresh)
 
 
+def check_gemma(tally: Tally) -> None:
+  """Gemma 3 270M, a base model, on plain texts; one is longer than its window."""
+  checkpoint = open_checkpoint(gemma.MODEL)
+  gemma.check_token_ids(tally, checkpoint)
+  model = pj.load(gemma.MODEL, dtype="float32")
+  reference = Reference(
+    checkpoint.config, {name: checkpoint.read(name) for name in checkpoint.names}
+  )
+  prompts = {name: pj.Raw(text) for name, text in gemma.TEXTS.items()}
+  ids = {name: [int(i) for i in model.encode(prompt).ids] for name, prompt in prompts.items()}
+  note = f"{gemma.MODEL}: "
+  check_passes(tally, reference, model, ids, note=note)
+  title = f"{gemma.MODEL}, {GEMMA_STEPS}"
+  check_greedy(tally, title, reference, model, ids, GEMMA_STEPS, prompts=prompts)
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--check", action="store_true", help="compare the committed file, not write")
@@ -311,6 +329,9 @@ def main() -> int:
   check_scores(tally, reference, model, ids)
   check_steered(tally, reference, model, ids)
   check_drift(tally, checkpoint, theirs, ids)
+  gemma.check_multimodal(tally)
+  del reference
+  check_gemma(tally)
 
   numbers = {
     "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

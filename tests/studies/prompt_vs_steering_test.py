@@ -181,7 +181,7 @@ def test_config_files_give_settings(done):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config().to_dict()
-    for field in ("model", "dtype", "resid_dtype", "system_default"):
+    for field in ("model", "dtype", "resid_dtype", "system_default", "chat_template"):
       config.pop(field)
     study.Settings.of(config)
     with pytest.raises(ValueError, match=r"no settings \['colour'\]"):

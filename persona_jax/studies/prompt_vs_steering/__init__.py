@@ -12,12 +12,12 @@ pole, so the directions of the two poles of a trait are each other's negatives.
 """
 
 from persona_jax.studies.prompt_vs_steering.conditions import Arm, arms, breakdown_arms, curve_arms
-from persona_jax.studies.prompt_vs_steering.findings import analyse, screen_table
+from persona_jax.studies.prompt_vs_steering.findings import analyse, base_model, screen_table
 from persona_jax.studies.prompt_vs_steering.preparation import Prepared, prepare
 from persona_jax.studies.prompt_vs_steering.settings import Settings, prompts, start
 from persona_jax.studies.prompt_vs_steering.stages import describe, generate
 
 __all__ = [
-  "Arm", "Prepared", "Settings", "analyse", "arms", "breakdown_arms", "curve_arms", "describe",
-  "generate", "prepare", "prompts", "screen_table", "start",
+  "Arm", "Prepared", "Settings", "analyse", "arms", "base_model", "breakdown_arms", "curve_arms",
+  "describe", "generate", "prepare", "prompts", "screen_table", "start",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ import pandas as pd
 
 from persona_jax.data.prompts import PromptItem
 from persona_jax.engine.model import Model
+from persona_jax.personas.template import PLAIN_TEMPLATE
 from persona_jax.report.data import ReportData
 from persona_jax.runs.run import write_parquet
 from persona_jax.studies.prompt_vs_steering import summary
@@ -136,6 +137,7 @@ def limits(
     ),
     "Directions come from questions about oneself, and the outcome is a question about oneself:"
     " what steering does there says little of what it does elsewhere.",
+    *base_model(model),
     *_system_default(model),
     f"There are {int(harmful['n'])} harmful prompts a condition, one block ({settings.block}) and"
     f" greedy answers of at most {settings.max_new_tokens} tokens: enough to see the machinery at"
@@ -145,6 +147,19 @@ def limits(
     f" {int(steered['valid'].sum())} got the dose that was asked for (delivered within 5 %).",
     f"The weights are a {model.identity.quantisation} file, dequantised to {model.dtype}. Personas"
     " P1 to P11 are our reading of the design of arXiv 2604.11120; only P12 is documented.",
+  ]
+
+
+def base_model(model: Model) -> list[str]:
+  """Write why a base model is prompted in another form than a chat model, if this is one."""
+  if model.chat.template != PLAIN_TEMPLATE:
+    return []
+  return [
+    f"{model.identity.name} is a base model: it continues texts and was never taught turns or a"
+    " system message. So it is prompted as plain text: an interview, with the persona's description"
+    " at its head and one line an answer. Steering acts in the same form. What prompting does here"
+    " is what a description does to the text that follows it, not what a system message does to an"
+    " assistant; refusal says nothing, since it was never taught to refuse.",
   ]
 
 
