@@ -41,11 +41,11 @@ def test_without_a_system_message_the_interview_begins(directory, default):
 
 def test_answer_ends_with_its_line(directory):
   plain = pj.load(directory)
-  assert plain.tokenizer.eos_ids == ()
+  assert plain.tokenizer.eos_ids == (1,)
   with pytest.raises(ValueError, match="no chat template"):
     plain.encode(CHAT)
   model = pj.load(directory, chat_template="plain")
-  assert model.tokenizer.eos_ids == (5, 6)
+  assert model.tokenizer.eos_ids == (1, 5, 6)
   assert model.chat != plain.chat and model.tokenizer != plain.tokenizer
 
 
