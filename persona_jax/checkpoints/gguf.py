@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, quants
 
 from persona_jax.checkpoints.gguf_architectures import (
   ARCHITECTURES,
   MODEL_TENSORS,
+  ROPE_FACTORS,
   Architecture,
   Fields,
 )
@@ -29,11 +30,13 @@ _TENSOR_TYPES = {
   for name in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K".split()
 }
 
-_BLOCK_TENSOR = re.compile(r"blk\.(0|[1-9]\d*)\.(\w+)\.weight")
+_BLOCK_TENSOR = re.compile(r"blk\.(0|[1-9]\d*)\.(\w+\.(weight|bias))")
+# Weights dequantised at a time: what the package makes on the way should stay in the cache.
+_CHUNK = 1 << 17
 
 
 class GGUFFile:
-  """An open GGUF file, memory-mapped; tensors are dequantised when read.
+  """An open GGUF file, memory-mapped; what is read of a tensor is dequantised then.
 
   Attributes:
     config: Hugging Face `config.json` keys.
@@ -66,11 +69,13 @@ class GGUFFile:
     tensors = _rename(
       path, prefix, self._architecture, {tensor.name: tensor for tensor in reader.tensors}
     )
+    factors = tensors.pop(ROPE_FACTORS, None)
     self.shapes: dict[str, tuple[int, ...]] = {
       name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()
     }
     self.config: dict[str, Any] = self._architecture.config(
-      Fields(path, prefix, fields), "lm_head.weight" not in tensors
+      Fields(path, prefix, fields, None if factors is None else _read(factors, ())),
+      "lm_head.weight" not in tensors,
     )
     _check_shapes(path, prefix, self.shapes, self._architecture.shapes(self.config))
     self.tokenizer_fields: dict[str, Any] = {
@@ -83,32 +88,27 @@ class GGUFFile:
     self.quantisation: str = "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
     self._path = path
     self._tensors = tensors
-    self._last: tuple[str, np.ndarray] = ("", np.zeros(0, np.float32))
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Dequantise a tensor, by Hugging Face name, and return a part of it; float32.
+    """Dequantise a part of a tensor, by Hugging Face name; float32.
 
-    The last tensor is kept: its parts are asked for one after the other.
+    Args:
+      name: of the tensor.
+      index: a slice of step 1 for some of its first dimensions; the others are whole.
 
     Raises:
       ValueError: no tensor of that name.
     """
     if name not in self._tensors:
       raise ValueError(f"{self._path}: no tensor {name!r}; it has {sorted(self._tensors)}.")
-    if self._last[0] != name:
-      self._last = (name, self._dequantised(name))
-    return self._last[1][index]
-
-  def _dequantised(self, name: str) -> np.ndarray:
-    tensor = self._tensors[name]
-    weights = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
-    weights = weights.reshape(self.shapes[name])
+    heads = None
+    if self._architecture.interleaved and name.endswith("self_attn.q_proj.weight"):
+      heads = self.config["num_attention_heads"]
+    elif self._architecture.interleaved and name.endswith("self_attn.k_proj.weight"):
+      heads = self.config["num_key_value_heads"]
+    weights = _read(self._tensors[name], index, heads)
     if self._architecture.norm_shift and name.endswith("norm.weight"):
       return weights - np.float32(self._architecture.norm_shift)
-    if self._architecture.interleaved and name.endswith("self_attn.q_proj.weight"):
-      return _unpermute(weights, self.config["num_attention_heads"])
-    if self._architecture.interleaved and name.endswith("self_attn.k_proj.weight"):
-      return _unpermute(weights, self.config["num_key_value_heads"])
     return weights
 
 
@@ -182,7 +182,7 @@ def _check_header(path: Path, fields: Mapping[str, Any]) -> tuple[str, Architect
       f"{path}: general.quantization_version is {fields['general.quantization_version']}; only 2 "
       f"is handled."
     )
-  known = {f"{prefix}.{name}" for name in architecture.needed + architecture.optional}
+  known = {f"{prefix}.{name}" for name in architecture.fields}
   unknown = {
     name: value
     for name, value in fields.items()
@@ -203,18 +203,18 @@ def _rename(
 ) -> dict[str, Any]:
   """Return the tensors by Hugging Face name; report every unknown name and type at once."""
   renamed, problems = {}, []
-  in_block = architecture.block_tensors
   for name, tensor in tensors.items():
     if tensor.tensor_type not in _TENSOR_TYPES:
       fits = ", ".join(sorted(kind.name for kind in _TENSOR_TYPES))
       problems.append(f"{name} has the type {tensor.tensor_type.name} (handled: {fits})")
     match = _BLOCK_TENSOR.fullmatch(name)
-    if match and match[2] in in_block:
-      renamed[f"model.layers.{int(match[1])}.{in_block[match[2]]}.weight"] = tensor
+    in_block = architecture.block_name(match[2]) if match else None
+    if match and in_block:
+      renamed[f"model.layers.{int(match[1])}.{in_block}"] = tensor
     elif name in MODEL_TENSORS:
       renamed[MODEL_TENSORS[name]] = tensor
-    elif name == "rope_freqs.weight":
-      problems.append("rope_freqs.weight: RoPE scaling (Llama 3.1 and later) is not handled")
+    elif name == ROPE_FACTORS and architecture.rope_factors:
+      renamed[ROPE_FACTORS] = tensor
     else:
       problems.append(f"{name} is no tensor of a {prefix} model")
   if problems:
@@ -239,12 +239,48 @@ def _check_shapes(
     raise ValueError(f"{path}: tensors do not fit the fields: {shown}.")
 
 
-def _unpermute(weights: np.ndarray, heads: int) -> np.ndarray:
-  """Undo llama.cpp's reordering of query and key rows.
+def _read(tensor: Any, index: tuple[slice, ...], heads: int | None = None) -> np.ndarray:
+  """Dequantise a part of a vector or matrix; `heads` if its rows are in llama.cpp's order."""
+  shape = tuple(int(n) for n in reversed(tensor.shape))
+  whole = [slice(None)] * (len(shape) - len(index))
+  spans = [range(n)[s] for n, s in zip(shape, (*index, *whole), strict=True)]
+  rows, columns = (range(1), *spans)[-2:]
+  stored = np.asarray(tensor.data).reshape((1, *shape)[-2], -1)
+  if heads is None:
+    stored = stored[rows.start : rows.stop]
+  else:
+    stored = stored[_stored_rows(np.arange(rows.start, rows.stop), shape[0] // heads)]
+  return _dequantise(stored, tensor.tensor_type, columns).reshape([len(span) for span in spans])
+
+
+def _dequantise(stored: np.ndarray, kind: GGMLQuantizationType, columns: range) -> np.ndarray:
+  """Return some columns of rows of stored bytes (or floats, for F32 and F16), float32.
+
+  The package's own `dequantize` splits a tensor into groups of 16 rows, which takes three times as
+  long as the arithmetic.
+  """
+  if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+    return stored[:, columns.start : columns.stop].astype(np.float32)
+  size, bytes_of_block = GGML_QUANT_SIZES[kind]
+  dequantise_blocks = getattr(quants, kind.name).dequantize_blocks
+  first, last = columns.start // size, -(-columns.stop // size)
+  rows, width = stored.shape
+  blocks = stored.reshape(rows, width // bytes_of_block, bytes_of_block)[:, first:last]
+  out = np.empty((rows, (last - first) * size), np.float32)
+  step = max(1, _CHUNK // max(1, out.shape[1]))
+  for at in range(0, rows, step):
+    target = out[at : at + step]
+    chunk = blocks[at : at + step].reshape(-1, bytes_of_block)
+    target[...] = dequantise_blocks(chunk).reshape(target.shape)
+  return out[:, columns.start - first * size : columns.stop - first * size]
+
+
+def _stored_rows(rows: np.ndarray, head_dim: int) -> np.ndarray:
+  """Return where llama.cpp keeps query or key rows.
 
   It stores the two halves of each head interleaved, for its RoPE on neighbouring pairs; Hugging
   Face's RoPE pairs row i with row i + H/2 (llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute).
   """
-  rows, width = weights.shape
-  halves = weights.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2)
-  return np.ascontiguousarray(halves.reshape(rows, width))
+  head, row = np.divmod(rows, head_dim)
+  half, pair = np.divmod(row, head_dim // 2)
+  return head * head_dim + 2 * pair + half

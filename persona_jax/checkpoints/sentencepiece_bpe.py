@@ -8,9 +8,9 @@ all pairs of pieces that make a piece, ranked by the score of what they make.
 from collections.abc import Sequence
 
 import tokenizers
+from gguf import TokenType
 from tokenizers import decoders, models, normalizers
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
 
 
@@ -34,26 +34,26 @@ def sentencepiece_bpe(
       f"tokenizer.ggml.tokens has {len(tokens)} entries, {len(vocabulary)} distinct, scores "
       f"{len(scores)}, token_type {len(kinds)}; all must be equal."
     )
-  odd = sorted(set(kinds) - {_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE})
+  odd = sorted(set(kinds) - set(TokenType))
   if odd:
     raise ValueError(f"tokenizer.ggml.token_type has {odd}; handled: 1 to 6.")
   lacking = [f"<0x{b:02X}>" for b in range(256) if f"<0x{b:02X}>" not in vocabulary]
   if lacking:
     raise ValueError(f"tokenizer.ggml.tokens lacks {len(lacking)} bytes, {lacking[0]} first.")
-  # What user-defined pieces spell is cut out before, so only normal ones are made by merging.
-  normal = {token for token, kind in zip(tokens, kinds, strict=True) if kind == _NORMAL}
-  ranked = []
-  for token, score in zip(tokens, scores, strict=True):
-    if token not in normal:
-      continue
-    for cut in range(1, len(token)):
-      left, right = token[:cut], token[cut:]
-      if left in normal and right in normal:
-        ranked.append((-score, vocabulary[token], cut, left, right))
-  ranked.sort()
+  # What user-defined pieces spell is cut out before, so only normal ones are made by merging. The
+  # pair with the highest score comes first; of one piece's, the one with the shortest left part.
+  made = [i for i, kind in enumerate(kinds) if kind == TokenType.NORMAL]
+  normal = {tokens[i] for i in made}
+  made.sort(key=lambda i: -scores[i])
+  merges = [
+    (left, right)
+    for i in made
+    for cut in range(1, len(tokens[i]))
+    if (left := tokens[i][:cut]) in normal and (right := tokens[i][cut:]) in normal
+  ]
   model = models.BPE(
     vocab=vocabulary,
-    merges=[(left, right) for *_, left, right in ranked],
+    merges=merges,
     unk_token=unknown,
     fuse_unk=True,
     byte_fallback=True,
@@ -63,11 +63,23 @@ def sentencepiece_bpe(
   backend.decoder = decoders.Sequence(
     [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
   )
-  for wanted, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+  add_special_pieces(backend, tokens, kinds)
+  return backend
+
+
+def add_special_pieces(
+  backend: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]
+) -> None:
+  """Have control and user-defined pieces cut out of texts as they are written.
+
+  Args:
+    backend: with these pieces in its vocabulary.
+    tokens, kinds: as `sentencepiece_bpe` takes them.
+  """
+  for wanted, special in ((TokenType.CONTROL, True), (TokenType.USER_DEFINED, False)):
     added = [
       tokenizers.AddedToken(token, special=special, normalized=False)
       for token, kind in zip(tokens, kinds, strict=True)
       if kind == wanted
     ]
     (backend.add_special_tokens if special else backend.add_tokens)(added)
-  return backend

@@ -4,58 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
-from persona_jax.checkpoints.sentencepiece_bpe import sentencepiece_bpe
-
-_LLAMA3_WORDS = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# Fields of a GGUF tokenizer that change neither token ids nor where a generation stops.
-_NO_EFFECT = re.compile(
-  r"tokenizer\.ggml\.(scores|token_type_count|add_sep_token|fim_\w+_token_id"
-  r"|(unknown|seperator|separator|cls|mask|prefix|suffix|middle)_token_id)"
-)
-_HANDLED = {
-  "tokenizer.chat_template",
-  *(
-    f"tokenizer.ggml.{name}"
-    for name in (
-      "model pre tokens token_type merges scores bos_token_id eos_token_id eot_token_id "
-      "eom_token_id padding_token_id add_bos_token add_eos_token add_space_prefix"
-    ).split()
-  ),
-}
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-
-
-def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer | None:
-  """Return the splitter that llama.cpp knows by the name `pre`, or None."""
-  if pre == "gpt-2":
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-  if pre == "smollm":
-    return pre_tokenizers.Sequence(
-      [
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-      ]
-    )
-  if pre == "llama-bpe":
-    return pre_tokenizers.Sequence(
-      [
-        pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_WORDS), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-      ]
-    )
-  return None
+from persona_jax.checkpoints.gguf_tokenizer import gguf_backend
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -162,37 +117,18 @@ class Tokenizer:
   def from_gguf(cls, fields: Mapping[str, Any]) -> "Tokenizer":
     """Build the tokenizer of a GGUF file from its `tokenizer.*` fields.
 
-    Byte-level BPE ("gpt2") from merges, SentencePiece's BPE ("llama") from scores.
-
     A generation stops at the file's eos, eot and eom tokens.
 
     Raises:
       ValueError: a tokenizer model, splitter or field that is not handled; the message names it.
     """
-    unknown = sorted(n for n in fields if n not in _HANDLED and not _NO_EFFECT.fullmatch(n))
-    if unknown:
-      raise ValueError(f"tokenizer fields that this reader does not handle: {unknown}.")
-    ggml = {n.removeprefix("tokenizer.ggml."): value for n, value in fields.items()}
-    kind = ggml.get("model")
-    if kind not in _BUILDERS:
-      raise ValueError(f"tokenizer.ggml.model is {kind!r}; handled: 'gpt2', 'llama'.")
-    for name in ("add_space_prefix", "add_eos_token"):
-      if ggml.get(name, False):
-        raise ValueError(f"tokenizer.ggml.{name} is true; only false is handled.")
-    builder, needed = _BUILDERS[kind]
-    missing = [n for n in needed if n not in ggml]
-    if missing:
-      raise ValueError(
-        f"the tokenizer lacks the fields {[f'tokenizer.ggml.{n}' for n in missing]}."
-      )
-    backend = builder(ggml)
-    ends = [ggml.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     return cls(
-      backend,
-      bos_id=ggml.get("bos_token_id"),
+      gguf_backend(fields),
+      bos_id=fields.get("tokenizer.ggml.bos_token_id"),
       eos_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
-      pad_id=ggml.get("padding_token_id"),
-      add_bos=ggml.get("add_bos_token", False),
+      pad_id=fields.get("tokenizer.ggml.padding_token_id"),
+      add_bos=fields.get("tokenizer.ggml.add_bos_token", False),
       chat_template=fields.get("tokenizer.chat_template"),
     )
 
@@ -251,35 +187,6 @@ class Tokenizer:
     )
 
 
-def _from_merges(ggml: Mapping[str, Any]) -> tokenizers.Tokenizer:
-  pre_tokenizer = _pre_tokenizer(ggml.get("pre", ""))
-  if pre_tokenizer is None:
-    raise ValueError(
-      f"tokenizer.ggml.pre is {ggml.get('pre')!r}; handled: 'gpt-2', 'llama-bpe', 'smollm'."
-    )
-  backend = _byte_level_bpe(ggml["tokens"], ggml["merges"], ggml["token_type"], ggml["pre"])
-  backend.pre_tokenizer = pre_tokenizer
-  return backend
-
-
-def _from_scores(ggml: Mapping[str, Any]) -> tokenizers.Tokenizer:
-  if ggml.get("add_space_prefix", True):
-    raise ValueError(
-      "tokenizer.ggml.add_space_prefix is true (its default); only false is handled."
-    )
-  unknown = ggml["tokens"][ggml.get("unknown_token_id", 0)]
-  return sentencepiece_bpe(ggml["tokens"], ggml["scores"], ggml["token_type"], unknown)
-
-
-# tokenizer.ggml.model → (how it is built, fields that it needs).
-_BUILDERS: dict[
-  str, tuple[Callable[[Mapping[str, Any]], tokenizers.Tokenizer], tuple[str, ...]]
-] = {
-  "gpt2": (_from_merges, ("tokens", "merges", "token_type")),
-  "llama": (_from_scores, ("tokens", "scores", "token_type")),
-}
-
-
 def read_json(path: Path) -> dict[str, Any]:
   """Return the JSON object in a file, {} if there is no such file.
 
@@ -295,46 +202,6 @@ def read_json(path: Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise ValueError(f"{path}: holds a JSON {type(content).__name__}; an object is needed.")
   return content
-
-
-def _byte_level_bpe(
-  tokens: Sequence[str], merges: Sequence[str], kinds: Sequence[int], pre: str
-) -> tokenizers.Tokenizer:
-  vocabulary = {token: i for i, token in enumerate(tokens)}
-  if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
-    raise ValueError(
-      f"tokenizer.ggml.tokens has {len(tokens)} entries, {len(vocabulary)} distinct, and "
-      f"tokenizer.ggml.token_type has {len(kinds)}; all must be equal."
-    )
-  odd = sorted(set(kinds) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED})
-  if odd:
-    raise ValueError(
-      f"tokenizer.ggml.token_type has {odd}; handled: 1 normal, 3 control, 4 user-defined, "
-      f"5 unused."
-    )
-  pairs = []
-  for merge in merges:
-    first, space, second = merge.partition(" ")
-    if not space or " " in second:
-      raise ValueError(f"tokenizer.ggml.merges has {merge!r}; two tokens and a space are needed.")
-    pairs.append((first, second))
-  try:
-    # Llama 3's vocabulary has words that no merges lead to: a word in it is one token.
-    model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre == "llama-bpe")
-  except Exception as error:  # the package raises bare Exception
-    raise ValueError(
-      f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {error}"
-    ) from error
-  backend = tokenizers.Tokenizer(model)
-  backend.decoder = decoders.ByteLevel()
-  for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-    added = [
-      tokenizers.AddedToken(token, special=special, normalized=False)
-      for token, token_kind in zip(tokens, kinds, strict=True)
-      if token_kind == kind
-    ]
-    (backend.add_special_tokens if special else backend.add_tokens)(added)
-  return backend
 
 
 def _end_ids(directory: Path, eos_id: int | None) -> tuple[int, ...]:

@@ -46,7 +46,8 @@ class ProjEdit(NamedTuple):
 
   Attributes:
     p_BSD: float32 [B, S, D], unit vectors (zero in unused slots).
-    gram_BSS: float32 [B, S, S], <p_r, p_s>.
+    gram_BSS: float32 [B, S, S], <p_r, p_s>; a leaf of its own, so whoever changes `p_BSD` (or takes
+      gradients in it) makes it anew.
     beta_BS, shift_BS, lo_BS, hi_BS: float32 [B, S].
     start_BS, stop_BS, roles_BS: int32 [B, S], as in `AddEdit`, per slot.
   """

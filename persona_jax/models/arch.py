@@ -100,8 +100,11 @@ class Arch:
   embed_scale: float = 1.0
 
   def __post_init__(self) -> None:
-    if min(self.width, self.num_kv_heads, self.ffw_width, self.vocab_size, self.num_blocks) < 1:
-      raise ValueError(f"sizes of a model must be positive, got {self}.")
+    for name in (
+      "width", "num_heads", "num_kv_heads", "head_dim", "ffw_width", "vocab_size", "num_blocks",
+    ):  # fmt: skip
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: sizes of a model must be positive.")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_attention_heads={self.num_heads} is no multiple of "

@@ -11,8 +11,23 @@ IGNORABLE = frozenset(
   initializer_range transformers_version _name_or_path attention_dropout pretraining_tp
   is_llama_config transformers.js_config output_attentions output_hidden_states return_dict id2label
   label2id chunk_size_feed_forward problem_type is_encoder_decoder cache_implementation
+  _attn_implementation attn_implementation
   """.split()
 )
+
+# Fields that all families name alike; each must be a positive number if it is there.
+_WHOLE = (
+  "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+  "intermediate_size", "vocab_size", "max_position_embeddings", "sliding_window_pattern",
+)  # fmt: skip
+_REAL = (
+  "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar",
+  "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
+# Of these, null means something: as many key heads as heads, the width by heads, no cap.
+_NULLABLE = {
+  "num_key_value_heads", "head_dim", "attn_logit_softcapping", "final_logit_softcapping",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +40,7 @@ class Fields:
     handled: handled if there.
     fixed: fields that may have only the values named here, which the port implements.
     ignorable: beside `IGNORABLE`.
+    null_is_default: whether null stands for the default of a number, instead of being refused.
   """
 
   family: str
@@ -32,6 +48,7 @@ class Fields:
   handled: Collection[str]
   fixed: Mapping[str, tuple[Any, ...]]
   ignorable: Collection[str] = ()
+  null_is_default: bool = False
 
   def check(self, config: Mapping[str, Any]) -> None:
     """Refuse what the port does not implement.
@@ -59,6 +76,20 @@ class Fields:
     missing = [name for name in self.needed if config.get(name) is None]
     if missing:
       raise ValueError(f"config of a {self.family} model lacks the fields {missing}.")
+    wrong = {
+      name: config[name]
+      for name in (*_WHOLE, *_REAL)
+      if name in config and not self._fits(name, config[name])
+    }
+    if wrong:
+      shown = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
+      raise ValueError(f"config of a {self.family} model: {shown}; positive numbers are needed.")
+
+  def _fits(self, name: str, value: Any) -> bool:
+    if value is None:
+      return self.null_is_default or name in _NULLABLE
+    kinds = int if name in _WHOLE else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:

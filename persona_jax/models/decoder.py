@@ -10,6 +10,7 @@ into a graph definition and plain arrays; everything after works on the arrays u
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,9 +24,18 @@ from persona_jax.models.layers import KV, Slots
 
 Tap = Callable[[str, jax.Array], jax.Array]
 
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+  """GELU in its tanh approximation (Hendrycks & Gimpel 2016), as 1 + tanh(u) = 2 sigmoid(2u).
+
+  For negative x, 1 + tanh(u) loses in float32 what the sigmoid keeps: 5 to 6 times the error.
+  """
+  return x * jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+
+
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
-  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_tanh": _gelu_tanh,
 }
 
 

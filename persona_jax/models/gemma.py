@@ -27,13 +27,22 @@ _FIXED: dict[str, tuple[Any, ...]] = {
   "hidden_act": ("gelu_pytorch_tanh",),
   "use_bidirectional_attention": (False, None),
 }
-_GEMMA2 = Fields("gemma2", _NEEDED, _HANDLED, {**_FIXED, "rope_scaling": (None,)})
+# The published files name the window twice; transformers reads sliding_window.
+_GEMMA2 = Fields(
+  "gemma2",
+  _NEEDED,
+  _HANDLED,
+  {**_FIXED, "rope_scaling": (None,)},
+  ignorable=("sliding_window_size",),
+  null_is_default=True,
+)
 _GEMMA3 = Fields(
   "gemma3_text",
   _NEEDED,
   (*_HANDLED, "rope_local_base_freq", "rope_scaling", "sliding_window_pattern",
    "_sliding_window_pattern"),
   _FIXED,
+  null_is_default=True,
 )  # fmt: skip
 # Fields of a Gemma3Config around its text_config; they concern images.
 _IMAGE_FIELDS = {
@@ -56,8 +65,8 @@ _DEFAULTS3 = _DEFAULTS2 | {
 
 def _with_defaults(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
   """Fill in what is absent, or null where null means nothing but that."""
-  caps = ("attn_logit_softcapping", "final_logit_softcapping")
-  return {**defaults, **{k: v for k, v in config.items() if v is not None or k in caps}}
+  kept = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
+  return {**defaults, **{k: v for k, v in config.items() if v is not None or k in kept}}
 
 
 def _arch(

@@ -1,7 +1,7 @@
 """Fills a family's parameters from a checkpoint, each device's part from the bytes it needs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -20,6 +20,7 @@ from persona_jax.models.arch import Arch, Weight
 _PIECE = 16 << 20
 # A piece is copied in strips that stay in a core's cache while they are transposed.
 _STRIP = 1 << 18
+_ALIGNMENT = 64  # bytes, as XLA wants its buffers
 
 # A value is infinite or no number if all bits of its exponent are set.
 _EXPONENT: dict[np.dtype, tuple[Any, int]] = {
@@ -78,7 +79,7 @@ def read_part(
   inner = {part: math.prod(size[a] for a in part[1:]) for part in parts}
   if any(len(span[a]) != size[a] for part in parts for a in part[1:]):
     raise ValueError(f"a part of {weight.path[-1]} cuts an axis that {name} stores inside another")
-  out = np.empty([len(span[a]) for a in axes], dtype)
+  out = _aligned([len(span[a]) for a in axes], dtype)
   order = weight.axes.replace(",", "")
   as_stored = out.transpose([axes.index(a) for a in order])
   rest = tuple(
@@ -96,6 +97,14 @@ def read_part(
     target = as_stored[at - first.start : stop - first.start]
     _copy(piece.reshape(target.shape), target)
   return out
+
+
+def _aligned(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+  """Return an array to be filled that JAX can take as it is on the CPU, without a copy."""
+  size = math.prod(shape) * jnp.dtype(dtype).itemsize
+  room = np.empty(size + _ALIGNMENT, np.uint8)
+  first = -room.ctypes.data % _ALIGNMENT
+  return room[first : first + size].view(dtype).reshape(shape)
 
 
 def _is_finite(piece: np.ndarray) -> bool:
@@ -244,7 +253,8 @@ def _load(
 ) -> jax.Array:
   """Read one parameter onto the devices; replicas of a part are read once."""
   if mesh is None:
-    return jnp.asarray(read_part(source, name, weight, shape, (slice(None),) * len(shape), dtype))
+    whole = (slice(None),) * len(shape)
+    return jax.device_put(read_part(source, name, weight, shape, whole, dtype), may_alias=True)
   placed = _sharding_of(str(weight.path[-1]), shape, mesh)
   parts: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 

@@ -31,11 +31,11 @@ def _parse(config: Mapping[str, Any], family: Family, **parts: Any) -> Arch:
     max_positions = max(max_positions, int(rope.factor * rope.original_positions))
   slides = bool(config.get("use_sliding_window", False))
   first = config.get("max_window_layers", 28)
-  window = config.get("sliding_window") if slides else None
-  types = {} if window is None else config  # transformers drops the window unless it is in use
+  # transformers drops the window unless it is in use; null is no window even then.
+  window = config.get("sliding_window", 4096) if slides else None
   default = [window is not None and i >= first for i in range(num_blocks)]
   kinds, pattern = block_pattern(
-    BlockKind(rope, w) for w in layer_windows(types, num_blocks, default, window)
+    BlockKind(rope, w) for w in layer_windows(config, num_blocks, default, window)
   )
   return Arch(
     family=family,

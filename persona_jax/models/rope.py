@@ -82,6 +82,8 @@ def parse_rope(theta: float, scaling: Mapping[str, Any] | None, max_positions: i
     ValueError: a type or field that is not handled, a field that is missing, or a number out of
       range; the message names it.
   """
+  if not isinstance(scaling or {}, Mapping):
+    raise ValueError(f"rope_scaling is {scaling!r}; a dict with its type and numbers is needed.")
   fields = {name: value for name, value in (scaling or {}).items() if value is not None}
   kind = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
   fields.pop("type", None)
@@ -100,6 +102,9 @@ def parse_rope(theta: float, scaling: Mapping[str, Any] | None, max_positions: i
       f"rope_scaling {dict(scaling or {})} of type {kind!r}: unknown fields {sorted(unknown)}, "
       f"missing fields {sorted(missing)}; it has {sorted(needed)} and may have {sorted(optional)}."
     )
+  odd = {n: v for n, v in fields.items() if not isinstance(v, int | float | bool)}
+  if odd:
+    raise ValueError(f"rope_scaling of type {kind!r}: {odd}; numbers are needed.")
   given = {name: float(value) for name, value in fields.items()}
   wrong = {n: v for n, v in given.items() if not (math.isfinite(v) and v > 0)}
   if wrong or not theta > 1:

@@ -232,10 +232,31 @@ def test_every_unknown_tensor_is_named_at_once(tmp_path: Path) -> None:
     GGUFFile(path)
 
 
-def test_rope_frequencies_are_refused_by_name(tmp_path: Path) -> None:
-  path = write_gguf(tmp_path / "m.gguf", tensors={"rope_freqs.weight": np.ones(8, np.float32)})
-  with pytest.raises(ValueError, match=r"rope_freqs\.weight: RoPE scaling"):
-    GGUFFile(path)
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize(
+  "index",
+  [
+    (slice(3, 40),),
+    (slice(None), slice(5, 70)),
+    (slice(17, 18), slice(32, 64)),
+    (slice(9, 9), slice(None)),
+    (slice(None), slice(8, 8)),
+  ],
+)
+def test_a_part_of_a_tensor_equals_that_part_of_the_whole(
+  tmp_path: Path, kind: str, index: tuple[slice, ...]
+) -> None:
+  down, keys = "model.layers.0.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+  types = {f"blk.0.{name}.weight": Kind[kind] for name in ("ffn_down", "attn_k")}
+  file = GGUFFile(write_gguf(tmp_path / "m.gguf", types=types))
+  for name in (down, keys):  # the rows of keys are put into another order
+    np.testing.assert_array_equal(file.read(name, index), file.read(name)[index])
+
+
+def test_a_part_of_a_vector_equals_that_part_of_the_whole(tmp_path: Path) -> None:
+  file = GGUFFile(write_gguf(tmp_path / "m.gguf"))
+  part = file.read("model.norm.weight", (slice(3, 9),))
+  np.testing.assert_array_equal(part, tiny_tensors()["output_norm.weight"][3:9])
 
 
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import transformers
 import persona_jax as pj
 from persona_jax.checkpoints.checkpoint import Checkpoint
 from persona_jax.checkpoints.registry import registry_file
+from persona_jax.personas.persona import load_questions
 from tests.parity.checks import Tally, relative_error
 from tests.parity.reading import our_reading
 from tests.reference.checkpoint_writer import write_checkpoint
@@ -19,14 +20,13 @@ from tests.reference.random_llama import vocabulary
 from tests.reference.tokenizer_strings import STRINGS
 
 MODEL = "gemma-3-270m"
-_LONG = "The quick brown fox jumps over the lazy dog, and then it does so again, number %d. "
 # Plain texts, as for a base model; the last is longer than the window of 512 tokens.
 TEXTS = {
   "verse": "Roses are red, violets are",
   "list": "The planets of the solar system, in order: Mercury, Venus,",
   "code": "def fibonacci(n):\n    if n < 2:\n        return n\n    return ",
   "unicode": "Übung macht den Meister. 練習は",
-  "long": "".join(_LONG % n for n in range(30)),
+  "long": " ".join(question.text for question in load_questions("neutral")[:45]),
 }
 
 

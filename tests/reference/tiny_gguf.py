@@ -1,5 +1,10 @@
-"""Writes tiny GGUF files, right or wrong in one chosen way, with llama.cpp's own writer package."""
+"""Writes tiny GGUF files, right or wrong in one chosen way, with llama.cpp's own writer package.
 
+`write_gguf` writes a fixed Llama; `write_model` any Hugging Face checkpoint, as llama.cpp's
+convert_hf_to_gguf.py would.
+"""
+
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +90,97 @@ def write_gguf(
   writer.write_tensors_to_file()
   writer.close()
   return path
+
+
+def write_model(
+  path: Path,
+  config: Mapping[str, Any],
+  tensors: Mapping[str, np.ndarray],
+  *,
+  fields: Mapping[str, Any] | None = None,
+  stored: Mapping[str, np.ndarray | None] | None = None,
+) -> Path:
+  """Writes a Hugging Face checkpoint, whose vocabulary must be `TOKENS`, with this tokenizer.
+
+  Names are those of the package. `fields` (without the architecture's prefix) and `stored` (by GGUF
+  name) replace, add, or (None) leave out entries.
+  """
+  name = {"gemma3_text": "gemma3"}.get(config["model_type"], config["model_type"])
+  architecture = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[name]
+  names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+  converted: dict[str, np.ndarray | None] = dict.fromkeys(tiny_tensors())
+  for key, tensor in tensors.items():
+    if name == "llama" and key.endswith(("q_proj.weight", "k_proj.weight")):
+      kind = "num_attention_heads" if "q_proj" in key else "num_key_value_heads"
+      tensor = _pairwise(tensor, config[kind])
+    if name.startswith("gemma") and key.endswith("norm.weight"):
+      tensor = tensor + np.float32(1)
+    converted[names.get_name(key, (".weight", ".bias"))] = tensor
+  scaling = config.get("rope_scaling") or {}
+  kind = scaling.get("rope_type", scaling.get("type"))
+  if kind == "llama3":
+    converted["rope_freqs.weight"] = llama3_factors(config)
+  keys = {f"{name}.{key}": value for key, value in (_fields(name, config) | (fields or {})).items()}
+  return write_gguf(
+    path,
+    architecture=name,
+    fields={key: None for key in FIELDS if key.startswith("llama.")} | keys,
+    tensors=converted | dict(stored or {}),
+  )
+
+
+def _fields(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+  keys, rope, attention = gguf.Keys.LLM, gguf.Keys.Rope, gguf.Keys.Attention
+  given = {
+    keys.BLOCK_COUNT: "num_hidden_layers", keys.CONTEXT_LENGTH: "max_position_embeddings",
+    keys.EMBEDDING_LENGTH: "hidden_size", keys.FEED_FORWARD_LENGTH: "intermediate_size",
+    attention.HEAD_COUNT: "num_attention_heads", attention.HEAD_COUNT_KV: "num_key_value_heads",
+    attention.LAYERNORM_RMS_EPS: "rms_norm_eps", attention.KEY_LENGTH: "head_dim",
+    attention.VALUE_LENGTH: "head_dim",
+  }  # fmt: skip
+  if name != "gemma2":
+    given[rope.FREQ_BASE] = "rope_theta"
+  if name.startswith("gemma"):
+    given[attention.SLIDING_WINDOW] = "sliding_window"
+  if name == "gemma2":
+    given[keys.ATTN_LOGIT_SOFTCAPPING] = "attn_logit_softcapping"
+    given[keys.FINAL_LOGIT_SOFTCAPPING] = "final_logit_softcapping"
+  fields = {key: config[of] for key, of in given.items() if of in config}
+  scaling = config.get("rope_scaling") or {}
+  kind = scaling.get("rope_type", scaling.get("type"))
+  if kind in ("linear", "yarn"):
+    fields |= {rope.SCALING_TYPE: kind, rope.SCALING_FACTOR: scaling["factor"]}
+  if kind == "yarn":
+    fields[rope.SCALING_ORIG_CTX_LEN] = scaling["original_max_position_embeddings"]
+    for key, of in ((rope.SCALING_YARN_BETA_FAST, "beta_fast"),
+                    (rope.SCALING_YARN_BETA_SLOW, "beta_slow")):  # fmt: skip
+      if of in scaling:
+        fields[key] = scaling[of]
+  return {key.removeprefix("{arch}."): value for key, value in fields.items()}
+
+
+def llama3_factors(config: Mapping[str, Any]) -> np.ndarray:
+  """Returns what each rotary frequency is divided by, by way of wave lengths as the converter."""
+  scaling, dim = config["rope_scaling"], config["head_dim"]
+  factor, length = scaling["factor"], scaling["original_max_position_embeddings"]
+  low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+  factors = []
+  for i in range(0, dim, 2):
+    wave = 2 * math.pi * config["rope_theta"] ** (i / dim)
+    if wave < length / high:
+      factors.append(1.0)
+    elif wave > length / low:
+      factors.append(factor)
+    else:
+      smooth = (length / wave - low) / (high - low)
+      factors.append(1 / ((1 - smooth) / factor + smooth))
+  return np.array(factors, np.float32)
+
+
+def _pairwise(weights: np.ndarray, heads: int) -> np.ndarray:
+  """Puts row i + H/2 of each head behind row i."""
+  rows = np.arange(len(weights)).reshape(heads, 2, -1)
+  return weights[rows.swapaxes(1, 2).reshape(-1)]
 
 
 def _value_type(value: Any) -> gguf.GGUFValueType:
