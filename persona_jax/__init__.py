@@ -14,12 +14,28 @@ from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.extract import extract
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.edit import Edit
-from persona_jax.edits.operations import ablate, add, cap, clamp, floor, scale, set_to
+from persona_jax.edits.gate import Probe
+from persona_jax.edits.learned import custom_edit, lm_steer, loreft, low_rank
+from persona_jax.edits.operations import (
+  ablate,
+  ablate_subspace,
+  add,
+  cap,
+  clamp,
+  floor,
+  renorm_add,
+  scale,
+  set_to,
+)
+from persona_jax.edits.ramp import Ramp
+from persona_jax.edits.rotation import rotate
+from persona_jax.edits.sae import SparseAutoencoder, load_sae, sae_add, sae_clamp
 from persona_jax.edits.table import EditTable
 from persona_jax.edits.window import Window
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.collect import project
 from persona_jax.engine.forward import forward
+from persona_jax.engine.gates import resolve_gates
 from persona_jax.engine.generate import Generation
 from persona_jax.engine.grid import Condition, Grid
 from persona_jax.engine.load import load
@@ -42,25 +58,39 @@ __all__ = [
   "Generation",
   "Grid",
   "Model",
+  "Probe",
+  "Ramp",
   "Raw",
   "Run",
+  "SparseAutoencoder",
   "Window",
   "__version__",
   "ablate",
+  "ablate_subspace",
   "add",
   "cap",
   "clamp",
   "compile_edits",
   "compose",
+  "custom_edit",
   "dose",
   "extract",
   "floor",
   "forward",
+  "lm_steer",
   "load",
   "load_direction",
+  "load_sae",
+  "loreft",
+  "low_rank",
   "make_mesh",
   "project",
+  "renorm_add",
+  "resolve_gates",
+  "rotate",
   "run",
+  "sae_add",
+  "sae_clamp",
   "scale",
   "set_to",
   "split_thinking",

@@ -12,6 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from persona_jax.edits.table import HEAD_SITE
+
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
@@ -31,6 +33,8 @@ class Direction:
     gap_L: float32 [L], distance of the two class means along the mean vector, or None.
     reliability_L: float32 [L], split-half reliability of the mean vector (cosine of the halves,
       stepped up by Spearman-Brown), or None if there were too few pairs.
+    num_heads: N at site "head_out", where D = N H, head after head, and `gap_L` and `reliability_L`
+      are [L, N], one value a head; None at other sites.
 
   Raises:
     ValueError: vectors are not [S, L, D], or hold a NaN or an infinity.
@@ -42,6 +46,7 @@ class Direction:
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   gap_L: np.ndarray | None = None
   reliability_L: np.ndarray | None = None
+  num_heads: int | None = None
 
   def __post_init__(self) -> None:
     vectors = np.asarray(self.vectors_SLD, np.float32)
@@ -50,13 +55,21 @@ class Direction:
     if not np.isfinite(vectors).all():
       raise ValueError(f"direction {self.concept!r}: the vectors hold a NaN or an infinity.")
     object.__setattr__(self, "vectors_SLD", vectors)
+    at_heads = self.site == HEAD_SITE
+    if at_heads != (self.num_heads is not None) or (at_heads and vectors.shape[2] % self.num_heads):  # type: ignore[operator]
+      raise ValueError(
+        f"num_heads={self.num_heads} of a direction of width {vectors.shape[2]} at site "
+        f"{self.site!r}: {HEAD_SITE!r} needs a number that divides the width, other sites None."
+      )
+    shape = vectors.shape[1:2] + ((self.num_heads,) if self.num_heads is not None else ())
     for name in ("gap_L", "reliability_L"):
       value = getattr(self, name)
       if value is not None:
         value = np.asarray(value, np.float32)
-        if value.shape != vectors.shape[1:2]:
+        if value.shape != shape:
           raise ValueError(
-            f"{name} has shape {value.shape}; the direction has {vectors.shape[1]} blocks."
+            f"{name} has shape {value.shape}; the direction has {vectors.shape[1]} blocks and "
+            f"needs {shape}."
           )
         object.__setattr__(self, name, value)
 
@@ -111,6 +124,8 @@ class Direction:
       "norms": json.dumps([round(float(x), 6) for x in self.norm_L]),
       "sha256": self.hash,
     }
+    if self.num_heads is not None:
+      metadata["num_heads"] = str(self.num_heads)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(safetensors.numpy.save(tensors, metadata))
@@ -157,13 +172,14 @@ def load_direction(
     json.loads(metadata["provenance"]),
     tensors.get("gap_L"),
     tensors.get("reliability_L"),
+    int(metadata["num_heads"]) if "num_heads" in metadata else None,
   )
   if direction.hash != metadata["sha256"]:
     raise ValueError(
       f"{path} is damaged: its vectors do not have the checksum that the file states."
     )
   if model is not None:
-    expected = (model.arch.num_blocks, model.arch.width)
+    expected = (model.arch.num_blocks, model.arch.site_width(direction.site))
     if direction.vectors_SLD.shape[1:] != expected:
       raise ValueError(
         f"{path}: direction {direction.concept!r} is {direction.vectors_SLD.shape[1:]} "
@@ -242,4 +258,5 @@ def compose(
       "model": ds[0].provenance.get("model"),
       "model_hash": ds[0].provenance.get("model_hash"),
     },
+    num_heads=ds[0].num_heads,
   )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from persona_jax.data.hashing import content_hash
+from persona_jax.edits.table import HEAD_SITE
 from persona_jax.edits.window import Window
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.model import Model
@@ -24,7 +25,8 @@ class Dose:
   """Sizes of the activations at one site of each block.
 
   Attributes:
-    resid_L: float32 [L], median of ‖h‖ over the measured tokens.
+    resid_L: float32 [L], median of ‖h‖ over the measured tokens; [L, N], of each head, at
+      "head_out".
     sample_LND: float32 [L, N, D], activations of up to 512 of those tokens, evenly taken.
     num_tokens: tokens measured.
     provenance: model, data hash and token range.
@@ -89,7 +91,8 @@ def dose(
       [reads[site, block][n, row.prompt_length + skip : len(row.ids)] for n, row in enumerate(rows)]
     )
     num_tokens = len(h_ND)
-    norms.append(np.median(np.linalg.norm(h_ND, axis=-1)))
+    parts = h_ND if site != HEAD_SITE else h_ND.reshape(num_tokens, model.arch.num_heads, -1)
+    norms.append(np.median(np.linalg.norm(parts, axis=-1), axis=0))
     samples.append(h_ND[np.unique(np.linspace(0, num_tokens - 1, _MAX_SAMPLE).astype(int))])
   provenance = {
     "model_hash": model.identity.sha256,

@@ -12,10 +12,11 @@ import numpy as np
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.direction import Direction
+from persona_jax.edits.table import HEAD_SITE
 from persona_jax.edits.window import Window
+from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
-from persona_jax.engine.collect import batches
-from persona_jax.engine.generate import encode_rows
+from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model, Progress
 from persona_jax.engine.rows import Row, plain_prompt
 from persona_jax.personas.chat import Prompt
@@ -34,7 +35,7 @@ def _group_sums(
 ) -> np.ndarray:
   """Sum activations within groups of rows, on the device; return float64 [G, L, D]."""
   num_groups, arch = int(group_N.max()) + 1, model.arch
-  sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.width))
+  sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.site_width(capture.sites[0])))
   for batch, reads in batches(model, rows, capture):
     group_B = jnp.asarray(group_N[batch])
     for block in range(arch.num_blocks):
@@ -99,7 +100,7 @@ def extract(
     positives, negatives: prompts or chats, paired by position. An answer is a final assistant
       message.
     method: "diff_means".
-    site: where to read.
+    site: where to read; at "head_out" every head gets a direction of its own.
     tokens: "last" token of the row; "answer_mean", the mean over the answer's tokens (within an
       answer first, then over answers); or "answer_first", its first token.
     replicates: None for one; S to deal the pairs out in turn; or one label 0 … S - 1 a pair.
@@ -144,9 +145,15 @@ def extract(
     return (pos_GLD[chosen_G] - neg_GLD[chosen_G]).sum(axis=0) / count_G[chosen_G].sum()
 
   vectors_SLD = np.stack([contrast(groups // 2 == s) for s in range(num_replicates)])
+  num_heads = model.arch.num_heads if site == HEAD_SITE else None
+
+  def by_head(x_LD: np.ndarray) -> np.ndarray:
+    return x_LD if num_heads is None else x_LD.reshape(len(x_LD), num_heads, -1)
+
   reliability_L = None
   if n >= 4:
     even, odd = contrast(groups % 2 == 0), contrast(groups % 2 == 1)
+    even, odd = by_head(even), by_head(odd)
     with np.errstate(invalid="ignore", divide="ignore"):
       cos_L = (even * odd).sum(-1) / (np.linalg.norm(even, axis=-1) * np.linalg.norm(odd, axis=-1))
       reliability_L = 2 * cos_L / (1 + cos_L)
@@ -163,5 +170,5 @@ def extract(
     "replicates": num_replicates,
     "data_hash": content_hash([[plain_prompt(p) for p in ps] for ps in (positives, negatives)]),
   }
-  gap_L = np.linalg.norm(vectors_SLD.mean(axis=0), axis=-1)
-  return Direction(vectors_SLD, concept, site, provenance, gap_L, reliability_L)
+  gap_L = np.linalg.norm(by_head(vectors_SLD.mean(axis=0)), axis=-1)
+  return Direction(vectors_SLD, concept, site, provenance, gap_L, reliability_L, num_heads)

@@ -5,8 +5,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from persona_jax.edits.table import AddEdit, ProjEdit, Site
+from persona_jax.edits import ramp
+from persona_jax.edits.table import (
+  AddEdit,
+  AffineEdit,
+  CustomEdit,
+  FeatureEdit,
+  ProjEdit,
+  RotateEdit,
+  Site,
+  Stage,
+  When,
+)
 from persona_kernels.edit_norm import edit_slots
+
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class TokenInfo(NamedTuple):
@@ -52,7 +65,7 @@ class Delivery(NamedTuple):
     )
 
 
-def _switched_on(
+def _inside(
   start_BW: jax.Array, stop_BW: jax.Array, roles_BW: jax.Array, tokens: TokenInfo
 ) -> jax.Array:
   """Return bool [B, T, W]: the tokens inside each window."""
@@ -62,49 +75,159 @@ def _switched_on(
   return inside & (has_role == 1) & tokens.valid_BT[..., None]
 
 
-def _requested_add(edit: AddEdit, tokens: TokenInfo) -> tuple[jax.Array, jax.Array]:
-  on_BTW = _switched_on(edit.start_BW, edit.stop_BW, edit.roles_BW, tokens)
+def _strength(when: When, tokens: TokenInfo) -> jax.Array:
+  """Return float32 [B, T, S]: the factor on each slot's change, 0 where it is off."""
+  inside_BTS = _inside(when.start_BS, when.stop_BS, when.roles_BS, tokens)
+  strength_BTS = jnp.where(inside_BTS, when.gate_BS[:, None], 0.0)
+  if when.ramp_BSR is not None:
+    strength_BTS = strength_BTS * ramp.factor(when.ramp_BSR, tokens.offset_BT)
+  return strength_BTS
+
+
+def _add(stage: AddEdit, h_BTD: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, jax.Array]:
+  on_BTW = _inside(stage.start_BW, stage.stop_BW, stage.roles_BW, tokens)
   # -0.0 is the zero of addition: h + -0.0 keeps every bit of h, h + 0.0 turns -0.0 into 0.0.
-  change_BTD = jnp.full((*tokens.offset_BT.shape, edit.u_BWD.shape[-1]), -0.0, jnp.float32)
-  for w in range(edit.u_BWD.shape[1]):
-    change_BTD += jnp.where(on_BTW[..., w, None], edit.u_BWD[:, w, None], -0.0)
+  change_BTD = jnp.full_like(h_BTD, -0.0)
+  for w in range(stage.u_BWD.shape[1]):
+    change_BTD += jnp.where(on_BTW[..., w, None], stage.u_BWD[:, w, None], -0.0)
   return change_BTD, jnp.any(on_BTW, axis=-1)
 
 
-def _requested_proj(
-  edit: ProjEdit, h_BTD: jax.Array, tokens: TokenInfo
-) -> tuple[jax.Array, jax.Array]:
-  on_BTS = _switched_on(edit.start_BS, edit.stop_BS, edit.roles_BS, tokens)
-  change_BTD = edit_slots(
-    h_BTD, edit.p_BSD, edit.gram_BSS, edit.beta_BS, edit.shift_BS, edit.lo_BS, edit.hi_BS, on_BTS
+def _proj(stage: ProjEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:
+  return edit_slots(
+    h_BTD,
+    stage.p_BSD,
+    stage.gram_BSS,
+    stage.beta_BS,
+    stage.shift_BS,
+    stage.lo_BS,
+    stage.hi_BS,
+    stage.above_BS,
+    stage.below_BS,
+    strength_BTS,
   )
-  return change_BTD, jnp.any(on_BTS, axis=-1)
 
 
-def apply_site(site: Site, h_BTD: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, Delivery]:
+def _rotate(stage: RotateEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:
+  total_BTD = jnp.zeros_like(h_BTD)
+  for s in range(stage.angle_BS.shape[1]):
+    pair_B2D, angle_B1 = stage.pair_BS2D[:, s], stage.angle_BS[:, s, None]
+    now_BTD = h_BTD + total_BTD
+    a_BT2 = jnp.einsum("BTD,BPD->BTP", now_BTD, pair_B2D, precision=_HIGHEST)
+    x_BT, y_BT = a_BT2[..., 0], a_BT2[..., 1]
+    cos, sin = jnp.cos(angle_B1), jnp.sin(angle_B1)
+    square_BT = x_BT * x_BT + y_BT * y_BT
+    # The inner `where` keeps the gradient finite at 0.
+    radius_BT = jnp.where(square_BT > 0, jnp.sqrt(jnp.where(square_BT > 0, square_BT, 1.0)), 0.0)
+    by = jnp.stack([(cos - 1) * x_BT - sin * y_BT, sin * x_BT + (cos - 1) * y_BT], axis=-1)
+    to = jnp.stack([radius_BT * cos - x_BT, radius_BT * sin - y_BT], axis=-1)
+    turn_BT2 = jnp.where(stage.to_BS[:, s, None, None], to, by)
+    strength_BT = jnp.where(x_BT > stage.above_BS[:, s, None], strength_BTS[..., s], 0.0)
+    turn_BT2 = turn_BT2 * strength_BT[..., None]
+    total_BTD += jnp.einsum("BTP,BPD->BTD", turn_BT2, pair_B2D, precision=_HIGHEST)
+  return total_BTD
+
+
+def _features(stage: FeatureEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:
+  total_BTD = jnp.zeros_like(h_BTD)
+  for s in range(stage.beta_BS.shape[1]):
+    x_BT = jnp.einsum("BTD,BD->BT", h_BTD + total_BTD, stage.encode_BSD[:, s], precision=_HIGHEST)
+    numbers = (
+      stage.bias_BS, stage.threshold_BS, stage.beta_BS, stage.shift_BS, stage.lo_BS, stage.hi_BS,
+    )  # fmt: skip
+    bias, threshold, beta, shift, lo, hi = (number[:, s, None] for number in numbers)
+    x_BT = x_BT + bias
+    z_BT = jnp.where(x_BT > threshold, x_BT, 0.0)
+    delta_BT = strength_BTS[..., s] * jnp.clip(beta * z_BT + shift, lo - z_BT, hi - z_BT)
+    total_BTD += delta_BT[..., None] * stage.decode_BSD[:, s, None]
+  return total_BTD
+
+
+def _affine(stage: AffineEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:
+  inner_BTR = jnp.einsum("BTD,DR->BTR", h_BTD, stage.in_DR, precision=_HIGHEST) + stage.bias_R
+  change_BTD = jnp.einsum("BTR,RD->BTD", inner_BTR, stage.out_RD, precision=_HIGHEST)
+  return strength_BTS * change_BTD
+
+
+def _custom(
+  stage: CustomEdit, h: jax.Array, tokens: TokenInfo, strength_BTS: jax.Array
+) -> jax.Array:
+  """Call the user's function on [B, T, D] or, at "head_out", [B, T, N, H]."""
+  out = stage.fn(h, stage.params, tokens.offset_BT)
+  if jnp.shape(out) != h.shape:
+    raise ValueError(f"a custom edit turned shape {h.shape} into {jnp.shape(out)}; it must stay.")
+  strength = strength_BTS.reshape(*strength_BTS.shape[:2], *(1,) * (h.ndim - 2))
+  # Tokens that are not edited take no part, whatever the function makes of them.
+  return jnp.where(strength != 0, strength * (out.astype(jnp.float32) - h), 0.0)
+
+
+def _keeping_norm(h: jax.Array, change: jax.Array, keep_norm_B: jax.Array) -> jax.Array:
+  """Return the change after which h has its old length again, in the rows that ask for it."""
+  before, after = (jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (h, h + change))
+  ratio = before / jnp.where(after > 0, after, 1.0)
+  kept = (ratio - 1) * h + ratio * change
+  return jnp.where(keep_norm_B.reshape(-1, *(1,) * (h.ndim - 1)), kept, change)
+
+
+def _run_stage(stage: Stage, h: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, jax.Array]:
+  """Return the change that a stage asks for, and the tokens [B, T] that it acts on."""
+  if isinstance(stage, AddEdit):
+    return _add(stage, h, tokens)
+  strength_BTS = _strength(stage.when, tokens)
+  if isinstance(stage, CustomEdit):
+    change = _custom(stage, h, tokens, strength_BTS)
+  elif isinstance(stage, AffineEdit):
+    change = _affine(stage, h, strength_BTS)
+  elif isinstance(stage, RotateEdit):
+    change = _rotate(stage, h, strength_BTS)
+  elif isinstance(stage, FeatureEdit):
+    change = _features(stage, h, strength_BTS)
+  else:
+    change = _proj(stage, h, strength_BTS)
+  on_BT = jnp.any(strength_BTS != 0, axis=-1)
+  if stage.keep_norm_B is not None:
+    change = _keeping_norm(h, change, stage.keep_norm_B)
+  return change, on_BT
+
+
+def _run_heads(stage: Stage, h_BTNH: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, jax.Array]:
+  """Return the change of every head, each edited by itself, and the tokens [B, T, N] of each."""
+  if isinstance(stage, CustomEdit):
+    change_BTNH, on_BT = _run_stage(stage, h_BTNH, tokens)
+    return change_BTNH, jnp.broadcast_to(on_BT[..., None], h_BTNH.shape[:3])
+  run = jax.vmap(_run_stage, in_axes=(1, 2, None), out_axes=2)
+  change_BTNH, on_BTN = run(stage, h_BTNH, tokens)
+  return change_BTNH, on_BTN
+
+
+def apply_site(site: Site, h: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, Delivery]:
   """Edit the activation of one site.
 
   Args:
     site: its edits for B rows.
-    h_BTD: activation in any float dtype.
+    h: activation [B, T, D] in any float dtype; at "head_out" [B, T, N, H].
     tokens: offsets, roles and validity of the T tokens.
 
   Returns:
     The activation in the same dtype, rounded once, and what was delivered. A token with no edit
     switched on keeps its bits.
   """
-  h32_BTD = h_BTD.astype(jnp.float32)
-  if site.proj is not None:
-    change_BTD, edited_BT = _requested_proj(site.proj, h32_BTD, tokens)
-  else:
-    assert site.add is not None
-    change_BTD, edited_BT = _requested_add(site.add, tokens)
-  on_BT1 = edited_BT[..., None]
-  out_BTD = jnp.where(on_BT1, (h32_BTD + change_BTD).astype(h_BTD.dtype), h_BTD)
-  change_BTD = jnp.where(on_BT1, change_BTD, 0.0)
-  realised_BTD = out_BTD.astype(jnp.float32) - h32_BTD
-  return out_BTD, Delivery(
-    jnp.sum(realised_BTD * change_BTD, axis=(1, 2)),
-    jnp.sum(change_BTD * change_BTD, axis=(1, 2)),
-    edited_BT,
+  run = _run_heads if h.ndim == 4 else _run_stage
+  before = h.astype(jnp.float32)
+  total: jax.Array | None = None
+  on = jnp.zeros(h.shape[:-1], bool)
+  for stage in site.stages:
+    # The change is kept beside h, never as h after minus before: that would lose a small one.
+    change, on_here = run(stage, before if total is None else before + total, tokens)
+    total = change if total is None else total + jnp.where(on_here[..., None], change, 0.0)
+    on |= on_here
+  assert total is not None
+  out = jnp.where(on[..., None], (before + total).astype(h.dtype), h)
+  total = jnp.where(on[..., None], total, 0.0)
+  realised = out.astype(jnp.float32) - before
+  axes = tuple(range(1, h.ndim))
+  return out, Delivery(
+    jnp.sum(realised * total, axis=axes),
+    jnp.sum(total * total, axis=axes),
+    on if h.ndim == 3 else jnp.any(on, axis=-1),
   )

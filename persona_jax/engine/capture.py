@@ -22,7 +22,8 @@ class Capture:
   """A request for activations at sites of blocks.
 
   Attributes:
-    sites: names out of `edits.table.SITES`; what is read is the activation after its edits.
+    sites: names out of `edits.table.SITES`; what is read is the activation after its edits. At
+      "head_out" D is N H: the heads' outputs one after another.
     blocks: "all", an int or ints; block i is layer i from 0.
     reduce: "all" keeps every token [B, T, ·]; "last" the row's last token [B, ·]; "mean" the mean
       over the row's tokens in `tokens` [B, ·] (NaN for a row with none there).
@@ -60,6 +61,17 @@ class CaptureSpec:
   reduce: str
   window: Window
 
+  def width(self, arch: Arch) -> int:
+    """Return D at the sites.
+
+    Raises:
+      ValueError: they have different ones, so no bank serves all.
+    """
+    widths = {arch.site_width(site) for site in self.sites}
+    if len(widths) > 1:
+      raise ValueError(f"sites {self.sites} have widths {sorted(widths)}; one bank has one width.")
+    return widths.pop()
+
   def reads(self, block: int) -> "CaptureSpec | None":
     """Return the spec if `block` is captured; its number does not enter the block's trace."""
     return dataclasses.replace(self, blocks=()) if block in self.blocks else None
@@ -78,8 +90,7 @@ def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Ar
     return spec, None
   bank = capture.bank
   if isinstance(bank, (np.ndarray, jax.Array)):
-    bank_RD = _array_bank(bank, arch)
-    return spec, dict.fromkeys(blocks, bank_RD)
+    return spec, dict.fromkeys(blocks, _array_bank(bank, spec.width(arch)))
   directions = list(bank) if isinstance(bank, Sequence) else [bank]
   for d in directions:
     others = [site for site in spec.sites if site != d.site]
@@ -88,12 +99,13 @@ def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Ar
         f"direction {d.concept!r} was read at site {d.site!r} and is to be projected on at "
         f"{others}; pass allow_other_site=True if that is meant."
       )
-  return spec, {block: jnp.asarray(_units(directions, block, arch)) for block in blocks}
+  width = spec.width(arch)
+  return spec, {block: jnp.asarray(_units(directions, block, arch, width)) for block in blocks}
 
 
-def _array_bank(bank: np.ndarray | jax.Array, arch: Arch) -> jax.Array:
-  if bank.ndim != 2 or bank.shape[1] != arch.width:
-    raise ValueError(f"bank has shape {bank.shape}; it must be [R, {arch.width}].")
+def _array_bank(bank: np.ndarray | jax.Array, width: int) -> jax.Array:
+  if bank.ndim != 2 or bank.shape[1] != width:
+    raise ValueError(f"bank has shape {bank.shape}; it must be [R, {width}].")
   with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
     bank_RD = bank.astype(jnp.float32)
   if not isinstance(bank_RD, jax.core.Tracer) and not np.isfinite(np.asarray(bank_RD)).all():
@@ -102,15 +114,15 @@ def _array_bank(bank: np.ndarray | jax.Array, arch: Arch) -> jax.Array:
   return jnp.asarray(bank_RD)
 
 
-def _units(directions: Sequence[DirectionLike], block: int, arch: Arch) -> np.ndarray:
+def _units(directions: Sequence[DirectionLike], block: int, arch: Arch, width: int) -> np.ndarray:
   """Return the unit vectors of directions at one block, float32 [R, D]."""
   rows = []
   for d in directions:
     mean_LD = np.asarray(d.mean_LD, np.float64)
-    if mean_LD.shape != (arch.num_blocks, arch.width):
+    if mean_LD.shape != (arch.num_blocks, width):
       raise ValueError(
         f"direction {d.concept!r} is {mean_LD.shape} [L, D]; this model is "
-        f"({arch.num_blocks}, {arch.width})."
+        f"({arch.num_blocks}, {width})."
       )
     norm = np.linalg.norm(mean_LD[block])
     if not norm > 0:
@@ -124,7 +136,8 @@ def _units(directions: Sequence[DirectionLike], block: int, arch: Arch) -> np.nd
 def read(
   spec: CaptureSpec, x_BTD: jax.Array, bank_RD: jax.Array | None, tokens: TokenInfo
 ) -> jax.Array:
-  """Reduce (and project) the activation of one site as the spec says."""
+  """Reduce (and project) the activation of one site as the spec says; heads side by side."""
+  x_BTD = x_BTD.reshape(*x_BTD.shape[:2], -1)
   out = x_BTD
   if bank_RD is not None:
     out = jnp.einsum(

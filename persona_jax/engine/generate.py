@@ -7,27 +7,24 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from persona_jax.edits.compile import RowEdits, as_rows, compile_edits
-from persona_jax.edits.edit import Edit
+from persona_jax.edits.compile import RowEdits, compile_edits
 from persona_jax.engine import decode as decoding
+from persona_jax.engine.checks import check_lengths, dose_of, problem_of
+from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.rows import (
   Row,
   derive_seed,
-  make_row,
   plain_prompt,
   row_bucket,
   sampling_keys,
   tiles,
 )
 from persona_jax.engine.sampling import Sampling
-from persona_jax.personas.chat import Prompt, Raw
+from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
-
-# A row's delivered dose must lie here, else bfloat16 swallowed (or rounding inflated) the edit.
-DOSE_RANGE = (0.95, 1.05)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,43 +70,6 @@ class Settings:
   def __post_init__(self) -> None:
     if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
       raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: give an int of at least 1.")
-
-
-def problem_of(row: Row, fed: int, dose: float) -> str:
-  """Say what a row did not get of what it asked for, "" if nothing is amiss.
-
-  Args:
-    row: the row.
-    fed: tokens of the answer that went through the model.
-    dose: delivered, NaN where nothing was requested.
-  """
-  for edit, held in zip(row.edits, row.tokens_in_windows(fed), strict=True):
-    if not held:
-      return (
-        f"the window {edit.window} of its edit {edit.op!r} holds none of its {len(row.ids) + fed} "
-        f"tokens, {row.prompt_length} of them prompt"
-      )
-  if not (np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1]):
-    return (
-      f"{dose:.3f} of the requested edit arrived, outside {list(DOSE_RANGE)}: rounding to the "
-      "model's dtype swallowed or inflated it; pj.load(resid_dtype='float32') keeps it"
-    )
-  return ""
-
-
-def dose_of(realised: float, requested: float) -> float:
-  """Return realised / requested, NaN if nothing was requested."""
-  return float(realised) / float(requested) if requested > 0 else float("nan")
-
-
-def check_lengths(model: "Model", rows: Sequence[Row], room: int) -> None:
-  """Raise a ValueError if a row and what follows it exceed the model's positions."""
-  longest = max(len(row.ids) for row in rows)
-  if longest + room > model.arch.max_positions:
-    raise ValueError(
-      f"a prompt of {longest} tokens and {room} more exceed the model's "
-      f"{model.arch.max_positions} positions; shorten it or generate less."
-    )
 
 
 def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> list[Generation]:
@@ -164,39 +124,6 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
       )
     )
   return generations
-
-
-def per_row_edits(edits: Sequence[RowEdits] | None, num_rows: int) -> list[tuple[Edit, ...]]:
-  """Normalise the `edits` argument of the public calls.
-
-  Raises:
-    ValueError: `edits` is no list with one item a row.
-  """
-  if edits is None:
-    return [()] * num_rows
-  if isinstance(edits, Edit) or len(edits) != num_rows:
-    given = "a single edit" if isinstance(edits, Edit) else f"{len(edits)} items"
-    raise ValueError(
-      f"edits must be a list with one item (edits of that row) for each of "
-      f"{num_rows} rows; got {given}."
-    )
-  return as_rows(edits)
-
-
-def encode_rows(
-  model: "Model", prompts: Sequence[Prompt], edits: Sequence[RowEdits] | None
-) -> list[Row]:
-  """Render and tokenise prompts, with the edits of each.
-
-  Raises:
-    ValueError: `prompts` is a single prompt, or empty, or one cannot be rendered.
-  """
-  if isinstance(prompts, (str, Raw)) or (prompts and isinstance(prompts[0], dict)):
-    raise ValueError(
-      "prompts must be a list of prompts (strings, chats or pj.Raw), not a single one."
-    )
-  row_edits = per_row_edits(edits, len(prompts))
-  return [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits, strict=True)]
 
 
 def generate(

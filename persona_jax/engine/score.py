@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.edits.compile import RowEdits
+from persona_jax.engine.checks import check_lengths, dose_of, problem_of
+from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.extend import Extended, extend
 from persona_jax.engine.forward import head
-from persona_jax.engine.generate import check_lengths, dose_of, encode_rows, problem_of
 from persona_jax.engine.rows import Row, round_up, row_bucket
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt

@@ -16,6 +16,7 @@ import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from persona_jax.edits.table import HEAD_SITE
 from persona_jax.models.rope import Rope
 
 if TYPE_CHECKING:
@@ -130,6 +131,10 @@ class Arch:
   def group(self) -> int:
     """G, query heads that share one key/value head."""
     return self.num_heads // self.num_kv_heads
+
+  def site_width(self, site: str) -> int:
+    """Return D of the activation at a site; N H at "head_out", the heads one after another."""
+    return self.num_heads * self.head_dim if site == HEAD_SITE else self.width
 
   def block_numbers(
     self, blocks: int | str | tuple[int, ...] | list[int] | range

@@ -21,7 +21,9 @@ import pandas as pd
 import tqdm
 
 from persona_jax.data.hashing import content_hash
-from persona_jax.engine.generate import Settings, check_lengths, generate_tile
+from persona_jax.engine.checks import check_lengths
+from persona_jax.engine.gates import settle
+from persona_jax.engine.generate import Settings, generate_tile
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.rows import make_row, plain_prompt, tiles
@@ -301,6 +303,7 @@ def run(
     for cell in cells
   ]
   check_lengths(model, rows, grid.max_new_tokens)
+  rows = settle(model, rows)
   settings = Settings(grid.max_new_tokens, Sampling(grid.temperature), model.stop_ids())
   shared = {"model": describe_model(model), "settings": grid.settings()}
   config_hash = {

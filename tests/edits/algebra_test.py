@@ -144,14 +144,16 @@ def test_xla_path_equals_the_definition_in_float64(seed):
     shift_BS=rng.normal(size=(b, s)),
     lo_BS=lo,
     hi_BS=hi,
+    above_BS=np.where(rng.random((b, s)) < 0.7, -np.inf, -4),
+    below_BS=np.where(rng.random((b, s)) < 0.7, np.inf, 4),
+    strength_BTS=rng.choice([0.0, 0.5, 1.0], (b, t, s)),
   )
-  on = rng.random((b, t, s)) < 0.7
   with jax.enable_x64(True):
     wide = {k: jnp.asarray(v, jnp.float64) for k, v in values.items()}
-    expected = edit_norm.edit_slots(**wide, on_BTS=jnp.asarray(on), implementation="reference")
+    expected = edit_norm.edit_slots(**wide, implementation="reference")
     expected = np.asarray(expected)
   narrow = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
-  got = edit_norm.edit_slots(**narrow, on_BTS=jnp.asarray(on), implementation="xla")
+  got = edit_norm.edit_slots(**narrow, implementation="xla")
   np.testing.assert_allclose(got, expected, atol=5e-5)
 
 
@@ -294,7 +296,7 @@ def test_scale_of_the_edits_site_is_taken():
   edit = add_with(
     unit="resid", site="mlp_out", scale=scale_of(site="mlp_out"), allow_other_site=True
   )
-  assert edit.shift_L.tolist() == [1.0] and edit.num_blocks == BLOCKS
+  assert edit.numbers["shift"].tolist() == [[1.0]] and edit.num_blocks == BLOCKS
 
 
 ERRORS = {

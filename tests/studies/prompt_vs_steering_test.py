@@ -79,15 +79,13 @@ def test_every_arm_meets_its_prompts_and_every_edited_row_is_valid(done):
 def test_random_arm_has_the_size_of_the_steer_arm_and_poles_are_opposite(done):
   _, _, prepared, arms, _, _, _, _ = done
   size = {
-    name: np.linalg.norm(a.condition.edits[0].shift_L)
+    name: np.linalg.norm(a.condition.edits[0].delta_LD)
     for name, a in arms.items()
     if a.condition.edits and a.persona
   }
   expected = 0.2 * prepared.dose.resid_L[4]
   assert size == pytest.approx(dict.fromkeys(size, expected), rel=1e-5)
-  delta = lambda name: (
-    arms[name].condition.edits[0].shift_L[0] * arms[name].condition.edits[0].unit_LD[0]
-  )
+  delta = lambda name: arms[name].condition.edits[0].delta_LD[0]
   for arm in ("steer", "random"):
     np.testing.assert_allclose(delta(f"P3 {arm}"), -delta(f"P4 {arm}"), atol=1e-5)
   assert abs(delta("P3 steer") @ delta("P3 random")) < 0.3 * expected**2

@@ -17,14 +17,16 @@ def edit_slots(
   shift_BS: jax.Array,
   lo_BS: jax.Array,
   hi_BS: jax.Array,
-  on_BTS: jax.Array,
+  above_BS: jax.Array,
+  below_BS: jax.Array,
+  strength_BTS: jax.Array,
   *,
   implementation: Literal["reference", "xla"] = "xla",
 ) -> jax.Array:
   """Compute the change that S edits per row, one after another, ask of an activation.
 
   For slot s, with a = <h, p_s> after the slots before it: delta = clip(beta a + shift, lo - a, hi -
-  a) and h += delta p_s where `on_BTS` holds.
+  a) and, where above <= a < below, h += strength delta p_s.
 
   Args:
     h_BTD: activation [B, T, D]; the sums run in float32 ("reference": in its own dtype).
@@ -34,7 +36,8 @@ def edit_slots(
     shift_BS: amount added along p, in the units of h.
     lo_BS: lower bound of the projection after the slot.
     hi_BS: upper bound.
-    on_BTS: bool [B, T, S], the tokens that each slot acts on.
+    above_BS, below_BS: projections on which the slot acts; -inf and inf for all.
+    strength_BTS: factor on the slot's change at each token, 0 where it is off, [B, T, S].
     implementation: "xla", or "reference" (the definition, slow).
 
   Returns:
@@ -46,4 +49,6 @@ def edit_slots(
   if implementation not in _IMPLEMENTATIONS:
     raise ValueError(f"implementation={implementation!r}; there are {sorted(_IMPLEMENTATIONS)}.")
   run = _IMPLEMENTATIONS[implementation]
-  return run(h_BTD, p_BSD, gram_BSS, beta_BS, shift_BS, lo_BS, hi_BS, on_BTS)
+  return run(
+    h_BTD, p_BSD, gram_BSS, beta_BS, shift_BS, lo_BS, hi_BS, above_BS, below_BS, strength_BTS
+  )

@@ -18,7 +18,9 @@ def edit_slots(
   shift_BS: jax.Array,
   lo_BS: jax.Array,
   hi_BS: jax.Array,
-  on_BTS: jax.Array,
+  above_BS: jax.Array,
+  below_BS: jax.Array,
+  strength_BTS: jax.Array,
 ) -> jax.Array:
   """Return the requested change of `h_BTD`; see `persona_kernels.edit_norm.edit_slots`."""
   precision = jax.lax.Precision.HIGHEST
@@ -30,6 +32,8 @@ def edit_slots(
     for r, delta_BT in enumerate(deltas):
       a_BT = a_BT + delta_BT * gram_BSS[:, r, s, None]
     beta, shift, lo, hi = (x[:, s, None] for x in (beta_BS, shift_BS, lo_BS, hi_BS))
-    delta_BT = jnp.clip(beta * a_BT + shift, lo - a_BT, hi - a_BT)
-    deltas.append(jnp.where(on_BTS[..., s], delta_BT, 0.0))
+    strength_BT = strength_BTS[..., s]
+    delta_BT = strength_BT * jnp.clip(beta * a_BT + shift, lo - a_BT, hi - a_BT)
+    on_BT = (strength_BT != 0) & (a_BT >= above_BS[:, s, None]) & (a_BT < below_BS[:, s, None])
+    deltas.append(jnp.where(on_BT, delta_BT, 0.0))
   return jnp.einsum("BTS,BSD->BTD", jnp.stack(deltas, axis=-1), p_BSD, precision=precision)

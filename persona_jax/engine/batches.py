@@ -1,0 +1,78 @@
+"""Rows run in batches of like length, for what is read on the way."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from persona_jax.edits.apply import TokenInfo
+from persona_jax.edits.compile import compile_edits
+from persona_jax.engine.capture import Capture, resolve
+from persona_jax.engine.checks import check_lengths, dose_of, problem_of
+from persona_jax.engine.extend import extend
+from persona_jax.engine.forward import run_rows
+from persona_jax.engine.rows import LENGTH_STEP, TILE_ROWS, Row, round_up, row_bucket, tiles
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+
+_BATCH_ROWS = 32
+
+
+def batches(
+  model: "Model", rows: Sequence[Row], capture: Capture
+) -> Iterator[tuple[list[int], dict[tuple[str, int], jax.Array]]]:
+  """Run rows in batches of like length; yield row numbers and their reads, padded rows last.
+
+  Raises:
+    ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
+      asked for.
+  """
+  check_lengths(model, rows, 0)
+  spec, banks = resolve(capture, model.arch)
+  if capture.reduce == "last":
+    # Only last tokens are read: what comes before is a prefix, which rows share.
+    for tile in tiles(rows, TILE_ROWS):
+      mine = [rows[n] for n in tile]
+      out = extend(model, mine, [()] * len(mine), row_bucket(len(mine)), 1, spec=spec, banks=banks)
+      _check_delivered(tile, mine, out.realised_B, out.requested_B)
+      yield tile, out.run.reads
+    return
+  for tile in tiles(rows, _BATCH_ROWS):
+    size = row_bucket(len(tile))
+    filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
+    t = round_up(max(len(row.ids) for row in filled), LENGTH_STEP)
+    ids_BT, roles_BT = np.zeros((size, t), np.int32), np.zeros((size, t), np.int32)
+    for b, row in enumerate(filled):
+      ids_BT[b, : len(row.ids)] = row.ids
+      roles_BT[b, : len(row.ids)] = row.roles
+    table = (
+      compile_edits(model, [r.edits for r in filled]) if any(r.edits for r in filled) else None
+    )
+    length_B1, end_B1 = (
+      np.asarray(x, np.int32)[:, None]
+      for x in zip(*((len(row.ids), row.prompt_length) for row in filled), strict=True)
+    )
+    position_T = np.arange(t, dtype=np.int32)
+    tokens = TokenInfo(
+      jnp.asarray(position_T - end_B1), jnp.asarray(roles_BT), jnp.asarray(position_T < length_B1)
+    )
+    run = run_rows(model, jnp.asarray(ids_BT), tokens, edits=table, spec=spec, banks=banks)
+    delivery = run.delivery
+    _check_delivered(tile, [rows[n] for n in tile], delivery.realised_B, delivery.requested_B)
+    yield tile, run.reads
+
+
+def _check_delivered(
+  numbers: Sequence[int], rows: Sequence[Row], realised_B: jax.Array, requested_B: jax.Array
+) -> None:
+  """Refuse reads of rows that were not edited as asked: no flag goes with them."""
+  if not any(row.edits for row in rows):
+    return
+  realised, requested = np.asarray(realised_B), np.asarray(requested_B)
+  for b, (n, row) in enumerate(zip(numbers, rows, strict=True)):
+    problem = problem_of(row, 0, dose_of(realised[b], requested[b]))
+    if problem:
+      raise ValueError(f"prompt {n}: {problem}.")

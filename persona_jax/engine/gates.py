@@ -1,0 +1,121 @@
+"""Edits that depend on the prompt: it is read first, and each row's edits are settled."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persona_jax.edits.compile import RowEdits, as_rows
+from persona_jax.edits.edit import Edit
+from persona_jax.edits.gate import Probe, decide
+from persona_jax.edits.window import as_window
+from persona_jax.engine.batches import batches
+from persona_jax.engine.capture import Capture
+from persona_jax.engine.rows import Row, make_row
+from persona_jax.personas.chat import Prompt
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+
+
+def _readings(
+  model: "Model", rows: Sequence[Row], probes: Sequence[Probe]
+) -> list[dict[int, float]]:
+  """Return, for each row, what every probe reads of its prompt, by the probe's `id`.
+
+  Raises:
+    ValueError: a probe does not fit the model, or its window holds no token of a prompt.
+  """
+  # Only the prompt decides, also where an answer has begun; the model is not edited.
+  bare = [
+    dataclasses.replace(
+      row, ids=row.ids[: row.prompt_length], roles=row.roles[: row.prompt_length], edits=()
+    )
+    for row in rows
+  ]
+  values: list[dict[int, float]] = [{} for _ in rows]
+  for site, window in dict.fromkeys((p.where, as_window(p.tokens)) for p in probes):
+    group = [p for p in probes if (p.where, as_window(p.tokens)) == (site, window)]
+    for probe in group:
+      expected, given = (model.arch.num_blocks, model.arch.width), probe.direction.mean_LD.shape
+      if given != expected:
+        raise ValueError(
+          f"probe direction {probe.direction.concept!r} is {given} [L, D]; this model is "
+          f"{expected}."
+        )
+    blocks = sorted({p.block for p in group})
+    for tile, reads in batches(model, bare, Capture((site,), blocks, "mean", tokens=window)):
+      h = {block: np.asarray(reads[site, block], np.float32) for block in blocks}
+      for b, n in enumerate(tile):
+        for probe in group:
+          value = probe.value(h[probe.block][b])
+          if np.isnan(value):
+            raise ValueError(
+              f"row {n}: the window {window} of a probe on {probe.direction.concept!r} holds none "
+              f"of its {rows[n].prompt_length} prompt tokens."
+            )
+          values[n][id(probe)] = value
+  return values
+
+
+def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
+  """Return the rows with every rule of their edits decided: a gate of 1 or 0.
+
+  Raises:
+    ValueError: as `resolve_gates`.
+  """
+  asking = [n for n, row in enumerate(rows) if any(not _settled(e) for e in row.edits)]
+  if not asking:
+    return list(rows)
+  probes = {
+    id(probe): probe
+    for n in asking
+    for edit in rows[n].edits
+    if not isinstance(edit.gate, float)
+    for probe in edit.gate.probes()
+  }
+  readings = _readings(model, [rows[n] for n in asking], list(probes.values()))
+  made: dict[tuple[int, float], Edit] = {}  # rows that share an edit go on sharing it
+
+  def decided(edit: Edit, read: dict[int, float]) -> Edit:
+    if isinstance(edit.gate, float):
+      return edit
+    gate = float(decide(edit.gate, read))
+    if (id(edit), gate) not in made:
+      made[id(edit), gate] = dataclasses.replace(edit, gate=gate)
+    return made[id(edit), gate]
+
+  out = list(rows)
+  for n, read in zip(asking, readings, strict=True):
+    edits = tuple(decided(edit, read) for edit in rows[n].edits)
+    out[n] = dataclasses.replace(rows[n], edits=edits)
+  return out
+
+
+def _settled(edit: Edit) -> bool:
+  return isinstance(edit.gate, float)
+
+
+def resolve_gates(
+  model: "Model", prompts: Sequence[Prompt], edits: Sequence[RowEdits]
+) -> list[tuple[Edit, ...]]:
+  """Decide edits that depend on their prompts, for `pj.compile_edits` and `pj.forward`.
+
+  Args:
+    model: the model, unedited.
+    prompts: one a row.
+    edits: of each row, see `pj.compile_edits`.
+
+  Returns:
+    The edits of each row, gates as numbers: 1 where the rule holds, 0 where it does not.
+
+  Raises:
+    ValueError: prompts and edits differ in number, a probe does not fit the model, or its window
+      holds no token of a prompt.
+  """
+  prompts, row_edits = list(prompts), as_rows(edits)
+  if len(prompts) != len(row_edits):
+    raise ValueError(f"{len(prompts)} prompts and edits of {len(row_edits)} rows; give as many.")
+  rows = [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits, strict=True)]
+  return [row.edits for row in settle(model, rows)]
