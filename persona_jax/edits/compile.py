@@ -275,7 +275,7 @@ def _when(
         roles[b, on, s] = edit.window.role_mask
         gate[b, on, s] = _gate(edit)
         if edit.ramp is not None:
-          ramp[b, on, s] = edit.ramp.numbers
+          ramp[b, on, s, :] = edit.ramp.numbers
         s += 1
   return When(
     jnp.asarray(start),

@@ -206,7 +206,7 @@ class Edit:
     if self.head_mask_N is not None:
       more["heads"] = np.flatnonzero(self.head_mask_N).tolist()
     if self.ramp is not None:
-      more["ramp"] = dataclasses.asdict(self.ramp) | {"shape": self.ramp.shape}
+      more["ramp"] = self.ramp.describe()
     if self.gate != 1.0:
       more["gate"] = self.gate if isinstance(self.gate, float) else self.gate.describe()
     if self.norm_kept:

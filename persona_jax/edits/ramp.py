@@ -62,6 +62,15 @@ class Ramp:
     decay = 0.0 if self.rate is None else 1.0 - self.rate
     return (self.start, self.first, self.last, slope, decay, self.dead_band, self.cap)
 
+  def describe(self) -> dict[str, float | str]:
+    """Return what was given as plain values for a config, log or hash."""
+    given = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if getattr(self, field.name) != field.default
+    }
+    return {"shape": self.shape, **given}
+
 
 # A factor of 1 at every step.
 STEADY = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0, math.inf)
