@@ -1,7 +1,8 @@
 """Convert a checkpoint into an Orbax directory: `python -m persona_jax.convert SOURCE OUT`.
 
 SOURCE is anything that `pj.load` takes; OUT is then one too, and loads onto any mesh without
-renaming or transposing. Weights keep their type unless --dtype gives another; GGUF becomes float32.
+renaming or transposing. Weights keep their type unless --dtype gives another; scales of norms are
+float32, as in the engine, and a mixture of types becomes float32, as GGUF does.
 """
 
 import argparse
@@ -25,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     mesh = make_mesh(model=args.model) if args.model > 1 else None
-    stored = open_checkpoint(args.source).identity.quantisation
-    dtype = args.dtype or {"BF16": "bfloat16", "F16": "float16"}.get(stored, "float32")
+    dtype = args.dtype or open_checkpoint(args.source).identity.dtype
     model = load(args.source, dtype=dtype, mesh=mesh, progress=True)
     print(f"writing {args.out}", flush=True)
     model.save(args.out)

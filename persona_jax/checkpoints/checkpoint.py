@@ -27,27 +27,26 @@ class Identity:
       that a copy of a model is the same model.
     sha256: of the GGUF file, or of the list of a directory's files and their sha256s.
     quantisation: storage types, most weights first, e.g. "Q4_1+Q8_0+F32" or "BF16".
+    dtype: "float32", "bfloat16" or "float16": the narrowest that holds every weight exactly, scales
+      of norms aside, which stay float32; not compared.
   """
 
   name: str
   source: str = dataclasses.field(compare=False)
   sha256: str
   quantisation: str
+  dtype: str = dataclasses.field(default="float32", compare=False)
 
   def stored_as(self, dtype: str) -> "Identity":
     """Return the identity of a copy in `dtype`: this one, if the dtype holds every weight exactly.
 
     GGUF weights are float32 once they are dequantised.
     """
-    exact = {
-      "float32": True,
-      "bfloat16": self.quantisation == "BF16",
-      "float16": self.quantisation == "F16",
-    }
-    if exact[dtype]:
+    if dtype in ("float32", self.dtype):
       return self
     digest = hashlib.sha256(f"{self.sha256} {dtype}".encode()).hexdigest()
-    return dataclasses.replace(self, sha256=digest, quantisation=f"{self.quantisation}→{dtype}")
+    kinds = f"{self.quantisation}→{dtype}"
+    return dataclasses.replace(self, sha256=digest, quantisation=kinds, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +59,8 @@ class Checkpoint:
     read: (tensor name, slices of its dimensions, all if there are none) → array. GGUF tensors come
       dequantised to float32, others as they are stored (float32, float16 or `ml_dtypes.bfloat16`).
       An unknown name is a ValueError.
+    where: tensor name → the file it is in and its name there, for messages; also of one that is
+      missing.
     tokenizer: from the same file or directory.
     identity: which weights these are.
     restore: of an Orbax directory, instead of `shapes` and `read`: (tree of `jax.ShapeDtypeStruct`
@@ -69,6 +70,7 @@ class Checkpoint:
   config: dict[str, Any]
   shapes: dict[str, tuple[int, ...]]
   read: Callable[..., np.ndarray] = dataclasses.field(repr=False)
+  where: Callable[[str], str] = dataclasses.field(repr=False)
   tokenizer: Tokenizer
   identity: Identity
   restore: Callable[[Any], Any] | None = dataclasses.field(default=None, repr=False)
@@ -129,26 +131,35 @@ def _from_path(path: Path) -> Checkpoint:
 
 def _from_gguf(file: GGUFFile, identity: Identity) -> Checkpoint:
   tokenizer = Tokenizer.from_gguf(file.tokenizer_fields)
-  return _checked(Checkpoint(file.config, file.shapes, file.read, tokenizer, identity))
+  return _checked(Checkpoint(file.config, file.shapes, file.read, file.where, tokenizer, identity))
 
 
 def _from_directory(path: Path) -> Checkpoint:
   weights = SafetensorsDir(path)
   tokenizer = Tokenizer.from_directory(path)
-  identity = Identity(path.resolve().name, str(path), weights.sha256(), weights.quantisation)
-  return _checked(Checkpoint(weights.config, weights.shapes, weights.read, tokenizer, identity))
+  identity = Identity(
+    path.resolve().name, str(path), weights.sha256(), weights.quantisation, weights.dtype
+  )
+  return _checked(
+    Checkpoint(weights.config, weights.shapes, weights.read, weights.where, tokenizer, identity)
+  )
 
 
 def _from_orbax(path: Path) -> Checkpoint:
   saved = OrbaxDir.open(path)
-  identity = Identity(**saved.identity | {"source": str(path)})
+  identity = Identity(**saved.identity | {"source": str(path), "dtype": saved.dtype})
 
   def read(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     raise ValueError(
       f"{path}: an Orbax directory has no tensor {name!r}; it is restored as a whole."
     )
 
-  return _checked(Checkpoint(saved.config, {}, read, saved.tokenizer, identity, saved.restore))
+  def where(name: str) -> str:
+    return f"{path}: parameter {name!r}"
+
+  return _checked(
+    Checkpoint(saved.config, {}, read, where, saved.tokenizer, identity, saved.restore)
+  )
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:

@@ -89,6 +89,11 @@ class GGUFFile:
     self._path = path
     self._tensors = tensors
 
+  def where(self, name: str) -> str:
+    """Return the file and the name that a tensor has in it, for messages."""
+    stored = self._tensors.get(name)
+    return f"{self._path}: tensor {name!r}" + (f" ({stored.name})" if stored is not None else "")
+
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     """Dequantise a part of a tensor, by Hugging Face name; float32.
 
@@ -155,6 +160,15 @@ class _Reader(GGUFReader):
     for field in fields:
       if int(field.parts[4][0]) not in known:
         raise ValueError(f"tensor {field.name!r} has the unknown type number {field.parts[4][0]}")
+    for field in fields:
+      kind = GGMLQuantizationType(int(field.parts[4][0]))
+      block, size = GGML_QUANT_SIZES[kind]
+      count = int(np.prod(np.asarray(field.parts[3], np.uint64)))
+      end = start_offs + int(field.parts[5][0]) + count // block * size
+      if end > self.data.nbytes:
+        raise ValueError(
+          f"tensor {field.name!r} ends at byte {end}, the file at byte {self.data.nbytes}"
+        )
     super()._build_tensors(start_offs, fields)
 
 

@@ -11,7 +11,15 @@ import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+  HfHubHTTPError,
+  HFValidationError,
+  LocalEntryNotFoundError,
+  OfflineModeIsEnabled,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from persona_jax.checkpoints.safetensors_dir import PICKLED
 
 # What `SafetensorsDir` and `Tokenizer` read.
 _FILES = (
@@ -27,6 +35,10 @@ _FILES = (
 _PATTERN = re.compile(
   r"(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[\w./-]+\.gguf))?(@(?P<revision>[\w./-]+))?"
 )
+
+
+class _NoWeightsError(FileNotFoundError):
+  """A repository without weights that can be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +59,14 @@ class HubId:
   def parse(cls, text: str) -> "HubId | None":
     """Read "owner/name", with "/file.gguf" and "@revision" behind if need be; None if it is not."""
     found = _PATTERN.fullmatch(text)
-    return cls(found["repo"], found["file"], found["revision"]) if found else None
+    # "models/x.gguf" is a path that does not exist, not a repository called x.gguf.
+    if found is None or found["repo"].endswith(".gguf"):
+      return None
+    try:
+      validate_repo_id(found["repo"])
+    except HFValidationError:
+      return None
+    return cls(found["repo"], found["file"], found["revision"])
 
   def __str__(self) -> str:
     file = f"/{self.file}" if self.file else ""
@@ -61,6 +80,8 @@ class HubId:
     """
     try:
       return self._find(local_only=True)
+    except _NoWeightsError:
+      raise
     except (LocalEntryNotFoundError, FileNotFoundError) as error:
       raise FileNotFoundError(
         f"{self} is not in the hub's cache ({huggingface_hub.constants.HF_HUB_CACHE}); get it "
@@ -91,6 +112,25 @@ class HubId:
     names = [] if card is None else [card.get(key) for key in ("license", "license_name")]
     return ", ".join(str(name) for name in names if name) or "not named in the model card"
 
+  def _explain_absence(self, path: Path, local_only: bool) -> None:
+    """Raise an error that says what a repository without safetensors has instead, if anything."""
+    if local_only:
+      names = sorted(file.name for file in path.iterdir())
+    else:
+      found = huggingface_hub.HfApi().model_info(self.repo, revision=self.revision).siblings or []
+      names = sorted(file.rfilename for file in found)
+    gguf = [name for name in names if name.endswith(".gguf")]
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    if gguf:
+      raise _NoWeightsError(
+        f"{self} has no safetensors but GGUF files; name one: "
+        + ", ".join(f"{self.repo}/{name}" for name in gguf[:8])
+      )
+    if pickled:
+      raise _NoWeightsError(
+        f"{self} has only pickled weights ({', '.join(pickled[:8])}), which are never read."
+      )
+
   def _find(self, local_only: bool) -> Path:
     if self.file is None:
       path = Path(
@@ -101,6 +141,8 @@ class HubId:
           local_files_only=local_only,
         )
       )
+      if not any(path.glob("*.safetensors")):
+        self._explain_absence(path, local_only)
       if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} has no config.json")
       return path
@@ -113,5 +155,7 @@ class HubId:
 
 def pinned(hub_id: HubId, path: Path) -> str:
   """Return "hub:owner/name@commit" for a path of the hub's cache: …/snapshots/<commit>/…."""
-  commit = path.parts[path.parts.index("snapshots") + 1]
+  folder = f"models--{hub_id.repo.replace('/', '--')}"
+  at = max(n for n, part in enumerate(path.parts) if part == folder)
+  commit = path.parts[at + 2]  # models--owner--name/snapshots/<commit>
   return f"hub:{dataclasses.replace(hub_id, revision=commit)}"

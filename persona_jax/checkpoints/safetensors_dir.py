@@ -20,6 +20,8 @@ from persona_jax.data.wheels import cache_dir, file_sha256
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+# Suffixes of weights that are pickled, or may be.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = {
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
@@ -52,6 +54,7 @@ class SafetensorsDir:
     config: the content of config.json.
     shapes: tensor name → shape.
     quantisation: storage types by the number of weights they hold, e.g. "BF16" or "BF16+F32".
+    dtype: the narrowest float type that holds every weight exactly, scales of norms aside.
   """
 
   def __init__(self, directory: Path):
@@ -83,6 +86,13 @@ class SafetensorsDir:
     _check_index(directory, {name: stored.path.name for name, stored in self._stored.items()})
     self.shapes: dict[str, tuple[int, ...]] = {n: s.shape for n, s in self._stored.items()}
     self.quantisation: str = "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
+    types = {s.dtype.name for name, s in self._stored.items() if "norm" not in name}
+    self.dtype: str = types.pop() if len(types) == 1 else "float32"
+
+  def where(self, name: str) -> str:
+    """Return the file that a tensor is in and its name, for messages."""
+    stored = self._stored.get(name)
+    return f"{self._directory if stored is None else stored.path}: tensor {name!r}"
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     """Read a part of a tensor, in the type it is stored in (bfloat16 is `ml_dtypes.bfloat16`).
@@ -133,7 +143,7 @@ def _weight_files(directory: Path) -> Iterator[Path]:
   index = directory / _INDEX
   if not index.is_file():
     if not (directory / _WEIGHTS).is_file():
-      pickled = sorted(p.name for p in directory.glob("*.bin")) or ""
+      pickled = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLED)
       raise FileNotFoundError(
         f"{directory / _WEIGHTS} is missing, and so is {_INDEX}"
         + (f"; pickled weights ({', '.join(pickled)}) are never read." if pickled else ".")
@@ -143,6 +153,10 @@ def _weight_files(directory: Path) -> Iterator[Path]:
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(f"{index}: no weight_map, which says where the tensors are.")
+  if (directory / _WEIGHTS).is_file() and _WEIGHTS not in weight_map.values():
+    raise ValueError(
+      f"{directory} holds {_WEIGHTS} and, by {_INDEX}, weights in other files; remove one of them."
+    )
   for name in sorted(set(weight_map.values())):
     path = directory / str(name)
     if Path(str(name)).name != name:
@@ -164,7 +178,8 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, _Stored]]:
       file.keys()
   except safetensors.SafetensorError as error:
     raise ValueError(
-      f"{path}: not a readable safetensors file, maybe truncated or damaged: {error}"
+      f"{path}: not a readable safetensors file, maybe truncated or damaged{_first_lost(path)}: "
+      f"{error}"
     ) from error
   with path.open("rb") as stream:
     length = int.from_bytes(stream.read(8), "little")
@@ -178,6 +193,20 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, _Stored]]:
       )
     place = 8 + length + int(entry["data_offsets"][0])
     yield name, kind, _Stored(path, place, _DTYPES[kind], tuple(entry["shape"]))
+
+
+def _first_lost(path: Path) -> str:
+  """Name the first tensor that a file ends before, if its header can still be read."""
+  try:
+    with path.open("rb") as stream:
+      length = int.from_bytes(stream.read(8), "little")
+      header = json.loads(stream.read(length))
+    room = path.stat().st_size - 8 - length
+    ends = {n: e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"}
+    lost = sorted((end, name) for name, end in ends.items() if end > room)
+  except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+    return ""
+  return f"; it ends before the end of tensor {lost[0][1]!r}" if lost else ""
 
 
 def _check_index(directory: Path, file_of: dict[str, str]) -> None:

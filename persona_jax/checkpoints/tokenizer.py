@@ -12,6 +12,10 @@ import tokenizers
 
 from persona_jax.checkpoints.gguf_tokenizer import gguf_backend
 
+# What llama.cpp, too, takes for the end of a turn where a file does not say; type 3 is "control".
+_TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>")
+_CONTROL = 3
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
@@ -21,7 +25,9 @@ class Tokenizer:
     backend: the `tokenizers` object; its truncation, padding and post-processing are switched off
       here.
     bos_id: beginning-of-sequence token, or None.
-    eos_ids: tokens that end a generation, the main one first; () if the files name none.
+    eos_ids: tokens that end a generation; () if the files name none.
+    eos_id: the one that a chat template writes as `eos_token`, which may be another than the first
+      of those; None for that one.
     pad_id: padding token, or None.
     add_bos: whether the model expects BOS before a text that no chat template rendered.
     chat_template: Jinja source, or None.
@@ -33,6 +39,7 @@ class Tokenizer:
   pad_id: int | None = None
   add_bos: bool = False
   chat_template: str | None = None
+  eos_id: int | None = None
 
   def __post_init__(self) -> None:
     # A tokenizer.json may say "truncate to 512" or "pad to the longest", left from training.
@@ -40,7 +47,7 @@ class Tokenizer:
     self.backend.no_padding()
     # A ByteLevel post-processor would cut the space from the offsets of " word".
     self.backend.post_processor = None
-    ids = {"bos_id": self.bos_id, "pad_id": self.pad_id}
+    ids = {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
     ids |= {f"eos_ids[{i}]": eos for i, eos in enumerate(self.eos_ids)}
     for name, token in ids.items():
       if token is not None and not 0 <= token < self.vocab_size:
@@ -57,6 +64,7 @@ class Tokenizer:
   def content_hash(self) -> str:
     """sha256, in hexadecimal, of everything that decides what this tokenizer does."""
     rest = [self.bos_id, self.eos_ids, self.pad_id, self.add_bos, self.chat_template]
+    rest.append(self.eos_id)
     content = self.backend.to_str() + "\0" + json.dumps(rest)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -117,19 +125,38 @@ class Tokenizer:
   def from_gguf(cls, fields: Mapping[str, Any]) -> "Tokenizer":
     """Build the tokenizer of a GGUF file from its `tokenizer.*` fields.
 
-    A generation stops at the file's eos, eot and eom tokens.
+    A generation stops at the file's eos, eot and eom tokens; a chat model's that names none of the
+    latter, at the control tokens that are known to end a turn. Where the file does not say whether
+    a text begins with BOS, it does for SentencePiece and for Llama 3, as in llama.cpp.
 
     Raises:
       ValueError: a tokenizer model, splitter or field that is not handled; the message names it.
     """
-    ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    eos, *turn = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    if turn == [None, None] and fields.get("tokenizer.chat_template"):
+      turn = [
+        token
+        for token, (text, kind) in enumerate(
+          zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True)
+        )
+        if kind == _CONTROL and text in _TURN_ENDS
+      ]
+    ends = [eos, *turn]
+    begins = (
+      fields.get("tokenizer.ggml.model") == "llama"
+      or fields.get("tokenizer.ggml.pre") == "llama-bpe"
+    )
     return cls(
       gguf_backend(fields),
       bos_id=fields.get("tokenizer.ggml.bos_token_id"),
       eos_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
       pad_id=fields.get("tokenizer.ggml.padding_token_id"),
-      add_bos=fields.get("tokenizer.ggml.add_bos_token", False),
+      add_bos=fields.get(
+        "tokenizer.ggml.add_bos_token",
+        begins and fields.get("tokenizer.ggml.bos_token_id") is not None,
+      ),
       chat_template=fields.get("tokenizer.chat_template"),
+      eos_id=eos,
     )
 
   @classmethod
@@ -184,6 +211,7 @@ class Tokenizer:
       pad_id=special("pad_token"),
       add_bos=bool(add_bos),
       chat_template=_directory_template(directory, settings),
+      eos_id=special("eos_token"),
     )
 
 

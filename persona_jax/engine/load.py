@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import tqdm
 from jax.sharding import Mesh
 
 from persona_jax.checkpoints.checkpoint import open_checkpoint
@@ -93,7 +95,13 @@ def load(
       f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {arch.vocab_size} rows."
     )
   if checkpoint.restore is not None:
-    params = checkpoint.restore(placed_params(arch, dtype, mesh))
+    placed = placed_params(arch, dtype, mesh)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(placed))
+    with tqdm.tqdm(
+      total=total, unit="B", unit_scale=True, desc="weights", disable=not progress
+    ) as bar:
+      params = checkpoint.restore(placed)
+      bar.update(total)
   else:
     params = load_params(checkpoint, arch, dtype, mesh, progress=progress)
   config = json.dumps(checkpoint.config)

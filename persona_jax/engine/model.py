@@ -74,15 +74,18 @@ class Model:
       f"width {self.arch.width}, {self.dtype}, residual {self.resid_dtype})"
     )
 
-  def save(self, path: str | Path) -> None:
+  def save(self, path: str | Path, *, name: str | None = None) -> None:
     """Write the model as an Orbax directory, which `pj.load` puts on any mesh.
 
     Weights are stored in `dtype`. The copy keeps the identity of what was loaded if that dtype
     holds the stored weights exactly; otherwise its sha256 is another, so that directions of one are
-    not taken for directions of the other.
+    not taken for directions of the other. A model whose parameters were changed by hand needs a
+    `name`: it is another model.
 
     Args:
       path: of a directory that is not there yet.
+      name: of a model with other parameters than the one that was loaded; its identity then follows
+        from them.
 
     Raises:
       FileExistsError: `path` exists.
@@ -90,7 +93,7 @@ class Model:
     identity = self.identity.stored_as(self.dtype)
     config = json.loads(self.config)
     fields = dataclasses.asdict(identity)
-    save_orbax(Path(path), self.params, config, self.tokenizer, fields, self.dtype)
+    save_orbax(Path(path), self.params, config, self.tokenizer, fields, self.dtype, name)
 
   def encode(self, prompt: Prompt) -> EncodedPrompt:
     """Render and tokenise a prompt (string, chat or `pj.Raw`); see `chat.encode_prompt`."""

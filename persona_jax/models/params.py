@@ -37,6 +37,7 @@ class TensorSource(Protocol):
   def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray: ...
+  def where(self, name: str) -> str: ...
 
 
 def axes_of(leaf: str) -> str:
@@ -95,7 +96,10 @@ def read_part(
     if not _is_finite(piece):
       raise ValueError("holds a NaN or an infinity")
     target = as_stored[at - first.start : stop - first.start]
-    _copy(piece.reshape(target.shape), target)
+    with np.errstate(over="ignore"):  # what the target cannot hold is refused below
+      _copy(piece.reshape(target.shape), target)
+    if target.dtype not in (piece.dtype, np.float32) and not _is_finite(target):
+      raise ValueError(f"holds values beyond the range of {target.dtype}")
   return out
 
 
@@ -161,15 +165,16 @@ def load_params(
   wanted = arch.family.weight_map(arch)
   renamed = {name: arch.family.tensor_name(name) for name in source.shapes}
   stored_name = {new: name for name, new in renamed.items() if new is not None}
-  problems = [f"missing tensor {name}" for name in sorted(set(wanted) - set(stored_name))]
-  problems += [f"unknown tensor {stored_name[n]}" for n in sorted(set(stored_name) - set(wanted))]
+  missing, extra = sorted(set(wanted) - set(stored_name)), sorted(set(stored_name) - set(wanted))
+  problems = [f"missing: {source.where(name)}" for name in missing]
+  problems += [f"unknown: {source.where(stored_name[name])}" for name in extra]
   found = [name for name in wanted if name in stored_name]
   for name in found:
     given, expected = source.shapes[stored_name[name]], _expected(params, wanted[name])
     if tuple(given) != expected:
       problems.append(
-        f"tensor {stored_name[name]} has shape {tuple(given)}; {expected} ({wanted[name].axes}) is "
-        "needed"
+        f"{source.where(stored_name[name])} has shape {tuple(given)}; {expected} "
+        f"({wanted[name].axes}) is needed"
       )
   if not problems:
     total = sum(_bytes(_at(params, wanted[name].path), wanted[name], dtype) for name in found)
@@ -183,14 +188,14 @@ def load_params(
         try:
           node[leaf] = _load(source, stored_name[name], weight, node[leaf].shape, kept, mesh)
         except ValueError as error:
-          problems.append(f"tensor {stored_name[name]} {error}")
+          problems.append(f"{source.where(stored_name[name])} {error}")
           break  # its place in memory may be all that is left to read
         bar.update(size)
   if problems:
     shown = "; ".join(problems[:8]) + (
       f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
     )
-    raise ValueError(f"the checkpoint does not fit the {arch.family.name} architecture: {shown}.")
+    raise ValueError(f"the checkpoint cannot be read as {arch.family.name}: {shown}.")
   return params
 
 
@@ -204,7 +209,7 @@ def placed_params(arch: Arch, dtype: DTypeLike, mesh: Mesh | None = None) -> dic
     ValueError: the mesh fits no size of the model.
   """
   _check_mesh(arch, mesh)
-  alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  alone = jnp.zeros(()).sharding  # on the default device
 
   def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     name = str(path[-1].key)
@@ -256,13 +261,23 @@ def _load(
     whole = (slice(None),) * len(shape)
     return jax.device_put(read_part(source, name, weight, shape, whole, dtype), may_alias=True)
   placed = _sharding_of(str(weight.path[-1]), shape, mesh)
-  parts: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
-  def part(index: tuple[slice, ...] | None) -> np.ndarray:
+  def key_of(index: tuple[slice, ...]) -> tuple[tuple[int, int, int], ...]:
+    return tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+
+  devices: dict[tuple[tuple[int, int, int], ...], jax.Device] = {}
+  for device, index in placed.addressable_devices_indices_map(shape).items():
     assert index is not None
-    key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+    devices.setdefault(key_of(index), device)
+  parts: dict[tuple[tuple[int, int, int], ...], jax.Array] = {}
+
+  def part(index: tuple[slice, ...] | None) -> jax.Array:
+    assert index is not None
+    key = key_of(index)
     if key not in parts:
-      parts[key] = read_part(source, name, weight, shape, index, dtype)
+      # Straight to a device that needs it: the host never holds more than one part.
+      host = read_part(source, name, weight, shape, index, dtype)
+      parts[key] = jax.device_put(host, devices[key], may_alias=True).block_until_ready()
     return parts[key]
 
   return jax.make_array_from_callback(shape, placed, part)

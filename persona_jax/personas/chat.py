@@ -90,11 +90,12 @@ class Chat:
   @classmethod
   def of(cls, tokenizer: "ChatTokenizer", system_default: str = "keep") -> "Chat":
     """Return the chat format that a tokenizer's files describe."""
-    bos, eos = tokenizer.bos_id, tokenizer.eos_ids
+    bos = tokenizer.bos_id
+    eos = next((i for i in (tokenizer.eos_id, *tokenizer.eos_ids) if i is not None), None)
     return cls(
       tokenizer.chat_template,
       bos_token=None if bos is None else tokenizer.id_to_token(bos),
-      eos_token=tokenizer.id_to_token(eos[0]) if eos else None,
+      eos_token=None if eos is None else tokenizer.id_to_token(eos),
       system_default=system_default,
     )
 
@@ -208,6 +209,9 @@ class ChatTokenizer(Protocol):
 
   @property
   def bos_id(self) -> int | None: ...
+
+  @property
+  def eos_id(self) -> int | None: ...
 
   @property
   def eos_ids(self) -> tuple[int, ...]: ...

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import persona_jax as pj
-from persona_jax.checkpoints.hub import HubId
+from persona_jax.checkpoints.hub import HubId, pinned
 from tests.reference import hub_server
 
 
@@ -79,12 +80,27 @@ def test_fetch_says_what_failed(tmp_path):
     ("a-b/c.d", HubId("a-b/c.d")), ("a/b@v1.0", HubId("a/b", None, "v1.0")),
     ("a/b@refs/pr/3", HubId("a/b", None, "refs/pr/3")),
     ("a/b/q4/c.gguf@main", HubId("a/b", "q4/c.gguf", "main")), ("a", None), ("a/b/c", None),
-    ("/a/b", None), ("a/b c", None),
+    ("/a/b", None), ("a/b c", None), ("./a", None), ("../a", None), ("a/b.gguf", None),
   ],
 )  # fmt: skip
 def test_ids_are_read_and_written(text, expected):
   assert HubId.parse(text) == expected
   assert expected is None or str(expected) == text
+
+
+def test_repositories_without_safetensors_say_what_they_have(tmp_path):
+  for files, message in (
+    ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "only pickled weights (pytorch_model.bin)"),
+    ({"config.json": b"{}", "q/m.Q4_0.gguf": b"x"}, "name one: toys/tiny/q/m.Q4_0.gguf"),
+  ):
+    with hub_server.serve(files) as (address, _):
+      done = in_process(FETCH, tmp_path / message[:4], HF_ENDPOINT=address)
+    assert done.returncode == 1 and message in done.stderr, done.stderr
+
+
+def test_commit_is_read_from_the_end_of_the_path():
+  where = Path("/home/snapshots/hub/models--a--b/snapshots/0123abc/config.json")
+  assert pinned(HubId("a/b"), where) == "hub:a/b@0123abc"
 
 
 def test_directory_goes_before_a_hub_id(tiny, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -72,6 +73,61 @@ def test_damaged_directories_are_refused(tiny, tmp_path):
   (path / "tokenizer.json").unlink()
   with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
     pj.load(path)
+
+
+def test_every_file_of_a_directory_cut_short_or_lost_is_an_error_of_one_line(tiny, saved, tmp_path):
+  files = [path.relative_to(saved) for path in saved.rglob("*") if path.is_file()]
+  assert len(files) > 5
+  for file in files:
+    for kept in (None, 0.5):
+      copy = tmp_path / "copy"
+      shutil.copytree(saved, copy)
+      content = (copy / file).read_bytes()
+      (copy / file).unlink()
+      if kept is not None:
+        (copy / file).write_bytes(content[: int(len(content) * kept)])
+      try:
+        params = leaves(pj.load(copy))
+      except (ValueError, FileNotFoundError) as error:
+        assert "\n" not in str(error) and str(copy) in str(error), (file, kept, error)
+      else:  # a file that Orbax can do without
+        for now, before in zip(params, leaves(tiny.model), strict=True):
+          np.testing.assert_array_equal(now, before)
+      shutil.rmtree(copy)
+
+
+def test_parameters_that_are_not_those_that_were_written_are_refused(tiny, saved, tmp_path):
+  manifest = json.loads((saved / "persona_jax.json").read_text())
+  name = "blocks.1.q_DNH"
+  changed = jax.tree.map(lambda leaf: leaf, tiny.model.params)
+  q_DNH = changed["blocks"][1]["q_DNH"]
+  for case, message in (("swap", f"'{name}' is damaged"), ("NaN", f"'{name}' holds a NaN")):
+    new = q_DNH.at[0, 0, 0].set(np.nan) if case == "NaN" else q_DNH[::-1]
+    changed["blocks"][1]["q_DNH"] = new
+    path = tmp_path / case
+    dataclasses.replace(tiny.model, params=changed).save(path)
+    own = json.loads((path / "persona_jax.json").read_text())
+    assert own["identity"] == manifest["identity"]
+    own["checksums"] = manifest["checksums"]  # as if the bytes had changed under it
+    (path / "persona_jax.json").write_text(json.dumps(own))
+    with pytest.raises(ValueError, match=message):
+      pj.load(path)
+
+
+def test_changed_parameters_under_a_name_are_another_model(tiny, tmp_path):
+  changed = dataclasses.replace(
+    tiny.model, params=jax.tree.map(lambda leaf: 2 * leaf, tiny.model.params)
+  )
+  changed.save(tmp_path / "doubled", name="doubled")
+  identity = pj.load(tmp_path / "doubled").identity
+  assert identity.name == "doubled" and identity.sha256 != tiny.model.identity.sha256
+
+
+def test_failed_save_leaves_nothing(tiny, tmp_path):
+  broken = dataclasses.replace(tiny.model, config=json.dumps({"x": 1}), params={"a": "no array"})
+  with pytest.raises((TypeError, ValueError, AttributeError)):
+    broken.save(tmp_path / "model")
+  assert not list(tmp_path.iterdir())
 
 
 def test_convert_command_writes_what_load_reads(tiny, tmp_path, capsys):

@@ -129,7 +129,7 @@ def test_llama_bpe_takes_a_word_of_the_vocabulary_whole_and_gpt_2_merges() -> No
     ({"tokenizer.ggml.merges": ["he"]}, "merges has 'he'"),
     ({"tokenizer.ggml.token_type": [1]}, "token_type has 1"),
     ({"tokenizer.ggml.token_type": [6] * tiny_gguf.VOCAB}, r"token_type has \[6\]"),
-    ({"tokenizer.ggml.eos_token_id": 99_999}, r"eos_ids\[0\] is 99999"),
+    ({"tokenizer.ggml.eos_token_id": 99_999}, r"eos_id is 99999"),
   ],
 )
 def test_gguf_field_that_is_not_handled_is_named(change: dict[str, Any], message: str) -> None:

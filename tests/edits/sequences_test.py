@@ -276,7 +276,7 @@ def test_every_table_of_one_shape_runs_in_one_trace():
       plus(k + 1),
       pj.renorm_add(d, k + 1, **ADD),
     ]
-    return [first, first[:2] if k % 2 else first[2:4], None][: 3]
+    return [first, first[:2] if k % 2 else first[2:4], None][:3]
 
   model, h = Arch(), jnp.asarray(random_h(0, rows=3, tokens=T))
   tokens = TokenInfo(*(jnp.tile(x, (3, 1)) for x in (OFFSETS, ROLE_T, np.ones(T, bool))))
@@ -301,9 +301,9 @@ def test_rows_of_a_table_are_the_rows_it_was_made_of():
   tokens = lambda b: TokenInfo(*(jnp.tile(x, (b, 1)) for x in (OFFSETS, ROLE_T, np.ones(T, bool))))
   whole = apply_site(table.sites["resid_post", 1], jnp.asarray(h_BTD), tokens(4))[0]
   order = np.asarray([3, 0])
-  part = apply_site(
-    table.rows(order).sites["resid_post", 1], jnp.asarray(h_BTD[order]), tokens(2)
-  )[0]
+  part = apply_site(table.rows(order).sites["resid_post", 1], jnp.asarray(h_BTD[order]), tokens(2))[
+    0
+  ]
   np.testing.assert_allclose(part, np.asarray(whole)[order], atol=1e-5)
   assert table.num_rows == 4
 

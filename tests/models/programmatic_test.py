@@ -122,6 +122,6 @@ def test_gradients_of_vectors_and_amounts_equal_finite_differences(model):
     logits_PBTV = np.asarray(vmapped(model, stack(moved))[0], np.float64)
     values_P = np.einsum("PBTV,BTV->P", logits_PBTV, WEIGHT_BTV)
     slopes.append((np.vdot(grads[n], way), values_P @ FOURTH_ORDER))
-  assert len(slopes) == 1 + 6 + 4  # of the slots at resid_pre none has bounds
+  assert len(slopes) == 1 + 7 + 5  # of the slots at resid_pre none has bounds
   ours, numeric = np.asarray(slopes).T
   np.testing.assert_allclose(ours, numeric, rtol=5e-3)
