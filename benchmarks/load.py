@@ -131,7 +131,7 @@ def load(directory: Path, cache: Path, dtype: str, parts: int, limit: float) -> 
 def main() -> None:
   argparse.ArgumentParser(description=__doc__).parse_args()
   with tempfile.TemporaryDirectory() as folder:
-    directory, cache = Path(folder) / "model", Path(folder) / "cache"
+    directory = Path(folder) / "model"
     directory.mkdir()
     size = write_checkpoint(directory)
     head = f"{size / 1e9:.2f} GB bfloat16 in two files; {os.cpu_count()} CPU cores, measured"
@@ -149,11 +149,13 @@ def main() -> None:
     for dtype, parts in (("bfloat16", 1), ("bfloat16", 8), ("float32", 1)):
       width = 2 if dtype == "bfloat16" else 4
       allowed = SLICES * embedding * width / parts + ALLOWANCE
+      cache = Path(folder) / f"cache-{dtype}-{parts}"  # without hashes: cold loads make them
       for heat in ("cold", "warm"):
+        if parts > 1 and heat == "cold":
+          cache = Path(folder) / "cache-bfloat16-1"
+          continue
         if heat == "cold":
           forget(directory)
-        if parts > 1 and heat == "cold":
-          continue
         # Replicated on every device: the norms, and keys and values where 8 heads do not divide.
         got = load(directory, cache, dtype, parts, size * width / 2 * 1.02 + allowed)
         beyond = got["peak"] - got["arrays"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ def load(
   mesh: Mesh | None = None,
   system_default: Literal["keep", "empty", "drop"] = "keep",
   chat_template: str | None = None,
+  template_options: Mapping[str, Any] | None = None,
   family: Family | None = None,
   progress: bool = False,
 ) -> Model:
@@ -73,6 +75,8 @@ def load(
     chat_template: "plain" or Jinja source, to use in the place of the checkpoint's own. "plain" is
       for base models, which have none: an interview in plain text with the system message at its
       head, where an answer ends with its line.
+    template_options: values of variables that the chat template reads, such as {"enable_thinking":
+      False} for Qwen3.
     family: the adapter to use; default the one for the checkpoint's `model_type`.
     progress: whether to show a bar while weights are read.
 
@@ -87,7 +91,7 @@ def load(
   tokenizer = checkpoint.tokenizer
   if chat_template is not None:
     tokenizer = _with_template(tokenizer, chat_template)
-  chat = Chat.of(tokenizer, system_default)
+  chat = Chat.of(tokenizer, system_default, template_options)
   family = family or families.family(str(checkpoint.config.get("model_type")))
   arch = family.parse(checkpoint.config)
   if tokenizer.vocab_size > arch.vocab_size:

@@ -62,6 +62,11 @@ class Fields:
       for name, value in config.items()
       if name not in known and name not in IGNORABLE and name not in self.ignorable
     }
+    if "auto_map" in unknown:
+      raise ValueError(
+        f"config field auto_map={config['auto_map']!r}: this checkpoint brings code of its own, "
+        "which is never run; pj.load(family=...) takes an adapter that you write."
+      )
     if unknown:
       raise ValueError(
         f"config of a {self.family} model has fields that this port does not know: {unknown}. "

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from persona_jax.edits.table import ROLES
-from persona_jax.personas.template import compile_template
+from persona_jax.personas.template import compile_template, option_names
 
 _SYSTEM_DEFAULTS = ("keep", "empty", "drop")
 _SPEAKERS = ("system", "user", "assistant")
@@ -72,12 +72,15 @@ class Chat:
       Llama 3, Qwen 2.5 and SmolLM2 is a text of its own; "empty": a system message "" is given;
       "drop": the whole system block is cut out; the same as "keep" where the template writes none,
       as DeepSeek-R1's and QwQ's.
+    options: (name, value) of variables that this template reads, such as ("enable_thinking", False)
+      of Qwen3's.
   """
 
   template: str | None
   bos_token: str | None = None
   eos_token: str | None = None
   system_default: str = "keep"
+  options: tuple[tuple[str, Any], ...] = ()
 
   def __post_init__(self) -> None:
     if self.system_default not in _SYSTEM_DEFAULTS:
@@ -86,9 +89,20 @@ class Chat:
       )
     if self.template is not None:
       compile_template(self.template)
+    given = {name for name, _ in self.options}
+    known = option_names(self.template) if self.template is not None else frozenset()
+    if given - known:
+      raise ValueError(
+        f"the chat template has no options {sorted(given - known)}; it reads {sorted(known)}."
+      )
 
   @classmethod
-  def of(cls, tokenizer: "ChatTokenizer", system_default: str = "keep") -> "Chat":
+  def of(
+    cls,
+    tokenizer: "ChatTokenizer",
+    system_default: str = "keep",
+    options: Mapping[str, Any] | None = None,
+  ) -> "Chat":
     """Return the chat format that a tokenizer's files describe."""
     bos = tokenizer.bos_id
     eos = next((i for i in (tokenizer.eos_id, *tokenizer.eos_ids) if i is not None), None)
@@ -97,6 +111,7 @@ class Chat:
       bos_token=None if bos is None else tokenizer.id_to_token(bos),
       eos_token=None if eos is None else tokenizer.id_to_token(eos),
       system_default=system_default,
+      options=tuple(sorted((options or {}).items())),
     )
 
   def render(self, prompt: Prompt) -> Rendered:
@@ -141,6 +156,7 @@ class Chat:
         documents=None,
         add_generation_prompt=generation_prompt,
         **{name: token for name, token in tokens.items() if token is not None},
+        **dict(self.options),
       )
     except Exception as error:  # the template is foreign code: it may fail in any way
       roles = ", ".join(message["role"] for message in messages)

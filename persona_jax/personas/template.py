@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -25,6 +26,11 @@ PLAIN_TEMPLATE = (
   "{% elif message['role'] == 'user' %}Interviewer:\n{{ message['content'] }}\n\n"
   "{% else %}Person:\n{{ message['content'] }}\n\n{% endif %}{% endfor %}"
   "{% if add_generation_prompt %}Person:\n{% endif %}"
+)
+
+
+_GIVEN = frozenset(
+  {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 )
 
 
@@ -59,13 +65,7 @@ def _tojson(
   )
 
 
-@functools.lru_cache(maxsize=64)
-def compile_template(template: str) -> jinja2.Template:
-  """Compile Jinja source in a fresh sandbox; the same source is compiled once.
-
-  Raises:
-    ValueError: a syntax error; the message has the line.
-  """
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
@@ -74,9 +74,26 @@ def compile_template(template: str) -> jinja2.Template:
   environment.filters["tojson"] = _tojson
   environment.globals["raise_exception"] = _raise_exception
   environment.globals["strftime_now"] = _strftime_now
+  return environment
+
+
+@functools.lru_cache(maxsize=64)
+def compile_template(template: str) -> jinja2.Template:
+  """Compile Jinja source in a fresh sandbox; the same source is compiled once.
+
+  Raises:
+    ValueError: a syntax error; the message has the line.
+  """
   try:
-    return environment.from_string(template)
+    return _environment().from_string(template)
   except jinja2.TemplateSyntaxError as error:
     raise ValueError(
       f"the chat template is no valid Jinja: line {error.lineno}: {error}"
     ) from error
+
+
+@functools.lru_cache(maxsize=64)
+def option_names(template: str) -> frozenset[str]:
+  """Return the variables that a template reads beside those that every chat template is given."""
+  names = jinja2.meta.find_undeclared_variables(_environment().parse(template))
+  return frozenset(names) - _GIVEN - frozenset(_environment().globals)

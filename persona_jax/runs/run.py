@@ -173,7 +173,7 @@ def describe_model(model: Model) -> dict[str, Any]:
     "dtype": model.dtype,
     "resid_dtype": model.resid_dtype,
     "system_default": model.chat.system_default,
-    "chat_template": content_hash(model.chat.template)[:16],
+    "chat_template": content_hash([model.chat.template, model.chat.options])[:16],
   }
 
 

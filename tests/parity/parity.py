@@ -296,6 +296,9 @@ def check_gemma(tally: Tally) -> None:
   )
   prompts = {name: pj.Raw(text) for name, text in gemma.TEXTS.items()}
   ids = {name: [int(i) for i in model.encode(prompt).ids] for name, prompt in prompts.items()}
+  longest, window = max(map(len, ids.values())), max(k.window or 0 for k in model.arch.kinds)
+  with tally.group(f"{gemma.MODEL}: a text of {longest} tokens, window {window}", 0) as group:
+    group.equal("longer than the window", longest > window > 0, True)
   note = f"{gemma.MODEL}: "
   check_passes(tally, reference, model, ids, note=note)
   title = f"{gemma.MODEL}, {GEMMA_STEPS}"

@@ -1,5 +1,6 @@
 """Chat templates against transformers, roles of tokens, the sandbox, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -292,6 +293,15 @@ def test_an_empty_thought_as_answer_is_qwen3_without_thinking() -> None:
     messages=CHATS["question"], add_generation_prompt=True, enable_thinking=False
   )
   assert not rendered.opens_thought
+
+
+def test_an_option_reaches_the_template_and_an_unknown_one_is_refused() -> None:
+  chat = dataclasses.replace(_chat("qwen3_style"), options=(("enable_thinking", False),))
+  assert chat.render(CHATS["question"]).text == compile_template(QWEN3_STYLE).render(
+    messages=CHATS["question"], add_generation_prompt=True, enable_thinking=False
+  )
+  with pytest.raises(ValueError, match=r"no options \['enable_thought'\]; it reads \['enable_thin"):
+    dataclasses.replace(chat, options=(("enable_thought", False),))
 
 
 @pytest.mark.parametrize(

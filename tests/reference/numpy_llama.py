@@ -19,7 +19,16 @@ from typing import Any
 
 import numpy as np
 
-SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+SITES = (
+  "resid_pre",
+  "attn_in",
+  "head_out",
+  "attn_out",
+  "resid_mid",
+  "mlp_in",
+  "mlp_out",
+  "resid_post",
+)
 
 Config = Mapping[str, Any]
 Tensors = Mapping[str, np.ndarray]
@@ -62,7 +71,8 @@ def forward(
       `tensor_names`.
     ids_T: token ids, T ≥ 1.
     hook: called as hook(site, block, h_TD, positions_T) at each site of `SITES` in every block;
-      what it returns takes the place of h_TD. `attn_in` and `mlp_in` come after the norm.
+      what it returns takes the place of h_TD. `attn_in` and `mlp_in` come after the norm; at
+      `head_out` h is [T, N, H].
 
   Raises:
     ValueError: the config asks for something else than plain Llama, or tensors are missing or left
@@ -76,13 +86,17 @@ def forward(
   def at(site: str, block: int, h_TD: np.ndarray) -> np.ndarray:
     return h_TD if hook is None else hook(site, block, h_TD, positions_T)
 
+  def attend(i: int, name: str, x_TD: np.ndarray) -> np.ndarray:
+    mixed_TNH = at("head_out", i, _heads(config, w, name + "self_attn.", x_TD))
+    return mixed_TNH.reshape(len(x_TD), -1) @ w[name + "self_attn.o_proj.weight"].T
+
   h_TD = w["model.embed_tokens.weight"][np.asarray(ids_T, np.int64)]
   outputs = []
   for i in range(config["num_hidden_layers"]):
     name = f"model.layers.{i}."
     h_TD = at("resid_pre", i, h_TD)
     x_TD = at("attn_in", i, _rms_norm(h_TD, w[name + "input_layernorm.weight"], eps))
-    h_TD = h_TD + at("attn_out", i, _attention(config, w, name + "self_attn.", x_TD))
+    h_TD = h_TD + at("attn_out", i, attend(i, name, x_TD))
     h_TD = at("resid_mid", i, h_TD)
     x_TD = at("mlp_in", i, _rms_norm(h_TD, w[name + "post_attention_layernorm.weight"], eps))
     h_TD = h_TD + at("mlp_out", i, _swiglu(w, name + "mlp.", x_TD))
@@ -257,9 +271,7 @@ def _rotate(x_TNH: np.ndarray, theta: float) -> np.ndarray:
   return np.concatenate([turned_TNh.real, turned_TNh.imag], axis=-1)
 
 
-def _attention(
-  config: Config, w: Mapping[str, np.ndarray], name: str, x_TD: np.ndarray
-) -> np.ndarray:
+def _heads(config: Config, w: Mapping[str, np.ndarray], name: str, x_TD: np.ndarray) -> np.ndarray:
   n_heads = config["num_attention_heads"]
   n_keys = config.get("num_key_value_heads") or n_heads
   head_dim = config.get("head_dim") or config["hidden_size"] // n_heads
@@ -279,7 +291,7 @@ def _attention(
     scores_TS = q_TNH[:, n] @ k_TKH[:, k].T / math.sqrt(head_dim)
     scores_TS[future_TS] = -np.inf
     mixed_TNH[:, n] = np.exp(log_softmax(scores_TS)) @ v_TKH[:, k]
-  return mixed_TNH.reshape(n_tokens, -1) @ w[name + "o_proj.weight"].T
+  return mixed_TNH
 
 
 def _swiglu(w: Mapping[str, np.ndarray], name: str, x_TD: np.ndarray) -> np.ndarray:

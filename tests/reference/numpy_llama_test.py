@@ -39,7 +39,9 @@ def test_a_hook_sees_every_site_of_every_block_in_order() -> None:
   seen = []
 
   def hook(site: str, block: int, h_TD: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
-    assert h_TD.shape == (8, config["hidden_size"]) and list(positions_T) == list(range(8))
+    heads = (config["num_attention_heads"], config["head_dim"])
+    assert h_TD.shape == (8, *(heads if site == "head_out" else (config["hidden_size"],)))
+    assert list(positions_T) == list(range(8))
     seen.append((block, site))
     return h_TD
 
