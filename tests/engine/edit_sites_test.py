@@ -49,7 +49,7 @@ def test_each_head_is_edited_by_itself(tiny, heads, op):
   kw = dict(blocks=1, tokens=pj.Window(start=-3, stop=1), heads=heads)
   edit = {
     "add": lambda: pj.add(d, 0.5, unit="raw", **kw),
-    "cap": lambda: pj.cap(d, -0.5, unit="unit", **kw),
+    "cap": lambda: pj.cap(d, -4.0, unit="unit", **kw),
     "renorm_add": lambda: pj.renorm_add(d, 2.0, unit="unit", **kw),
     "rotate": lambda: pj.rotate(d, other, to=70, **kw),
     "custom": lambda: pj.custom_edit(
@@ -64,7 +64,7 @@ def test_each_head_is_edited_by_itself(tiny, heads, op):
     if op == "add":
       return x_nH + 0.5 * v
     if op == "cap":
-      return x_nH + np.outer(np.minimum(x_nH @ unit, -0.5) - x_nH @ unit, unit)
+      return x_nH + np.outer(np.minimum(x_nH @ unit, -4.0) - x_nH @ unit, unit)
     if op == "renorm_add":
       out = x_nH + 2 * unit
       size = lambda y: np.linalg.norm(y, axis=-1, keepdims=True)
