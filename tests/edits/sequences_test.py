@@ -1,7 +1,10 @@
 """Every operation, alone and in any order, against float64 hooks applied one after another."""
 
+import dataclasses
 import functools
+import json
 import pathlib
+import tempfile
 
 import hypothesis
 import hypothesis.strategies as st
@@ -35,9 +38,7 @@ EVERY = dict(blocks=1, tokens="all")
 
 
 @functools.cache
-def sae(folder: pathlib.Path = pathlib.Path("/tmp")) -> pj.SparseAutoencoder:
-  import tempfile
-
+def sae() -> pj.SparseAutoencoder:
   with tempfile.TemporaryDirectory() as directory:
     path = pathlib.Path(directory) / "params.npz"
     np.savez(path, **SAE)
@@ -184,6 +185,16 @@ OPERATIONS = {
 }  # fmt: skip
 
 
+# name → what it reads of h, and where it jumps
+THRESHOLDS = {
+  "target": (lambda h: h @ unit(V2), [1]),
+  "mirror": (lambda h: h @ unit(V3), [0]),
+  "between": (lambda h: h @ unit(V3), [-2, 6]),
+  "adaptive": (lambda h: h @ unit(V1), [0]),
+  "feature set": (lambda h: h @ SAE["W_enc"][:, 2] + SAE["b_enc"][2], [0.3]),
+}
+
+
 def run(edits_per_row, h_BTD, dtype=jnp.float32):
   table = pj.compile_edits(Arch(), edits_per_row)
   b = len(edits_per_row)
@@ -212,24 +223,25 @@ names = st.lists(st.sampled_from(sorted(OPERATIONS)), max_size=4).filter(
 )
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.lists(names, min_size=3, max_size=3), st.integers(0, 2**31))
 def test_rows_with_any_edits_in_any_order_equal_hooks_one_after_another(rows, seed):
   h_BTD = random_h(seed, rows=3, tokens=T, size=4.0)
   out, _ = run([[OPERATIONS[name][0] for name in row] for row in rows], h_BTD)
   for b, row in enumerate(rows):
     expected = h_BTD[b].astype(np.float64)
-    largest = np.abs(expected).max()
+    largest, clear_T = np.abs(expected).max(), np.ones(T, bool)
     for name in row:
+      if name in THRESHOLDS:  # a token within rounding of one may fall to either side
+        read, thresholds = THRESHOLDS[name]
+        distance_Tn = np.abs(read(expected)[:, None] - np.asarray(thresholds))
+        clear_T &= (distance_Tn > 1e-4 * largest).all(axis=1)
       expected = OPERATIONS[name][1](expected)
       largest = max(largest, np.abs(expected).max())
     if not row:
       assert np.asarray(out[b]).tobytes() == h_BTD[b].tobytes()
-    # A token whose projection lies within rounding of a threshold may fall to either side.
     off_T = np.abs(np.asarray(out[b]) - expected).max(axis=-1)
-    assert (off_T > 2e-4 * largest).sum() <= sum(
-      name in ("target", "mirror", "between", "adaptive") for name in row
-    ), (row, off_T)
+    assert (off_T[clear_T] < 2e-4 * largest).all(), (row, off_T)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -246,8 +258,6 @@ def test_neutral_rows_and_tokens_keep_their_bits_beside_any_operation(name):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_gate_of_a_row_switches_the_edit(name):
-  import dataclasses
-
   edit, hook = OPERATIONS[name]
   h_BTD = random_h(6, rows=2, tokens=T, size=4.0)
   off = dataclasses.replace(edit, gate=0.0)
@@ -349,7 +359,7 @@ BAD = {
   "odd parameters": (lambda: pj.custom_edit(doubled, ["a"], blocks=1), "numbers and arrays"),
   "block of a function": (
     lambda: pj.compile_edits(Arch(), [pj.custom_edit(doubled, blocks=9)]),
-    "0, 4",
+    "unknown block",
   ),
   "heads elsewhere": (lambda: pj.ablate(D1, blocks=1, heads=1), "needs site='head_out'"),
   "function of another shape": (
@@ -378,8 +388,6 @@ def test_description_names_every_option():
     edit.when(pj.Probe(D1, 1, above=0) & pj.Probe(D2, 1, above=0)),
     edit.when(pj.Probe(D1, 1, above=0) | pj.Probe(D2, 1, above=0)),
   ]
-  import json
-
   texts = {json.dumps(option.describe(), sort_keys=True, allow_nan=False) for option in options}
   assert len(texts) == len(options)
 
