@@ -17,7 +17,7 @@ from persona_jax.edits.table import (
   Stage,
   When,
 )
-from persona_kernels.edit_norm import edit_slots
+from persona_kernels.edit_norm import Slots, edit_slots
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -94,8 +94,7 @@ def _add(stage: AddEdit, h_BTD: jax.Array, tokens: TokenInfo) -> tuple[jax.Array
 
 
 def _proj(stage: ProjEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:
-  return edit_slots(
-    h_BTD,
+  slots = Slots(
     stage.p_BSD,
     stage.gram_BSS,
     stage.beta_BS,
@@ -106,6 +105,7 @@ def _proj(stage: ProjEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Arr
     stage.below_BS,
     strength_BTS,
   )
+  return edit_slots(h_BTD, slots)
 
 
 def _rotate(stage: RotateEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:

@@ -150,10 +150,12 @@ def test_xla_path_equals_the_definition_in_float64(seed):
   )
   with jax.enable_x64(True):
     wide = {k: jnp.asarray(v, jnp.float64) for k, v in values.items()}
-    expected = edit_norm.edit_slots(**wide, implementation="reference")
+    expected = edit_norm.edit_slots(
+      wide.pop("h_BTD"), edit_norm.Slots(**wide), implementation="reference"
+    )
     expected = np.asarray(expected)
   narrow = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
-  got = edit_norm.edit_slots(**narrow, implementation="xla")
+  got = edit_norm.edit_slots(narrow.pop("h_BTD"), edit_norm.Slots(**narrow), implementation="xla")
   np.testing.assert_allclose(got, expected, atol=5e-5)
 
 

@@ -26,7 +26,7 @@ TEXTS = {
   "list": "The planets of the solar system, in order: Mercury, Venus,",
   "code": "def fibonacci(n):\n    if n < 2:\n        return n\n    return ",
   "unicode": "Übung macht den Meister. 練習は",
-  "long": " ".join(question.text for question in load_questions("neutral")[:45]),
+  "long": " ".join(question.text for question in load_questions("neutral")[:60]),
 }
 
 

@@ -1,8 +1,10 @@
-"""Edits of an activation's projections, slot after slot.
+"""Edits of projections, slot after slot, fused with residual add, norm and read-out.
 
-`edit_slots` (api), its XLA path and its reference.
+`edit_slots` and `edit_norm` (api), `Slots` and `Out` (types); the definition (reference), plain XLA
+(xla) and a kernel for TPU (mosaic_tpu).
 """
 
-from persona_kernels.edit_norm.api import edit_slots
+from persona_kernels.edit_norm.api import edit_norm, edit_slots
+from persona_kernels.edit_norm.types import Out, Slots
 
-__all__ = ["edit_slots"]
+__all__ = ["Out", "Slots", "edit_norm", "edit_slots"]

@@ -3,52 +3,90 @@
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from persona_kernels.edit_norm import reference, xla
+from persona_kernels.edit_norm import mosaic_tpu, reference, xla
+from persona_kernels.edit_norm.types import Out, Slots
 
-_IMPLEMENTATIONS = {"reference": reference.edit_slots, "xla": xla.edit_slots}
+Implementation = Literal["reference", "xla", "mosaic_tpu"]
+
+_EDIT_SLOTS = {"reference": reference.edit_slots, "xla": xla.edit_slots}
+_EDIT_NORM = {
+  "reference": reference.edit_norm,
+  "xla": xla.edit_norm,
+  "mosaic_tpu": mosaic_tpu.edit_norm,
+}
 
 
 def edit_slots(
-  h_BTD: jax.Array,
-  p_BSD: jax.Array,
-  gram_BSS: jax.Array,
-  beta_BS: jax.Array,
-  shift_BS: jax.Array,
-  lo_BS: jax.Array,
-  hi_BS: jax.Array,
-  above_BS: jax.Array,
-  below_BS: jax.Array,
-  strength_BTS: jax.Array,
-  *,
-  implementation: Literal["reference", "xla"] = "xla",
+  h_BTD: jax.Array, slots: Slots, *, implementation: Literal["reference", "xla"] = "xla"
 ) -> jax.Array:
   """Compute the change that S edits per row, one after another, ask of an activation.
 
-  For slot s, with a = <h, p_s> after the slots before it: delta = clip(beta a + shift, lo - a, hi -
-  a) and, where above <= a < below, h += strength delta p_s.
-
   Args:
     h_BTD: activation [B, T, D]; the sums run in float32 ("reference": in its own dtype).
-    p_BSD: unit vectors [B, S, D].
-    gram_BSS: <p_r, p_s>, [B, S, S].
-    beta_BS: factor on the projection: 0 to add, -1 to ablate or set, gamma - 1 to scale.
-    shift_BS: amount added along p, in the units of h.
-    lo_BS: lower bound of the projection after the slot.
-    hi_BS: upper bound.
-    above_BS, below_BS: projections on which the slot acts; -inf and inf for all.
-    strength_BTS: factor on the slot's change at each token, 0 where it is off, [B, T, S].
+    slots: the edits.
     implementation: "xla", or "reference" (the definition, slow).
 
   Returns:
-    The sum of delta p over the slots, [B, T, D].
+    The sum of all changes, [B, T, D].
 
   Raises:
     ValueError: the implementation is unknown.
   """
-  if implementation not in _IMPLEMENTATIONS:
-    raise ValueError(f"implementation={implementation!r}; there are {sorted(_IMPLEMENTATIONS)}.")
-  run = _IMPLEMENTATIONS[implementation]
-  return run(
-    h_BTD, p_BSD, gram_BSS, beta_BS, shift_BS, lo_BS, hi_BS, above_BS, below_BS, strength_BTS
+  if implementation not in _EDIT_SLOTS:
+    raise ValueError(f"implementation={implementation!r}; there are {sorted(_EDIT_SLOTS)}.")
+  return _EDIT_SLOTS[implementation](h_BTD, slots)
+
+
+def edit_norm(
+  x_BTD: jax.Array,
+  delta_BTD: jax.Array,
+  slots: Slots,
+  scale_D: jax.Array,
+  bank_RD: jax.Array | None = None,
+  *,
+  eps: float,
+  offset: float = 0.0,
+  dtype: DTypeLike | None = None,
+  implementation: Implementation | None = None,
+) -> Out:
+  """Add a branch to the residual stream, edit it, normalise it and read it, in one go.
+
+  h = edit(x + delta), y = h / sqrt(mean(h^2) + eps) * (offset + scale), reads = <h, bank>.
+
+  Args:
+    x_BTD: the stream, bfloat16 or float32.
+    delta_BTD: what is added, in the same dtype.
+    slots: the edits.
+    scale_D: of the norm.
+    bank_RD: float32 vectors to project h on, or None.
+    eps: of the norm.
+    offset: 0, or 1 where the scale is stored as what is to be added to 1 (Gemma).
+    dtype: of y; default that of x.
+    implementation: "reference" (the definition), "xla", "mosaic_tpu" (a TPU); default "xla".
+
+  Raises:
+    ValueError: the implementation is unknown, or shapes or dtypes do not fit.
+  """
+  name = implementation or "xla"
+  if name not in _EDIT_NORM:
+    raise ValueError(f"implementation={implementation!r}; there are {sorted(_EDIT_NORM)}.")
+  b, t, d = x_BTD.shape
+  s = slots.p_BSD.shape[1]
+  expected = {
+    "delta_BTD": (delta_BTD, (b, t, d)), "p_BSD": (slots.p_BSD, (b, s, d)),
+    "strength_BTS": (slots.strength_BTS, (b, t, s)), "scale_D": (scale_D, (d,)),
+  }  # fmt: skip
+  for array_name, (array, shape) in expected.items():
+    if array.shape != shape:
+      raise ValueError(f"{array_name} has shape {array.shape}; {shape} is needed.")
+  if delta_BTD.dtype != x_BTD.dtype:
+    raise ValueError(f"delta_BTD is {delta_BTD.dtype}, x_BTD {x_BTD.dtype}; they must be alike.")
+  if bank_RD is not None and (bank_RD.ndim != 2 or bank_RD.shape[1] != d):
+    raise ValueError(f"bank_RD has shape {bank_RD.shape}; [R, {d}] is needed.")
+  out_dtype = jnp.dtype(x_BTD.dtype if dtype is None else dtype)
+  return _EDIT_NORM[name](
+    x_BTD, delta_BTD, slots, scale_D, bank_RD, eps=eps, offset=offset, dtype=out_dtype
   )
