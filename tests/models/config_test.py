@@ -104,6 +104,12 @@ FIXED = {
 }  # fmt: skip
 
 
+def test_a_checkpoint_with_code_of_its_own_says_that_none_is_run():
+  config = next(iter(CONFIGS.values())) | {"auto_map": {"AutoModel": "modeling_x.Model"}}
+  with pytest.raises(ValueError, match=r"auto_map=.*modeling_x.*never run; pj.load\(family="):
+    family(config["model_type"]).parse(config)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_an_unknown_field_is_refused_with_its_value(name):
   message = refusal(BASES[name] | {"num_local_experts": 17})
