@@ -21,6 +21,7 @@ ENV_NAME := $(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 ENV_NAME := $(ENV_NAME)$(if $(filter-out requirements.lock,$(LOCK)),-$(patsubst requirements-%.lock,%,$(LOCK)))
 VENV := .venv$(ENV_NAME)
 PARITY_VENV := .venv-parity$(ENV_NAME)
+AOT_VENV := .venv-aot$(ENV_NAME)
 TOOLS_VENV := .venv-tools
 
 RUN := $(VENV)/bin/python
@@ -35,19 +36,22 @@ checksum = $(shell (cat $(1); echo '$(CURDIR)') | cksum | tr ' ' '-')
 LOCK_STAMP := $(VENV)/python$(PYTHON_VERSION)-lock-$(call checksum,$(LOCK)).stamp
 PROJECT_STAMP := $(VENV)/project-$(call checksum,pyproject.toml).stamp
 PARITY_STAMP := $(PARITY_VENV)/parity-$(TORCH_VERSION)-$(call checksum,tests/parity/requirements.txt).stamp
+AOT_STAMP := $(AOT_VENV)/libtpu-$(call checksum,$(LOCK)).stamp
 UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 
 # What the chosen lock was made for.
 MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest bits lint format typecheck wheel-test parity bench-load install fetch lock clean check-python
+.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot bench-load bench-kernels install fetch lock clean check-python
 
 help:
 	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
 	@echo '                 another model: MODEL=gemma-3-270m, a hub id, a directory'
 	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
+	@echo 'make aot         compile for TPUs without one (libtpu, in an environment of its own)'
+	@echo 'make bench-kernels  what edits cost on TPUs, by the TPU compiler; no TPU needed'
 	@echo 'make bench-load  seconds and memory of loading a checkpoint of 2.5 GB (needs 5 GB of disk, 8 of memory)'
 	@echo 'make wheel-test  build the wheel, install it into a clean environment, import it'
 	@echo 'make lint        ruff: rules and format'
@@ -101,6 +105,13 @@ parity: fetch $(PARITY_STAMP)
 	$(RUN) -m persona_jax.fetch gemma-3-270m
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
 
+# libtpu, of the version that the installed JAX asks for, sees the main environment behind it.
+aot: fetch $(AOT_STAMP)
+	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python -m pytest --numprocesses=$(JOBS) $(if $(ARGS),$(ARGS),tests/aot)
+
+bench-kernels: $(AOT_STAMP)
+	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python benchmarks/kernels.py $(ARGS)
+
 bench-load: install
 	$(RUN) benchmarks/load.py
 
@@ -139,6 +150,18 @@ $(PARITY_STAMP): $(PROJECT_STAMP)
 	@$(PARITY_VENV)/bin/python $(PIP_INSTALL) $(LOCKED) -r tests/parity/requirements.txt
 	@main=$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  own=$$($(PARITY_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$main')" > "$$own/main_environment.pth"
+	@touch $@
+
+# The TPU compiler: a wheel of 140 MB, 640 MB installed.
+$(AOT_STAMP): $(PROJECT_STAMP)
+	@echo 'Installing libtpu into $(AOT_VENV); once, a minute'
+	@rm -rf $(AOT_VENV)
+	@$(PYTHON) -m venv $(AOT_VENV)
+	@libtpu=$$($(RUN) -c 'import importlib.metadata as m; print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))') && \
+	  $(AOT_VENV)/bin/python $(PIP_INSTALL) --only-binary=:all: --no-deps "$$libtpu"
+	@main=$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  own=$$($(AOT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  echo "import site; site.addsitedir('$$main')" > "$$own/main_environment.pth"
 	@touch $@
 

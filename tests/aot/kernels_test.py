@@ -1,0 +1,33 @@
+"""The TPU kernel goes through the real compiler of every chip; no TPU is needed, `libtpu` is."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from persona_kernels.chips import CHIPS, one_device, placed
+from persona_kernels.edit_norm import edit_norm
+from persona_kernels.edit_norm.arg_specs import MEASURED, ArgSpec, shapes
+
+pytest.importorskip("libtpu", reason="make aot installs it")
+
+COMPILED = (
+  *MEASURED,
+  ArgSpec("norm kept", 16, 512, 4096, 2, keep_norm=True),
+  ArgSpec("float32, Gemma's scale", 8, 512, 2304, 2, 8, dtype="float32", offset=1.0),
+  ArgSpec("width of SmolLM2", 8, 200, 576, 1),
+  ArgSpec("width 8192", 4, 1024, 8192, 4),
+)
+
+
+@pytest.mark.parametrize("spec", COMPILED, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
+def test_kernel_compiles_and_takes_the_place_of_x(chip, spec):
+  args, options = shapes(spec)
+  run = jax.jit(lambda *a: edit_norm(*a, **options, implementation="mosaic_tpu"), donate_argnums=0)
+  compiled = run.lower(*placed(args, one_device(chip))).compile()
+  assert "tpu_custom_call" in compiled.as_text()
+  if spec.tokens % 128 == 0:  # else the tokens are padded, and what is padded is a copy
+    stream = spec.rows * spec.tokens * spec.width * jnp.dtype(spec.dtype).itemsize
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= stream
+    assert memory.temp_size_in_bytes < 0.1 * stream
