@@ -93,8 +93,13 @@ def _add(stage: AddEdit, h_BTD: jax.Array, tokens: TokenInfo) -> tuple[jax.Array
   return change_BTD, jnp.any(on_BTW, axis=-1)
 
 
-def _proj(stage: ProjEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:
-  slots = Slots(
+def slots_of(stage: ProjEdit, tokens: TokenInfo) -> Slots:
+  """Return the edits of a stage as `persona_kernels` takes them."""
+  return _slots(stage, _strength(stage.when, tokens))
+
+
+def _slots(stage: ProjEdit, strength_BTS: jax.Array) -> Slots:
+  return Slots(
     stage.p_BSD,
     stage.gram_BSS,
     stage.beta_BS,
@@ -104,8 +109,8 @@ def _proj(stage: ProjEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Arr
     stage.above_BS,
     stage.below_BS,
     strength_BTS,
+    stage.keep_norm_B,
   )
-  return edit_slots(h_BTD, slots)
 
 
 def _rotate(stage: RotateEdit, h_BTD: jax.Array, strength_BTS: jax.Array) -> jax.Array:
@@ -183,7 +188,8 @@ def _run_stage(stage: Stage, h: jax.Array, tokens: TokenInfo) -> tuple[jax.Array
   elif isinstance(stage, FeatureEdit):
     change = _features(stage, h, strength_BTS)
   else:
-    change = _proj(stage, h, strength_BTS)
+    # The norm is kept below, as in the other stages.
+    change = edit_slots(h, _slots(stage, strength_BTS)._replace(keep_norm_B=None))
   on_BT = jnp.any(strength_BTS != 0, axis=-1)
   if stage.keep_norm_B is not None:
     change = _keeping_norm(h, change, stage.keep_norm_B)

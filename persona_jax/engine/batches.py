@@ -59,7 +59,8 @@ def batches(
     tokens = TokenInfo(
       jnp.asarray(position_T - end_B1), jnp.asarray(roles_BT), jnp.asarray(position_T < length_B1)
     )
-    run = run_rows(model, jnp.asarray(ids_BT), tokens, edits=table, spec=spec, banks=banks)
+    ids = jnp.asarray(ids_BT)
+    run = run_rows(model, ids, tokens, edits=table, spec=spec, banks=banks, fused=model.fused)
     delivery = run.delivery
     _check_delivered(tile, [rows[n] for n in tile], delivery.realised_B, delivery.requested_B)
     yield tile, run.reads

@@ -14,6 +14,7 @@ from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.table import ROLES, EditTable
 from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.sampling import Sampling, next_token
+from persona_jax.engine.taps import Fused
 from persona_jax.models.arch import Arch
 from persona_jax.models.layers import KV
 
@@ -71,7 +72,7 @@ class State(NamedTuple):
 
 @functools.partial(
   jax.jit,
-  static_argnames=("arch", "sampling", "num_steps", "with_logprobs", "resid_dtype"),
+  static_argnames=("arch", "sampling", "num_steps", "with_logprobs", "resid_dtype", "fused"),
   donate_argnames=("caches",),
 )
 def decode(
@@ -86,6 +87,7 @@ def decode(
   num_steps: int,
   with_logprobs: bool,
   resid_dtype: Any,
+  fused: Fused | None = None,
 ) -> State:
   """Generate up to `num_steps` tokens for B rows.
 
@@ -99,6 +101,7 @@ def decode(
     sampling: how a token is chosen.
     num_steps: N.
     with_logprobs: whether to compute log-probabilities (one more pass over the vocabulary).
+    fused: the kernel for edits of projections, or None.
   """
   num_rows = start.token_B.shape[0]
   first_slot = caches[0].k_BKSH.shape[2] - num_steps
@@ -121,6 +124,7 @@ def decode(
       caches=state.caches,
       cursor=first_slot + t,
       edits=edits,
+      fused=fused,
     )
     logits_BV = arch.family.unembed(arch, params, out.h_BTD[:, 0])
     token_B = next_token(sampling, logits_BV, start.key_B, t)

@@ -87,6 +87,7 @@ def extend(
     edits=compile_edits(model, edits) if any(edits) else None,
     spec=spec,
     banks=banks,
+    fused=model.fused,
   )
   return Extended(
     run,

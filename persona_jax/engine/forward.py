@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persona_jax.edits.apply import Delivery, TokenInfo, apply_site
+from persona_jax.edits.apply import Delivery, TokenInfo
 from persona_jax.edits.compile import needs_roles
 from persona_jax.edits.table import ROLES, EditTable, Site
-from persona_jax.engine.capture import Capture, CaptureSpec, read, resolve
+from persona_jax.engine.capture import Capture, CaptureSpec, resolve
+from persona_jax.engine.taps import Fused, SiteTap
 from persona_jax.models import layers
 from persona_jax.models.arch import Arch
 from persona_jax.models.layers import KV, Rotation, Slots
@@ -42,7 +43,7 @@ class Pass(NamedTuple):
   delivery: Delivery
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "i", "spec"))
+@functools.partial(jax.jit, static_argnames=("arch", "i", "spec", "fused"))
 def _block(
   params: Mapping[str, jax.Array],
   h_BTD: jax.Array,
@@ -54,21 +55,11 @@ def _block(
   arch: Arch,
   i: int,
   spec: CaptureSpec | None,
+  fused: Fused | None,
 ) -> tuple[jax.Array, KV, dict[str, jax.Array], Delivery | None]:
-  reads: dict[str, jax.Array] = {}
-  delivered: list[Delivery] = []
-
-  def tap(site: str, x_BTD: jax.Array) -> jax.Array:
-    if site in sites:
-      x_BTD, delivery = apply_site(sites[site], x_BTD, tokens)
-      delivered.append(delivery)
-    if spec is not None and site in spec.sites:
-      reads[site] = read(spec, x_BTD, bank_RD, tokens)
-    return x_BTD
-
+  tap = SiteTap(sites, tokens, spec, bank_RD, fused)
   h_BTD, kv = arch.family.block(arch, i, params, h_BTD, slots, tap)
-  total = functools.reduce(Delivery.plus, delivered) if delivered else None
-  return h_BTD, kv, reads, total
+  return h_BTD, kv, tap.reads, tap.delivery
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))
@@ -95,6 +86,7 @@ def run_blocks(
   edits: EditTable | None = None,
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
+  fused: Fused | None = None,
 ) -> Pass:
   """Send embedded tokens through every block.
 
@@ -109,6 +101,7 @@ def run_blocks(
     caches: per block, keys and values of S slots; the T tokens are written from slot `cursor` on.
     edits: the edit table of the B rows, or None for the model without hooks.
     spec, banks: what to read (see `engine.capture.resolve`).
+    fused: the kernel for edits of projections; None is plain XLA, which has derivatives.
   """
   if slot_position_BS is None:
     slot_position_BS = position_BT
@@ -127,6 +120,7 @@ def run_blocks(
       arch=arch,
       i=arch.first_alike(i),
       spec=None if spec is None else spec.reads(i),
+      fused=fused,
     )
     new_caches.append(kv)
     reads.update({(site, i): value for site, value in block_reads.items()})
@@ -143,6 +137,7 @@ def run_rows(
   edits: EditTable | None = None,
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
+  fused: Fused | None = None,
 ) -> Pass:
   """Send left-aligned rows of token ids, [B, T], through every block; see `run_blocks`."""
   position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
@@ -155,6 +150,7 @@ def run_rows(
     edits=edits,
     spec=spec,
     banks=banks,
+    fused=fused,
   )
 
 

@@ -102,6 +102,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
     num_steps=steps,
     with_logprobs=settings.logprobs,
     resid_dtype=model.resid_dtype,
+    fused=model.fused,
   )
   ids_BN, length_B = np.asarray(out.ids_BN), np.asarray(out.length_B)
   logprob_BN = None if out.logprob_BN is None else np.asarray(out.logprob_BN)

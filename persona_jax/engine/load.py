@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from persona_jax.checkpoints.checkpoint import open_checkpoint
 from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.engine.model import Model
+from persona_jax.engine.taps import Kernels, choose
 from persona_jax.models import families
 from persona_jax.models.family import Family
 from persona_jax.models.params import load_params, placed_params
@@ -56,6 +57,7 @@ def load(
   chat_template: str | None = None,
   template_options: Mapping[str, Any] | None = None,
   family: Family | None = None,
+  kernels: Kernels = "auto",
   progress: bool = False,
 ) -> Model:
   """Load a model; never downloads.
@@ -78,6 +80,10 @@ def load(
     template_options: values of variables that the chat template reads, such as {"enable_thinking":
       False} for Qwen3.
     family: the adapter to use; default the one for the checkpoint's `model_type`.
+    kernels: how the engine runs edits of projections where a branch joins the residual stream:
+      "auto" (what wins on the platform, see BENCHMARKS.md), "xla", or "mosaic_tpu", which fuses the
+      addition, the edit and the norm (on a CPU in a simulator: slow, for tests). `pj.forward` is
+      always plain XLA, which has derivatives.
     progress: whether to show a bar while weights are read.
 
   Raises:
@@ -85,6 +91,7 @@ def load(
       command fetches it.
     ValueError: the checkpoint holds something that is not supported, or an argument is unknown.
   """
+  choose(kernels, mesh)  # refuses an unknown name before weights are read
   dtype = _dtype_name("dtype", dtype)
   resid = dtype if resid_dtype is None else _dtype_name("resid_dtype", resid_dtype)
   checkpoint = open_checkpoint(source)
@@ -108,5 +115,5 @@ def load(
       bar.update(total)
   else:
     params = load_params(checkpoint, arch, dtype, mesh, progress=progress)
-  config = json.dumps(checkpoint.config)
-  return Model(params, arch, tokenizer, chat, checkpoint.identity, dtype, resid, mesh, config)
+  config, identity = json.dumps(checkpoint.config), checkpoint.identity
+  return Model(params, arch, tokenizer, chat, identity, dtype, resid, mesh, config, kernels)

@@ -25,6 +25,7 @@ from persona_jax.engine.capture import Capture
 from persona_jax.engine.generate import Generation, Settings
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.score import score_rows
+from persona_jax.engine.taps import Fused, choose
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Chat, EncodedPrompt, Prompt, encode_prompt
 
@@ -56,6 +57,7 @@ class Model:
     resid_dtype: name of the dtype of the residual stream.
     mesh: the devices that the parameters lie on and rows are split over, or None for one device.
     config: content of config.json, as JSON.
+    kernels: what `generate`, `score` and `capture` run edits of projections with, see `pj.load`.
   """
 
   params: Any
@@ -67,12 +69,18 @@ class Model:
   resid_dtype: str = dataclasses.field(metadata={"static": True})
   mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
   config: str = dataclasses.field(default="{}", metadata={"static": True})
+  kernels: str = dataclasses.field(default="auto", metadata={"static": True})
 
   def __repr__(self) -> str:
     return (
       f"Model({self.identity.name!r}, {self.arch.family.name}, {self.arch.num_blocks} blocks of "
       f"width {self.arch.width}, {self.dtype}, residual {self.resid_dtype})"
     )
+
+  @property
+  def fused(self) -> Fused | None:
+    """The kernel that `kernels` means on this machine; None is plain XLA."""
+    return choose(self.kernels, self.mesh)
 
   def save(self, path: str | Path, *, name: str | None = None) -> None:
     """Write the model as an Orbax directory, which `pj.load` puts on any mesh.

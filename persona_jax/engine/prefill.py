@@ -242,5 +242,6 @@ def _run(
     caches=caches,
     cursor=before,
     edits=table,
+    fused=model.fused,
   )
   return out, slot_position_BS

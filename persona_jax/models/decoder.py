@@ -21,8 +21,7 @@ from flax import nnx
 from persona_jax.models import layers
 from persona_jax.models.arch import Arch, Weight
 from persona_jax.models.layers import KV, Slots
-
-Tap = Callable[[str, jax.Array], jax.Array]
+from persona_jax.models.tap import Norm, Tap
 
 
 def _gelu_tanh(x: jax.Array) -> jax.Array:
@@ -79,14 +78,14 @@ class Block(nnx.Module):
     attn_BTD, kv = self._attention(x_BTD, slots, tap)
     if self.arch.post_norms:
       attn_BTD = self._norm(attn_BTD, "attn_post_norm_D")
-    h_BTD = tap("resid_mid", h_BTD + tap("attn_out", attn_BTD.astype(resid_dtype)))
+    attn_BTD = tap("attn_out", attn_BTD.astype(resid_dtype))
+    h_BTD, x_BTD = tap.add_and_norm("resid_mid", h_BTD, attn_BTD, self._norm_of("ffw_norm_D"))
 
-    x_BTD = tap("mlp_in", self._norm(h_BTD, "ffw_norm_D"))
-    ffw_BTD = self._feed_forward(x_BTD)
+    ffw_BTD = self._feed_forward(tap("mlp_in", x_BTD))
     if self.arch.post_norms:
       ffw_BTD = self._norm(ffw_BTD, "ffw_post_norm_D")
-    h_BTD = tap("resid_post", h_BTD + tap("mlp_out", ffw_BTD.astype(resid_dtype)))
-    return h_BTD, kv
+    ffw_BTD = tap("mlp_out", ffw_BTD.astype(resid_dtype))
+    return tap.add("resid_post", h_BTD, ffw_BTD), kv
 
   def _attention(self, x_BTD: jax.Array, slots: Slots, tap: Tap) -> tuple[jax.Array, KV]:
     arch, dtype = self.arch, self.q_DNH[...].dtype
@@ -117,9 +116,12 @@ class Block(nnx.Module):
     out = layers.dot(x, getattr(self, weight)[...], equation)
     return out + getattr(self, bias)[...].astype(jnp.float32) if hasattr(self, bias) else out
 
-  def _norm(self, x: jax.Array, scale: str) -> jax.Array:
+  def _norm_of(self, scale: str) -> Norm:
     arch, dtype = self.arch, self.q_DNH[...].dtype
-    return layers.rms_norm(x, getattr(self, scale)[...], arch.norm_eps, dtype, arch.norm_offset)
+    return Norm(getattr(self, scale)[...], arch.norm_eps, dtype, arch.norm_offset)
+
+  def _norm(self, x: jax.Array, scale: str) -> jax.Array:
+    return self._norm_of(scale)(x)
 
 
 class Decoder(nnx.Module):

@@ -85,3 +85,12 @@ def test_measured_sizes_trace():
     args, options = shapes(spec)
     out = jax.eval_shape(lambda *a, options=options: edit_norm(*a, **options), *args)
     assert out.h_BTD.shape == (spec.rows, spec.tokens, spec.width)
+
+
+@pytest.mark.parametrize("name", ["reference", "xla", "mosaic_tpu"])
+def test_without_a_scale_there_is_no_norm_and_the_rest_is_the_same(name):
+  args, options = arguments(TESTED[2])
+  whole, bare = run(name, args, options), run(name, (*args[:3], None, args[4]), options)
+  assert bare.y_BTD is None
+  for field in ("h_BTD", "reads_BTR", "realised_BT", "requested_BT"):
+    np.testing.assert_allclose(getattr(bare, field), getattr(whole, field), rtol=1e-5, atol=1e-5)

@@ -1,9 +1,11 @@
 """Public entry of the edit; picks an implementation."""
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from persona_kernels.edit_norm import mosaic_tpu, reference, xla
@@ -44,13 +46,15 @@ def edit_norm(
   x_BTD: jax.Array,
   delta_BTD: jax.Array,
   slots: Slots,
-  scale_D: jax.Array,
+  scale_D: jax.Array | None,
   bank_RD: jax.Array | None = None,
   *,
-  eps: float,
+  eps: float = 0.0,
   offset: float = 0.0,
   dtype: DTypeLike | None = None,
   implementation: Implementation | None = None,
+  interpret: bool = False,
+  mesh: Mesh | None = None,
 ) -> Out:
   """Add a branch to the residual stream, edit it, normalise it and read it, in one go.
 
@@ -60,12 +64,15 @@ def edit_norm(
     x_BTD: the stream, bfloat16 or float32.
     delta_BTD: what is added, in the same dtype.
     slots: the edits.
-    scale_D: of the norm.
+    scale_D: of the norm; None for no norm.
     bank_RD: float32 vectors to project h on, or None.
     eps: of the norm.
     offset: 0, or 1 where the scale is stored as what is to be added to 1 (Gemma).
     dtype: of y; default that of x.
     implementation: "reference" (the definition), "xla", "mosaic_tpu" (a TPU); default "xla".
+    interpret: simulate the kernel's device on the host.
+    mesh: devices with an axis "data" over which the rows are split where it divides them; the
+      kernel then runs on each device's rows, all of D. The others leave that to the compiler.
 
   Raises:
     ValueError: the implementation is unknown, or shapes or dtypes do not fit.
@@ -75,10 +82,12 @@ def edit_norm(
     raise ValueError(f"implementation={implementation!r}; there are {sorted(_EDIT_NORM)}.")
   b, t, d = x_BTD.shape
   s = slots.p_BSD.shape[1]
-  expected = {
+  expected: dict[str, tuple[jax.Array, tuple[int, ...]]] = {
     "delta_BTD": (delta_BTD, (b, t, d)), "p_BSD": (slots.p_BSD, (b, s, d)),
-    "strength_BTS": (slots.strength_BTS, (b, t, s)), "scale_D": (scale_D, (d,)),
+    "strength_BTS": (slots.strength_BTS, (b, t, s)),
   }  # fmt: skip
+  if scale_D is not None:
+    expected["scale_D"] = (scale_D, (d,))
   for array_name, (array, shape) in expected.items():
     if array.shape != shape:
       raise ValueError(f"{array_name} has shape {array.shape}; {shape} is needed.")
@@ -87,6 +96,14 @@ def edit_norm(
   if bank_RD is not None and (bank_RD.ndim != 2 or bank_RD.shape[1] != d):
     raise ValueError(f"bank_RD has shape {bank_RD.shape}; [R, {d}] is needed.")
   out_dtype = jnp.dtype(x_BTD.dtype if dtype is None else dtype)
-  return _EDIT_NORM[name](
-    x_BTD, delta_BTD, slots, scale_D, bank_RD, eps=eps, offset=offset, dtype=out_dtype
-  )
+  run = functools.partial(_EDIT_NORM[name], eps=eps, offset=offset, dtype=out_dtype)
+  if name.startswith("mosaic"):
+    run = functools.partial(run, interpret=interpret)
+    if mesh is not None:
+      rows = PartitionSpec("data") if b % mesh.shape["data"] == 0 else PartitionSpec()
+      whole = PartitionSpec()
+      run = jax.shard_map(
+        run, mesh=mesh, in_specs=(rows, rows, rows, whole, whole), out_specs=rows, check_vma=False
+      )
+  out: Out = run(x_BTD, delta_BTD, slots, scale_D, bank_RD)
+  return out

@@ -23,11 +23,21 @@ _NUM = 8  # one of them unused: sublanes come by eight
 
 
 def _kernel(
-  *refs: jax.Array, eps: float, offset: float, keeps: bool, with_bank: bool, interpret: bool
+  *refs: jax.Array,
+  eps: float,
+  offset: float,
+  keeps: bool,
+  with_norm: bool,
+  with_bank: bool,
+  interpret: bool,
 ) -> None:
-  inputs = 8 if with_bank else 7
-  x_ref, delta_ref, p_ref, gram_ref, numbers_ref, strength_ref, scale_ref = refs[:7]
-  h_ref, y_ref, dose_ref = refs[inputs : inputs + 3]
+  remaining = iter(refs)
+  x_ref, delta_ref, p_ref, gram_ref, numbers_ref, strength_ref = (next(remaining) for _ in range(6))
+  scale_ref = next(remaining) if with_norm else None
+  bank_ref = next(remaining) if with_bank else None
+  h_ref, dose_ref = next(remaining), next(remaining)
+  y_ref = next(remaining) if with_norm else None
+  reads_ref = next(remaining) if with_bank else None
   plain_TD = x_ref[0] + delta_ref[0]
   plain = plain_TD.astype(jnp.float32)
   if interpret:  # the host's compiler would leave the rounding of the sum out
@@ -66,14 +76,14 @@ def _kernel(
   h_TD = jnp.where(on_T1 != 0, (plain + change_TD).astype(plain_TD.dtype), plain_TD)
   h_ref[0] = h_TD
   h = h_TD.astype(jnp.float32)
-  inverse = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-  y_ref[0] = (h * inverse * (offset + scale_ref[...].astype(jnp.float32))).astype(y_ref.dtype)
+  if y_ref is not None and scale_ref is not None:
+    inverse = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    y_ref[0] = (h * inverse * (offset + scale_ref[...].astype(jnp.float32))).astype(y_ref.dtype)
   realised_T1 = jnp.sum((h - plain) * change_TD, axis=-1, keepdims=True)
   requested_T1 = jnp.sum(change_TD * change_TD, axis=-1, keepdims=True)
   lane = jax.lax.broadcasted_iota(jnp.int32, dose_ref.shape[1:], 1)
   dose_ref[0] = jnp.where(lane == 0, realised_T1, requested_T1)
-  if with_bank:
-    bank_ref, reads_ref = refs[7], refs[inputs + 3]
+  if reads_ref is not None and bank_ref is not None:
     reads_ref[0] = jax.lax.dot_general(
       h, bank_ref[...], contract_last, precision=_HIGHEST, preferred_element_type=jnp.float32
     )
@@ -83,7 +93,7 @@ def edit_norm(
   x_BTD: jax.Array,
   delta_BTD: jax.Array,
   slots: Slots,
-  scale_D: jax.Array,
+  scale_D: jax.Array | None,
   bank_RD: jax.Array | None,
   *,
   eps: float,
@@ -118,14 +128,15 @@ def edit_norm(
   def whole(*shape: int) -> pl.BlockSpec:
     return pl.BlockSpec(shape, lambda i, j: (0, 0))
 
-  inputs = [
-    x_BTD, delta_BTD, slots.p_BSD, slots.gram_BSS, numbers, slots.strength_BTS, scale_D[None]
-  ]  # fmt: skip
-  in_specs = [
-    tokens(d), tokens(d), row(s, d), row(s, s), row(_NUM, s), tokens(s), whole(1, d)
-  ]  # fmt: skip
-  shapes = [((b, t, d), x_BTD.dtype), ((b, t, d), dtype), ((b, t, 2), jnp.float32)]
-  out_specs = [tokens(d), tokens(d), tokens(2)]
+  inputs = [x_BTD, delta_BTD, slots.p_BSD, slots.gram_BSS, numbers, slots.strength_BTS]
+  in_specs = [tokens(d), tokens(d), row(s, d), row(s, s), row(_NUM, s), tokens(s)]
+  shapes = [((b, t, d), x_BTD.dtype), ((b, t, 2), jnp.float32)]
+  out_specs = [tokens(d), tokens(2)]
+  if scale_D is not None:
+    inputs.append(scale_D[None])
+    in_specs.append(whole(1, d))
+    shapes.append(((b, t, d), dtype))
+    out_specs.append(tokens(d))
   r = 0
   if bank_RD is not None:
     r = bank_RD.shape[0]
@@ -139,6 +150,7 @@ def edit_norm(
       eps=eps,
       offset=offset,
       keeps=slots.keep_norm_B is not None,
+      with_norm=scale_D is not None,
       with_bank=r > 0,
       interpret=interpret,
     ),
@@ -150,7 +162,7 @@ def edit_norm(
     cost_estimate=pl.CostEstimate(
       flops=b * t * d * (4 * s + 2 * r + 10),
       transcendentals=b * t,
-      bytes_accessed=bytes_moved(x_BTD, slots, bank_RD, dtype),
+      bytes_accessed=bytes_moved(x_BTD, slots, bank_RD, None if scale_D is None else dtype),
     ),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES
@@ -158,15 +170,19 @@ def edit_norm(
     interpret=pltpu.InterpretParams() if interpret else False,
     name="edit_norm",
   )(*inputs)
-  h_BTD, y_BTD, dose_BT2, *reads = (array[:, :given] for array in out)
-  return Out(h_BTD, y_BTD, reads[0] if reads else None, dose_BT2[..., 0], dose_BT2[..., 1])
+  h_BTD, dose_BT2, *more = (array[:, :given] for array in out)
+  y_BTD = more.pop(0) if scale_D is not None else None
+  return Out(h_BTD, y_BTD, more[0] if more else None, dose_BT2[..., 0], dose_BT2[..., 1])
 
 
-def bytes_moved(x_BTD: jax.Array, slots: Slots, bank_RD: jax.Array | None, dtype: jnp.dtype) -> int:
-  """Return the bytes between HBM and VMEM, from the block specs."""
+def bytes_moved(
+  x_BTD: jax.Array, slots: Slots, bank_RD: jax.Array | None, dtype: jnp.dtype | None
+) -> int:
+  """Return the bytes between HBM and VMEM, from the block specs; `dtype` None: without the norm."""
   b, t, d = x_BTD.shape
   s = slots.p_BSD.shape[1]
-  stream = b * t * d * (3 * x_BTD.dtype.itemsize + jnp.dtype(dtype).itemsize)
+  normed = 0 if dtype is None else jnp.dtype(dtype).itemsize
+  stream = b * t * d * (3 * x_BTD.dtype.itemsize + normed)
   per_row = b * (s * d + s * s + _NUM * s) * 4
   per_token = b * t * (s + 2) * 4
   bank = 0 if bank_RD is None else bank_RD.size * 4 + b * t * bank_RD.shape[0] * 4

@@ -31,7 +31,7 @@ def edit_norm(
   x_BTD: jax.Array,
   delta_BTD: jax.Array,
   slots: Slots,
-  scale_D: jax.Array,
+  scale_D: jax.Array | None,
   bank_RD: jax.Array | None,
   *,
   eps: float,
@@ -49,9 +49,12 @@ def edit_norm(
   change_BTD = jnp.where(on_BT1, change_BTD, 0)
   h_BTD = jnp.where(on_BT1, (plain_BTD + change_BTD).astype(x_BTD.dtype), x_BTD + delta_BTD)
   h = h_BTD.astype(wide)
-  y = h / jnp.sqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps) * (offset + scale_D.astype(wide))
+  y_BTD = None
+  if scale_D is not None:
+    unit = h / jnp.sqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    y_BTD = (unit * (offset + scale_D.astype(wide))).astype(dtype)
   reads = None
   if bank_RD is not None:
     reads = jnp.einsum("BTD,RD->BTR", h, bank_RD, precision=jax.lax.Precision.HIGHEST)
   realised_BT = jnp.sum((h - plain_BTD) * change_BTD, axis=-1)
-  return Out(h_BTD, y.astype(dtype), reads, realised_BT, jnp.sum(change_BTD**2, axis=-1))
+  return Out(h_BTD, y_BTD, reads, realised_BT, jnp.sum(change_BTD**2, axis=-1))

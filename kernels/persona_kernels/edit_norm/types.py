@@ -40,14 +40,14 @@ class Out(NamedTuple):
   Attributes:
     h_BTD: x + delta, edited, in the dtype of x; rounded once. A token without an edit that is
       switched on has the bits of x + delta.
-    y_BTD: its RMSNorm, in the dtype asked for.
+    y_BTD: its RMSNorm, in the dtype asked for; None without a scale.
     reads_BTR: float32, <h, bank_r> of `h_BTD` as it is stored; None without a bank.
     realised_BT: float32, <h - (x + delta), requested change>.
     requested_BT: float32, ||requested change||^2.
   """
 
   h_BTD: jax.Array
-  y_BTD: jax.Array
+  y_BTD: jax.Array | None
   reads_BTR: jax.Array | None
   realised_BT: jax.Array
   requested_BT: jax.Array

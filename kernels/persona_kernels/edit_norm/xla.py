@@ -51,7 +51,7 @@ def edit_norm(
   x_BTD: jax.Array,
   delta_BTD: jax.Array,
   slots: Slots,
-  scale_D: jax.Array,
+  scale_D: jax.Array | None,
   bank_RD: jax.Array | None,
   *,
   eps: float,
@@ -67,8 +67,10 @@ def edit_norm(
   change_BTD = jnp.where(on_BT1, edit_slots(plain, slots), 0.0)
   h_BTD = jnp.where(on_BT1, (plain + change_BTD).astype(x_BTD.dtype), plain_BTD)
   h = h_BTD.astype(jnp.float32)
-  inverse = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-  y_BTD = (h * inverse * (offset + scale_D.astype(jnp.float32))).astype(dtype)
+  y_BTD = None
+  if scale_D is not None:
+    inverse = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    y_BTD = (h * inverse * (offset + scale_D.astype(jnp.float32))).astype(dtype)
   reads_BTR = None
   if bank_RD is not None:
     reads_BTR = jnp.einsum("BTD,RD->BTR", h, bank_RD, precision=_HIGHEST)

@@ -1,0 +1,128 @@
+"""The engine's tap: edits and reads of one block, in plain XLA or in a fused kernel.
+
+Which one is a matter of the platform (`choose`). A kernel serves a site where a branch is added to
+the residual stream and all edits are of projections; additions never need one, XLA folds them into
+what is there.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from persona_jax.edits.apply import Delivery, TokenInfo, apply_site, slots_of
+from persona_jax.edits.table import Site
+from persona_jax.engine.capture import CaptureSpec, read
+from persona_jax.models.tap import Norm, Tap
+from persona_kernels.edit_norm import edit_norm
+
+Kernels = Literal["auto", "xla", "mosaic_tpu"]
+KERNELS: tuple[str, ...] = ("auto", "xla", "mosaic_tpu")
+
+# What "auto" means, by platform. On a TPU, XLA folds the edit into the product before it: +1 to 3 %
+# of a prefill block by the compiler's estimate, less than a kernel that must read that product's
+# output again (BENCHMARKS.md).
+_AUTO = {"tpu": "xla", "gpu": "xla", "cpu": "xla"}
+
+
+class Fused(NamedTuple):
+  """A kernel to run edits of projections with; static.
+
+  Attributes:
+    implementation: of `persona_kernels.edit_norm`.
+    interpret: whether its device is simulated on the host.
+    mesh: devices that the rows are split over, or None.
+  """
+
+  implementation: Literal["mosaic_tpu"]
+  interpret: bool
+  mesh: Mesh | None
+
+
+def choose(kernels: str, mesh: Mesh | None) -> Fused | None:
+  """Resolve `Model.kernels` on the platform at hand; None is plain XLA.
+
+  Raises:
+    ValueError: `kernels` is unknown.
+  """
+  if kernels not in KERNELS:
+    raise ValueError(f"kernels={kernels!r}: use one of {KERNELS}.")
+  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  name = _AUTO.get(platform, "xla") if kernels == "auto" else kernels
+  return None if name == "xla" else Fused("mosaic_tpu", platform == "cpu", mesh)
+
+
+class SiteTap(Tap):
+  """Applies the edits of one block and reads its sites.
+
+  Attributes:
+    reads: what was read, by site.
+    deliveries: what each edited site delivered.
+  """
+
+  def __init__(
+    self,
+    sites: Mapping[str, Site],
+    tokens: TokenInfo,
+    spec: CaptureSpec | None,
+    bank_RD: jax.Array | None,
+    fused: Fused | None,
+  ):
+    self._sites, self._tokens, self._spec = sites, tokens, spec
+    self._bank_RD, self._fused = bank_RD, fused
+    self.reads: dict[str, jax.Array] = {}
+    self.deliveries: list[Delivery] = []
+
+  @property
+  def delivery(self) -> Delivery | None:
+    """The sum of what the sites delivered, None without an edit."""
+    return functools.reduce(Delivery.plus, self.deliveries) if self.deliveries else None
+
+  def __call__(self, site: str, x: jax.Array) -> jax.Array:
+    """Edit the activation of a site, then read it."""
+    if site in self._sites:
+      x, delivery = apply_site(self._sites[site], x, self._tokens)
+      self.deliveries.append(delivery)
+    return self._read(site, x)
+
+  def add(self, site: str, h_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
+    """Add a branch to the stream, edit the sum, read it."""
+    h_BTD, _ = self._fuse(site, h_BTD, branch_BTD, None)
+    return h_BTD
+
+  def add_and_norm(
+    self, site: str, h_BTD: jax.Array, branch_BTD: jax.Array, norm: Norm
+  ) -> tuple[jax.Array, jax.Array]:
+    """Add a branch to the stream, edit the sum, read it, normalise it."""
+    h_BTD, y_BTD = self._fuse(site, h_BTD, branch_BTD, norm)
+    return h_BTD, norm(h_BTD) if y_BTD is None else y_BTD
+
+  def _fuse(
+    self, site: str, h_BTD: jax.Array, branch_BTD: jax.Array, norm: Norm | None
+  ) -> tuple[jax.Array, jax.Array | None]:
+    stage = self._sites[site].proj if site in self._sites else None
+    if self._fused is None or stage is None:
+      return self(site, h_BTD + branch_BTD), None
+    slots = slots_of(stage, self._tokens)
+    out = edit_norm(
+      h_BTD,
+      branch_BTD,
+      slots,
+      None if norm is None else norm.scale_D,
+      eps=0.0 if norm is None else norm.eps,
+      offset=0.0 if norm is None else norm.offset,
+      dtype=None if norm is None else norm.dtype,
+      **self._fused._asdict(),
+    )
+    on_BT = jnp.any(slots.strength_BTS != 0, axis=-1)
+    realised_B, requested_B = (jnp.sum(x, axis=1) for x in (out.realised_BT, out.requested_BT))
+    self.deliveries.append(Delivery(realised_B, requested_B, on_BT))
+    return self._read(site, out.h_BTD), out.y_BTD
+
+  def _read(self, site: str, x: jax.Array) -> jax.Array:
+    if self._spec is not None and site in self._spec.sites:
+      self.reads[site] = read(self._spec, x, self._bank_RD, self._tokens)
+    return x
