@@ -1,7 +1,8 @@
 """Every family on eight forced host devices against one; sharding_test.py runs it by itself.
 
 Prints one JSON line a family and mesh: relative errors of logits and residuals, whether greedy
-tokens are the same, and into how many parts parameters and rows were split.
+tokens are the same, and into how many parts parameters and rows were split. Then one line a mesh
+for the edit kernel, whose rows are split over the devices.
 """
 
 import json
@@ -76,7 +77,36 @@ def check_moved(other: pj.Model, one: pj.Model) -> None:
   assert len({str(shard.index) for shard in query.addressable_shards}) == 2
 
 
+def kernel_errors() -> list[dict[str, object]]:
+  """Runs the TPU kernel, simulated, under shard_map against plain XLA on one device."""
+  records = []
+  with tempfile.TemporaryDirectory() as folder:
+    write(TITLES[0], Path(folder))
+    one = pj.load(folder)
+    vectors = np.random.default_rng(1).normal(size=(1, one.arch.num_blocks, one.arch.width))
+    direction = pj.Direction(vectors.astype(np.float32), "d", "resid_post")
+    for data, model, rows in ((4, 2, 8), (4, 2, 6)):
+      prompts = [pj.Raw(" ".join(f"w{5 + n + i}" for i in range(1 + n))) for n in range(rows)]
+      edits = [
+        None if n == 2 else pj.cap(direction, 0.1 * n, unit="unit", blocks="all", tokens="all")
+        for n in range(rows)
+      ]
+      texts = ["w9 w10 w11"] * rows
+      many = pj.load(folder, mesh=pj.make_mesh(data, model), kernels="mosaic_tpu")
+      expected, got = (m.score(prompts, texts, edits=edits) for m in (one, many))
+      plain = one.score(prompts, texts)
+      records.append({
+        "kernel": many.kernels, "data": data, "rows": rows,
+        "error": float(np.abs(got - expected).max()), "effect": float(np.abs(plain - got).max()),
+      })  # fmt: skip
+  return records
+
+
 def main() -> None:
+  if sys.argv[1:] == ["kernel"]:
+    for record in kernel_errors():
+      print(json.dumps(record), flush=True)
+    return
   tokens_BT = jnp.asarray(np.random.default_rng(0).integers(2, 104, (8, 12)))
   prompts = [pj.Raw(" ".join(f"w{i}" for i in row)) for row in np.asarray(tokens_BT)[:, :6]]
   for title in TITLES:

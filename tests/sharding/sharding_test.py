@@ -15,15 +15,20 @@ from persona_jax import sharding
 SCRIPT = Path(__file__).parent / "eight_devices.py"
 
 
-@pytest.fixture(scope="module")
-def records() -> list[dict]:
+def run_script(*arguments: str) -> list[dict]:
   root = SCRIPT.parents[2]
+  program = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
   done = subprocess.run(
-    [sys.executable, "-c", f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"],
+    [sys.executable, "-c", program, *arguments],
     cwd=root, capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-3000:]
   return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict]:
+  return run_script()
 
 
 def test_every_family_on_every_mesh_gives_the_numbers_of_one_device(records):
@@ -42,6 +47,14 @@ def test_parameters_and_rows_are_split_as_the_rules_say(records):
     )  # two key heads: then each device has both
     assert parts["attn_norm_D"] == 1
     assert record["rows_split"] == data
+
+
+def test_edit_kernel_runs_on_each_device_s_rows():
+  records = run_script("kernel")
+  assert [record["rows"] for record in records] == [8, 6]  # six do not divide: each device has all
+  for record in records:
+    assert record["kernel"] == "mosaic_tpu"
+    assert record["error"] <= 1e-4 < 1 < record["effect"], record
 
 
 class Mesh:
