@@ -50,7 +50,7 @@ help:
 	@echo '                 another model: MODEL=gemma-3-270m, a hub id, a directory'
 	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
-	@echo 'make aot         compile for TPUs without one (libtpu, in an environment of its own)'
+	@echo 'make aot         compile for TPUs without one and GPUs without one (in an environment of its own)'
 	@echo 'make bench-kernels  what edits cost on TPUs, by the TPU compiler; no TPU needed'
 	@echo 'make bench-load  seconds and memory of loading a checkpoint of 2.5 GB (needs 5 GB of disk, 8 of memory)'
 	@echo 'make wheel-test  build the wheel, install it into a clean environment, import it'
@@ -105,7 +105,8 @@ parity: fetch $(PARITY_STAMP)
 	$(RUN) -m persona_jax.fetch gemma-3-270m
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
 
-# libtpu, of the version that the installed JAX asks for, sees the main environment behind it.
+# libtpu and the CUDA plugin, of the versions that the installed JAX asks for; the main environment
+# is seen behind them.
 aot: fetch $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python -m pytest --numprocesses=$(JOBS) $(if $(ARGS),$(ARGS),tests/aot)
 
@@ -155,11 +156,12 @@ $(PARITY_STAMP): $(PROJECT_STAMP)
 
 # The TPU compiler: a wheel of 140 MB, 640 MB installed.
 $(AOT_STAMP): $(PROJECT_STAMP)
-	@echo 'Installing libtpu into $(AOT_VENV); once, a minute'
+	@echo 'Installing libtpu and the CUDA plugin into $(AOT_VENV); once, a minute'
 	@rm -rf $(AOT_VENV)
 	@$(PYTHON) -m venv $(AOT_VENV)
 	@libtpu=$$($(RUN) -c 'import importlib.metadata as m; print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))') && \
-	  $(AOT_VENV)/bin/python $(PIP_INSTALL) --only-binary=:all: --no-deps "$$libtpu"
+	  $(AOT_VENV)/bin/python $(PIP_INSTALL) --only-binary=:all: --no-deps "$$libtpu" \
+	    $$($(RUN) -c 'import jax; print(*(f"jax-cuda13-{part}=={jax.__version__}" for part in ("plugin", "pjrt")))')
 	@main=$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  own=$$($(AOT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  echo "import site; site.addsitedir('$$main')" > "$$own/main_environment.pth"

@@ -25,7 +25,7 @@ from persona_jax.engine.capture import Capture
 from persona_jax.engine.generate import Generation, Settings
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.score import score_rows
-from persona_jax.engine.taps import Fused, choose
+from persona_jax.engine.taps import Fused, Kernels, choose
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Chat, EncodedPrompt, Prompt, encode_prompt
 
@@ -69,7 +69,7 @@ class Model:
   resid_dtype: str = dataclasses.field(metadata={"static": True})
   mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
   config: str = dataclasses.field(default="{}", metadata={"static": True})
-  kernels: str = dataclasses.field(default="auto", metadata={"static": True})
+  kernels: Kernels = dataclasses.field(default="auto", metadata={"static": True})
 
   def __repr__(self) -> str:
     return (

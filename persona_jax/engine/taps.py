@@ -17,15 +17,15 @@ from persona_jax.edits.apply import Delivery, TokenInfo, apply_site, slots_of
 from persona_jax.edits.table import Site
 from persona_jax.engine.capture import CaptureSpec, read
 from persona_jax.models.tap import Norm, Tap
-from persona_kernels.edit_norm import edit_norm
+from persona_kernels.edit_norm import Implementation, edit_norm
 
-Kernels = Literal["auto", "xla", "mosaic_tpu"]
-KERNELS: tuple[str, ...] = ("auto", "xla", "mosaic_tpu")
+Kernels = Literal["auto", "xla", "mosaic_tpu", "mosaic_gpu"]
+KERNELS: tuple[str, ...] = ("auto", "xla", "mosaic_tpu", "mosaic_gpu")
 
 # What "auto" means, by platform. On a TPU, XLA folds the edit into the product before it: +1 to 3 %
 # of a prefill block by the compiler's estimate, less than a kernel that must read that product's
-# output again (BENCHMARKS.md).
-_AUTO = {"tpu": "xla", "gpu": "xla", "cpu": "xla"}
+# output again (BENCHMARKS.md). On a GPU the kernel is compiled and checked, but not yet measured.
+_AUTO: dict[str, Implementation] = {"tpu": "xla", "gpu": "xla", "cpu": "xla"}
 
 
 class Fused(NamedTuple):
@@ -37,12 +37,12 @@ class Fused(NamedTuple):
     mesh: devices that the rows are split over, or None.
   """
 
-  implementation: Literal["mosaic_tpu"]
+  implementation: Implementation
   interpret: bool
   mesh: Mesh | None
 
 
-def choose(kernels: str, mesh: Mesh | None) -> Fused | None:
+def choose(kernels: Kernels, mesh: Mesh | None) -> Fused | None:
   """Resolve `Model.kernels` on the platform at hand; None is plain XLA.
 
   Raises:
@@ -51,8 +51,8 @@ def choose(kernels: str, mesh: Mesh | None) -> Fused | None:
   if kernels not in KERNELS:
     raise ValueError(f"kernels={kernels!r}: use one of {KERNELS}.")
   platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-  name = _AUTO.get(platform, "xla") if kernels == "auto" else kernels
-  return None if name == "xla" else Fused("mosaic_tpu", platform == "cpu", mesh)
+  name: Implementation = _AUTO.get(platform, "xla") if kernels == "auto" else kernels
+  return None if name == "xla" else Fused(name, platform == "cpu", mesh)
 
 
 class SiteTap(Tap):

@@ -4,15 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from persona_kernels.edit_norm import edit_norm, mosaic_tpu
-from persona_kernels.edit_norm.arg_specs import MEASURED, TESTED, arguments, shapes
+from persona_kernels.edit_norm import edit_norm
+from persona_kernels.edit_norm.arg_specs import MEASURED, TESTED, ArgSpec, arguments, shapes
+
+IMPLEMENTATIONS = (
+  "reference", "xla", "mosaic_tpu",
+  pytest.param("mosaic_gpu", marks=pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"), reason="JAX simulates GPUs from 0.11 on")),
+)  # fmt: skip
 
 
 def run(name, args, options):
-  if name == "mosaic_tpu":  # as if on a TPU, on the host
-    dtype = args[0].dtype
-    return mosaic_tpu.edit_norm(*args, **options, dtype=dtype, interpret=True)
+  if name.startswith("mosaic"):  # as if on its device, on the host
+    return edit_norm(*args, **options, implementation=name, interpret=True)
   return jax.jit(lambda *a: edit_norm(*a, **options, implementation=name))(*args)
 
 
@@ -30,7 +36,7 @@ def in_float64(args, options):
     return jax.tree.map(np.asarray, out)
 
 
-@pytest.mark.parametrize("name", ["reference", "xla", "mosaic_tpu"])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("spec", TESTED, ids=lambda spec: spec.name)
 def test_implementation_equals_the_definition_in_float64(name, spec):
   args, options = arguments(spec)
@@ -57,7 +63,7 @@ def test_implementation_equals_the_definition_in_float64(name, spec):
     np.testing.assert_allclose(out.realised_BT, out.requested_BT, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["reference", "xla", "mosaic_tpu"])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_tokens_without_edits_keep_the_bits_of_the_sum(name):
   args, options = arguments(TESTED[-1])
   out = run(name, args, options)
@@ -87,10 +93,23 @@ def test_measured_sizes_trace():
     assert out.h_BTD.shape == (spec.rows, spec.tokens, spec.width)
 
 
-@pytest.mark.parametrize("name", ["reference", "xla", "mosaic_tpu"])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_without_a_scale_there_is_no_norm_and_the_rest_is_the_same(name):
   args, options = arguments(TESTED[2])
   whole, bare = run(name, args, options), run(name, (*args[:3], None, args[4]), options)
   assert bare.y_BTD is None
   for field in ("h_BTD", "reads_BTR", "realised_BT", "requested_BT"):
     np.testing.assert_allclose(getattr(bare, field), getattr(whole, field), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", MEASURED, ids=lambda spec: spec.name)
+def test_gpu_kernel_lowers_for_cuda(spec):
+  args, options = shapes(spec)
+  run = jax.jit(lambda *a: edit_norm(*a, **options, implementation="mosaic_gpu"))
+  assert "mosaic_gpu" in run.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_gpu_kernel_refuses_widths_that_lanes_cannot_share():
+  args, options = arguments(ArgSpec("odd", 1, 2, 576, 1))
+  with pytest.raises(ValueError, match=r"128 divides; got 576.*xla"):
+    edit_norm(*args, **options, implementation="mosaic_gpu", interpret=True)

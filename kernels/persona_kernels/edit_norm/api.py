@@ -8,16 +8,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from persona_kernels.edit_norm import mosaic_tpu, reference, xla
+from persona_kernels.edit_norm import mosaic_gpu, mosaic_tpu, reference, xla
 from persona_kernels.edit_norm.types import Out, Slots
 
-Implementation = Literal["reference", "xla", "mosaic_tpu"]
+Implementation = Literal["reference", "xla", "mosaic_tpu", "mosaic_gpu"]
 
 _EDIT_SLOTS = {"reference": reference.edit_slots, "xla": xla.edit_slots}
 _EDIT_NORM = {
   "reference": reference.edit_norm,
   "xla": xla.edit_norm,
   "mosaic_tpu": mosaic_tpu.edit_norm,
+  "mosaic_gpu": mosaic_gpu.edit_norm,
 }
 
 
@@ -69,13 +70,15 @@ def edit_norm(
     eps: of the norm.
     offset: 0, or 1 where the scale is stored as what is to be added to 1 (Gemma).
     dtype: of y; default that of x.
-    implementation: "reference" (the definition), "xla", "mosaic_tpu" (a TPU); default "xla".
-    interpret: simulate the kernel's device on the host.
+    implementation: "reference" (the definition), "xla", "mosaic_tpu" (a TPU), "mosaic_gpu" (a GPU
+      from Hopper on; 128 divides D); default "xla".
+    interpret: simulate the kernel's device on the host; a GPU from JAX 0.11 on.
     mesh: devices with an axis "data" over which the rows are split where it divides them; the
       kernel then runs on each device's rows, all of D. The others leave that to the compiler.
 
   Raises:
     ValueError: the implementation is unknown, or shapes or dtypes do not fit.
+    NotImplementedError: this JAX cannot simulate the device.
   """
   name = implementation or "xla"
   if name not in _EDIT_NORM:
