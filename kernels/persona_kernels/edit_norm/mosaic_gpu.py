@@ -17,7 +17,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from persona_kernels.edit_norm.types import Out, Slots
 
-_LOAD_TAKES_AN_INDEX = "idx" in inspect.signature(plgpu.load).parameters  # before JAX 0.12
+# JAX 0.10 asks for an index beside the reference, 0.11 warns of one, 0.12 refuses it.
+_index = inspect.signature(plgpu.load).parameters.get("idx")
+_LOAD_NEEDS_AN_INDEX = _index is not None and _index.default is inspect.Parameter.empty
 _HIGHEST = jax.lax.Precision.HIGHEST
 _LANES = 128  # threads of a warpgroup
 _TMA_BOX = 256  # the most elements that one TMA copy takes along an axis
@@ -69,14 +71,14 @@ def _kernel(
   h_gmem, dose_gmem = next(remaining), next(remaining)
   y_gmem = next(remaining) if with_norm else None
   x_smem, delta_smem, arrived = next(remaining), next(remaining), next(remaining)
-  p_smem = next(remaining) if resident else None
+  p_smem: Any = next(remaining) if resident else None
   row, run = jax.lax.axis_index("row"), jax.lax.axis_index("run")
   first = run * run_tokens
   tokens = jnp.minimum(run_tokens, given - first)
   layout = plgpu.Layout.WG_STRIDED(_folded(width), vec_size=_vector_elements(width))
 
   def load(ref: Any) -> jax.Array:
-    whole = ((),) if _LOAD_TAKES_AN_INDEX else ()
+    whole = ((),) if _LOAD_NEEDS_AN_INDEX else ()
     return plgpu.load(ref, *whole, layout=layout, optimized=False)
 
   def fetch(n: Any) -> None:
@@ -118,7 +120,9 @@ def _kernel(
     if keeps:
       edited = plain + change
       before, after = jnp.sum(plain * plain), jnp.sum(edited * edited)
-      ratio = jnp.sqrt(before) * jax.lax.rsqrt(jnp.where(after > 0, after, 1.0))
+      # There is no square root to call but this one; a vector of length 0 stays one.
+      some = after > 0
+      ratio = jax.lax.rsqrt(jnp.where(some, after, 1.0) / jnp.where(some, before, 1.0))
       kept = (numbers_gmem[row, _KEEP, 0] != 0) & (on != 0)
       change = jnp.where(kept, ratio - 1, 0.0) * plain + jnp.where(kept, ratio, 1.0) * change
     on_D = jnp.broadcast_to(on != 0, plain.shape)

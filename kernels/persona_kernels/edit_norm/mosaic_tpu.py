@@ -184,6 +184,6 @@ def bytes_moved(
   normed = 0 if dtype is None else jnp.dtype(dtype).itemsize
   stream = b * t * d * (3 * x_BTD.dtype.itemsize + normed)
   per_row = b * (s * d + s * s + _NUM * s) * 4
-  per_token = b * t * (s + 2) * 4
+  per_token = b * t * 2 * 128 * 4  # strengths and doses, whose last axis fills whole lanes
   bank = 0 if bank_RD is None else bank_RD.size * 4 + b * t * bank_RD.shape[0] * 4
   return stream + per_row + per_token + bank
