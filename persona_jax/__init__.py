@@ -40,6 +40,7 @@ from persona_jax.engine.generate import Generation
 from persona_jax.engine.grid import Condition, Grid
 from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
+from persona_jax.engine.trace import EditTrace
 from persona_jax.models.family import Family
 from persona_jax.personas.chat import Raw, split_thinking
 from persona_jax.runs.run import Run, run
@@ -55,6 +56,7 @@ __all__ = [
   "Edit",
   "EditTable",
   "Family",
+  "EditTrace",
   "Generation",
   "Grid",
   "Model",

@@ -28,13 +28,13 @@ from persona_jax.edits.table import (
   Site,
   Stage,
   When,
+  Where,
   windows,
 )
 from persona_jax.edits.window import Window
 from persona_jax.models.arch import Arch
 
 RowEdits = Edit | Sequence[Edit] | None
-Where = tuple[str, int]
 
 
 class HasArch(Protocol):

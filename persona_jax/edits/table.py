@@ -8,13 +8,15 @@ At "head_out" every array has an axis N of heads after that of rows, D is the wi
 each head is edited by itself.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 # Places in a block where the residual stream or a branch of it, [B, T, D], can be read and edited;
 # "head_out" is [B, T, N, H], each head's output before the output projection.
+Where: TypeAlias = tuple[str, int]  # a site and a block
+
 SITES = (
   "resid_pre", "attn_in", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post",
 )  # fmt: skip
@@ -227,7 +229,7 @@ class Site(NamedTuple):
 class EditTable(NamedTuple):
   """All edits of a batch of rows: a pytree, keyed by (site, block)."""
 
-  sites: dict[tuple[str, int], Site]
+  sites: dict[Where, Site]
 
   @property
   def num_rows(self) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from persona_jax.edits.apply import TokenInfo
-from persona_jax.edits.table import ROLES, EditTable
+from persona_jax.edits.table import ROLES, EditTable, Where
 from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.sampling import Sampling, next_token
 from persona_jax.engine.taps import Fused
@@ -56,6 +56,7 @@ class State(NamedTuple):
     length_B: int32, generated tokens of each row, the stop token included.
     realised_B, requested_B: float32, delivery of edits (`edits.apply.Delivery`).
     edited_B: int32, tokens on which an edit was on.
+    changes: float32 [B, N] by (site, block), how far each fed token was moved, if traced.
   """
 
   step: jax.Array
@@ -68,11 +69,20 @@ class State(NamedTuple):
   realised_B: jax.Array
   requested_B: jax.Array
   edited_B: jax.Array
+  changes: dict[Where, jax.Array]
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("arch", "sampling", "num_steps", "with_logprobs", "resid_dtype", "fused"),
+  static_argnames=(
+    "arch",
+    "sampling",
+    "num_steps",
+    "with_logprobs",
+    "resid_dtype",
+    "fused",
+    "trace",
+  ),
   donate_argnames=("caches",),
 )
 def decode(
@@ -88,6 +98,7 @@ def decode(
   with_logprobs: bool,
   resid_dtype: Any,
   fused: Fused | None = None,
+  trace: bool = False,
 ) -> State:
   """Generate up to `num_steps` tokens for B rows.
 
@@ -102,6 +113,7 @@ def decode(
     num_steps: N.
     with_logprobs: whether to compute log-probabilities (one more pass over the vocabulary).
     fused: the kernel for edits of projections, or None.
+    trace: whether to note how far each token was moved at each edited place.
   """
   num_rows = start.token_B.shape[0]
   first_slot = caches[0].k_BKSH.shape[2] - num_steps
@@ -125,6 +137,7 @@ def decode(
       cursor=first_slot + t,
       edits=edits,
       fused=fused,
+      trace=trace,
     )
     logits_BV = arch.family.unembed(arch, params, out.h_BTD[:, 0])
     token_B = next_token(sampling, logits_BV, start.key_B, t)
@@ -144,6 +157,10 @@ def decode(
       realised_B=state.realised_B + out.delivery.realised_B,
       requested_B=state.requested_B + out.delivery.requested_B,
       edited_B=state.edited_B + out.delivery.edited_BT[:, 0],
+      changes={
+        place: jax.lax.dynamic_update_slice(change_BN, out.changes[place], (0, t))
+        for place, change_BN in state.changes.items()
+      },
     )
 
   zero_B = jnp.zeros((num_rows,), jnp.float32)
@@ -159,5 +176,9 @@ def decode(
     realised_B=zero_B,
     requested_B=zero_B,
     edited_B=empty_B,
+    changes=dict.fromkeys(
+      edits.sites if trace and edits is not None else (),
+      jnp.zeros((num_rows, num_steps), jnp.float32),
+    ),
   )
   return jax.lax.while_loop(lambda s: (s.step < num_steps) & ~jnp.all(s.done_B), body, state)

@@ -14,7 +14,7 @@ import numpy as np
 
 from persona_jax.edits.apply import Delivery, TokenInfo
 from persona_jax.edits.compile import needs_roles
-from persona_jax.edits.table import ROLES, EditTable, Site
+from persona_jax.edits.table import ROLES, EditTable, Site, Where
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
 from persona_jax.engine.taps import Fused, SiteTap
 from persona_jax.models import layers
@@ -35,15 +35,17 @@ class Pass(NamedTuple):
     caches: keys and values, one entry a block.
     reads: captured arrays by (site, block).
     delivery: what the edits did.
+    changes: float32 [B, T] by (site, block), the lengths of the changes, if `trace`.
   """
 
   h_BTD: jax.Array
   caches: list[KV]
   reads: Reads
   delivery: Delivery
+  changes: dict[Where, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "i", "spec", "fused"))
+@functools.partial(jax.jit, static_argnames=("arch", "i", "spec", "fused", "trace"))
 def _block(
   params: Mapping[str, jax.Array],
   h_BTD: jax.Array,
@@ -56,10 +58,11 @@ def _block(
   i: int,
   spec: CaptureSpec | None,
   fused: Fused | None,
-) -> tuple[jax.Array, KV, dict[str, jax.Array], Delivery | None]:
-  tap = SiteTap(sites, tokens, spec, bank_RD, fused)
+  trace: bool,
+) -> tuple[jax.Array, KV, dict[str, jax.Array], Delivery | None, dict[str, jax.Array]]:
+  tap = SiteTap(sites, tokens, spec, bank_RD, fused, trace)
   h_BTD, kv = arch.family.block(arch, i, params, h_BTD, slots, tap)
-  return h_BTD, kv, tap.reads, tap.delivery
+  return h_BTD, kv, tap.reads, tap.delivery, tap.changes
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))
@@ -87,6 +90,7 @@ def run_blocks(
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
   fused: Fused | None = None,
+  trace: bool = False,
 ) -> Pass:
   """Send embedded tokens through every block.
 
@@ -102,15 +106,17 @@ def run_blocks(
     edits: the edit table of the B rows, or None for the model without hooks.
     spec, banks: what to read (see `engine.capture.resolve`).
     fused: the kernel for edits of projections; None is plain XLA, which has derivatives.
+    trace: whether to note how far each token was moved at each edited place.
   """
   if slot_position_BS is None:
     slot_position_BS = position_BT
   ropes, masks = _by_kind(position_BT, slot_position_BS, arch=arch)
   delivery = Delivery.none(position_BT.shape)
   new_caches, reads = [], {}
+  changes: dict[Where, jax.Array] = {}
   for i, kind in enumerate(arch.pattern):
     kv = None if caches is None else caches[i]
-    h_BTD, kv, block_reads, delivered = _block(
+    h_BTD, kv, block_reads, delivered, block_changes = _block(
       params["blocks"][i],
       h_BTD,
       Slots(position_BT, slot_position_BS, ropes[kind], masks[kind], kv, cursor),
@@ -121,12 +127,14 @@ def run_blocks(
       i=arch.first_alike(i),
       spec=None if spec is None else spec.reads(i),
       fused=fused,
+      trace=trace,
     )
     new_caches.append(kv)
     reads.update({(site, i): value for site, value in block_reads.items()})
+    changes.update({(site, i): change for site, change in block_changes.items()})
     if delivered is not None:
       delivery = delivery.plus(delivered)
-  return Pass(h_BTD, new_caches, reads, delivery)
+  return Pass(h_BTD, new_caches, reads, delivery, changes)
 
 
 def run_rows(

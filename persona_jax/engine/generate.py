@@ -21,6 +21,7 @@ from persona_jax.engine.rows import (
   tiles,
 )
 from persona_jax.engine.sampling import Sampling
+from persona_jax.engine.trace import EditTrace, of_row
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Generation:
     delivered_dose: <realised change, requested change> / ||requested change||^2 over the edited
       tokens, after the cast to the model's dtype; NaN where nothing was requested.
     valid: false if an edit of the row met no token, or if the dose lies outside [.95, 1.05].
+    trace: where and how far the row's activations were moved, or None if not asked for.
   """
 
   text: str
@@ -49,6 +51,7 @@ class Generation:
   tokens_edited: int
   delivered_dose: float
   valid: bool
+  trace: EditTrace | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +63,14 @@ class Settings:
     sampling: how a token is chosen.
     stop_ids: ids that end a row.
     logprobs: whether log-probabilities are computed.
+    trace: whether the trace of edits is kept.
   """
 
   max_new_tokens: int
   sampling: Sampling = Sampling()
   stop_ids: tuple[int, ...] = ()
   logprobs: bool = False
+  trace: bool = False
 
   def __post_init__(self) -> None:
     if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
@@ -76,7 +81,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
   """Generate for the rows of one tile, in their order."""
   num_rows = row_bucket(len(rows))
   steps = settings.max_new_tokens
-  prefix = prefill(model, rows, num_rows, room=steps)
+  prefix = prefill(model, rows, num_rows, room=steps, trace=settings.trace)
   filled = list(rows) + [rows[0]] * (num_rows - len(rows))
   table = (
     compile_edits(model, [row.edits for row in filled]) if any(r.edits for r in rows) else None
@@ -103,16 +108,24 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
     with_logprobs=settings.logprobs,
     resid_dtype=model.resid_dtype,
     fused=model.fused,
+    trace=settings.trace,
   )
   ids_BN, length_B = np.asarray(out.ids_BN), np.asarray(out.length_B)
   logprob_BN = None if out.logprob_BN is None else np.asarray(out.logprob_BN)
   realised_B = np.asarray(out.realised_B) + prefix.realised_B
   requested_B = np.asarray(out.requested_B) + prefix.requested_B
   edited_B = np.asarray(out.edited_B) + prefix.edited_B
+  changes = {place: np.asarray(change_BN) for place, change_BN in out.changes.items()}
   generations = []
   for b, row in enumerate(rows):
     ids = tuple(ids_BN[b, : length_B[b]].tolist())
     dose = dose_of(realised_B[b], requested_B[b])
+    trace = None
+    if settings.trace:
+      seen_S = prefix.position_BS[b] >= 0
+      before = {place: change_BS[b, seen_S] for place, change_BS in prefix.changes.items()}
+      after = {place: change_BN[b] for place, change_BN in changes.items()}
+      trace = of_row(row, before, after, len(ids))
     generations.append(
       Generation(
         text=model.tokenizer.decode(list(ids)),
@@ -122,6 +135,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
         tokens_edited=int(edited_B[b]),
         delivered_dose=dose,
         valid=not problem_of(row, len(ids) - 1, dose),
+        trace=trace,
       )
     )
   return generations

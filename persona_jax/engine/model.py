@@ -126,6 +126,7 @@ class Model:
     seed: int | Sequence[int] = 0,
     stop: Sequence[int | str] = (),
     logprobs: bool = False,
+    trace: bool = False,
     progress: Progress | None = None,
   ) -> list[Generation]:
     """Generate an answer for each prompt.
@@ -141,6 +142,8 @@ class Model:
         neighbours change nothing, and the same prompt with the same seed gives the same sample.
       stop: ids, or texts of single tokens, that end a row beside the model's own end tokens.
       logprobs: whether to return each token's log-probability.
+      trace: whether to return where and how far edits moved each row's activations
+        (`Generation.trace`).
       progress: called with the number of rows finished, tile by tile.
 
     Returns:
@@ -150,7 +153,7 @@ class Model:
       ValueError: prompts, edits or settings do not fit; the message says which and what does.
     """
     sampling = Sampling(float(temperature), top_k, top_p, min_p)
-    settings = Settings(max_new_tokens, sampling, self.stop_ids(stop), logprobs)
+    settings = Settings(max_new_tokens, sampling, self.stop_ids(stop), logprobs, trace)
     return generating.generate(self, prompts, settings, edits=edits, seed=seed, progress=progress)
 
   @overload

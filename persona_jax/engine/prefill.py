@@ -23,6 +23,7 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.compile import compile_edits
+from persona_jax.edits.table import Where
 from persona_jax.engine.forward import Pass, run_blocks
 from persona_jax.engine.rows import LENGTH_STEP, Row, round_up, row_bucket
 from persona_jax.models.layers import KV
@@ -49,6 +50,7 @@ class Prefix:
     num_slots: S.
     realised_B, requested_B: float32, delivery of edits on the prefix (`edits.apply.Delivery`).
     edited_B: int32, prefix tokens on which an edit was on.
+    changes: float32 [B, S] by (site, block), how far each token was moved, if traced.
     num_prefixes: distinct prefixes.
     num_tokens: tokens that were computed, without padding.
   """
@@ -59,6 +61,7 @@ class Prefix:
   realised_B: np.ndarray
   requested_B: np.ndarray
   edited_B: np.ndarray
+  changes: dict[Where, np.ndarray]
   num_prefixes: int
   num_tokens: int
 
@@ -72,9 +75,12 @@ class _Computed:
   realised_P: np.ndarray
   requested_P: np.ndarray
   edited_P: np.ndarray
+  changes: dict[Where, np.ndarray]
 
 
-def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Prefix:
+def prefill(
+  model: "Model", rows: Sequence[Row], num_rows: int, room: int, *, trace: bool = False
+) -> Prefix:
   """Compute the prefixes of a tile.
 
   Args:
@@ -82,6 +88,7 @@ def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Pr
     rows: the tile's rows.
     num_rows: B ≥ len(rows); the rows beyond repeat the first and are to be ignored.
     room: free slots to append for what follows the prefix.
+    trace: whether to note how far each token was moved at each edited place.
   """
   groups: dict[tuple[object, ...], int] = {}
   index = [groups.setdefault(row.prefix_key, len(groups)) for row in rows]
@@ -95,8 +102,8 @@ def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Pr
   shared: _Computed | None = None
   if any(stems):
     stem_rows = [Row((*stem, 0), len(stem), (0,) * (len(stem) + 1)) for stem in stems]
-    shared = _compute(model, stem_rows, [0] * len(stems), None, None)
-  done = _compute(model, firsts, stem_length_P, shared, np.asarray(stem_P, np.int32))
+    shared = _compute(model, stem_rows, [0] * len(stems), None, None, trace)
+  done = _compute(model, firsts, stem_length_P, shared, np.asarray(stem_P, np.int32), trace)
   return Prefix(
     [_gather(kv, jnp.asarray(index_B), room=room) for kv in done.caches],
     done.position_PS[index_B],
@@ -104,6 +111,7 @@ def prefill(model: "Model", rows: Sequence[Row], num_rows: int, room: int) -> Pr
     done.realised_P[index_B],
     done.requested_P[index_B],
     done.edited_P[index_B],
+    {place: change_PS[index_B] for place, change_PS in done.changes.items()},
     len(firsts),
     num_tokens,
   )
@@ -173,6 +181,7 @@ def _compute(
   skip: Sequence[int],
   shared: _Computed | None,
   stem_P: np.ndarray | None,
+  trace: bool,
 ) -> _Computed:
   """Compute tokens [skip, -1) of every row, batch by batch, after the shared stems."""
   longest = max(len(row.ids) - 1 - n for row, n in zip(rows, skip, strict=True))
@@ -180,6 +189,7 @@ def _compute(
   size = max(1, min(row_bucket(len(rows)), BATCH_TOKENS // slots))
   parts: list[list[KV]] = [[] for _ in range(model.arch.num_blocks)]
   positions, realised, requested, edited = [], [], [], []
+  changes: dict[Where, np.ndarray] = {}
   for i in range(0, len(rows), size):
     batch, offsets = list(rows[i : i + size]), list(skip[i : i + size])
     keep = len(batch)  # only the last batch is padded, at its end: run p stays at place p
@@ -187,18 +197,25 @@ def _compute(
     stems = None
     if shared is not None and stem_P is not None:
       stems = np.append(stem_P[i : i + size], np.zeros(missing, np.int32))
-    out, position_BS = _run(
-      model, batch + [batch[0]] * missing, offsets + offsets[:1] * missing, slots, shared, stems
-    )
+    batch += [batch[0]] * missing
+    offsets += offsets[:1] * missing
+    out, position_BS = _run(model, batch, offsets, slots, shared, stems, trace)
     for block, kv in enumerate(out.caches):
       parts[block].append(kv)
     positions.append(position_BS[:keep])
     realised.append(np.asarray(out.delivery.realised_B)[:keep])
     requested.append(np.asarray(out.delivery.requested_B)[:keep])
     edited.append(np.asarray(out.delivery.edited_BT).sum(axis=1)[:keep])
+    for place, change_BT in out.changes.items():
+      whole_PS = changes.setdefault(place, np.zeros((len(rows), position_BS.shape[1]), np.float32))
+      whole_PS[i : i + keep, -slots:] = np.asarray(change_BT)[:keep]
   return _Computed(
     [part[0] if len(part) == 1 else _join(part) for part in parts],
-    *(np.concatenate(x) for x in (positions, realised, requested, edited)),
+    np.concatenate(positions),
+    np.concatenate(realised),
+    np.concatenate(requested),
+    np.concatenate(edited),
+    changes,
   )
 
 
@@ -209,6 +226,7 @@ def _run(
   slots: int,
   shared: _Computed | None,
   stem_B: np.ndarray | None,
+  trace: bool,
 ) -> tuple[Pass, np.ndarray]:
   """Run one batch, right-aligned in `slots`, after the slots of its stems; return also [B, S]."""
   num_rows = len(rows)
@@ -243,5 +261,6 @@ def _run(
     cursor=before,
     edits=table,
     fused=model.fused,
+    trace=trace,
   )
   return out, slot_position_BS

@@ -60,6 +60,7 @@ class SiteTap(Tap):
 
   Attributes:
     reads: what was read, by site.
+    changes: float32 [B, T] by edited site, the length of the change, if `trace`.
     deliveries: what each edited site delivered.
   """
 
@@ -70,10 +71,12 @@ class SiteTap(Tap):
     spec: CaptureSpec | None,
     bank_RD: jax.Array | None,
     fused: Fused | None,
+    trace: bool = False,
   ):
     self._sites, self._tokens, self._spec = sites, tokens, spec
-    self._bank_RD, self._fused = bank_RD, fused
+    self._bank_RD, self._fused, self._trace = bank_RD, fused, trace
     self.reads: dict[str, jax.Array] = {}
+    self.changes: dict[str, jax.Array] = {}
     self.deliveries: list[Delivery] = []
 
   @property
@@ -84,8 +87,10 @@ class SiteTap(Tap):
   def __call__(self, site: str, x: jax.Array) -> jax.Array:
     """Edit the activation of a site, then read it."""
     if site in self._sites:
+      before = x
       x, delivery = apply_site(self._sites[site], x, self._tokens)
       self.deliveries.append(delivery)
+      self._note(site, before, x)
     return self._read(site, x)
 
   def add(self, site: str, h_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
@@ -120,7 +125,14 @@ class SiteTap(Tap):
     on_BT = jnp.any(slots.strength_BTS != 0, axis=-1)
     realised_B, requested_B = (jnp.sum(x, axis=1) for x in (out.realised_BT, out.requested_BT))
     self.deliveries.append(Delivery(realised_B, requested_B, on_BT))
+    self._note(site, h_BTD + branch_BTD, out.h_BTD)
     return self._read(site, out.h_BTD), out.y_BTD
+
+  def _note(self, site: str, before: jax.Array, after: jax.Array) -> None:
+    if self._trace:
+      change = after.astype(jnp.float32) - before.astype(jnp.float32)
+      axes = tuple(range(2, change.ndim))
+      self.changes[site] = jnp.sqrt(jnp.sum(change * change, axis=axes))
 
   def _read(self, site: str, x: jax.Array) -> jax.Array:
     if self._spec is not None and site in self._spec.sites:
