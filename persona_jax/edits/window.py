@@ -10,8 +10,9 @@ from persona_jax.edits.table import ALL_ROLES, ALWAYS, FOREVER, ROLES
 class Window:
   """Tokens with one of `roles` whose offset from the end of the prompt lies in [start, stop).
 
-  Offset 0 is the first answer token, -1 the last prompt token. Every generated token has the role
-  "assistant"; "think" is for tokens whose roles are passed to `pj.forward`.
+  Offset 0 is the first answer token, -1 the last prompt token. Generated tokens have the role
+  "assistant"; those of a thought at the beginning of an answer "think", tags included, where the
+  tags are single tokens of the vocabulary (Qwen3, QwQ, DeepSeek-R1).
 
   Attributes:
     roles: names out of `edits.table.ROLES`, or None for all.
@@ -61,14 +62,17 @@ _NAMED = {
   "prompt": Window(stop=0),
   "generated": Window(start=0),
   "answer": Window(start=-1),
+  "think": Window(("think",), start=0),
+  "after-think": Window(("assistant",), start=0),
 }
 
 
 def as_window(tokens: "str | Window") -> Window:
-  """Resolve a window name: "all", "prompt", "generated", "answer" or "last:k".
+  """Resolve a window name: "all", "prompt", "generated", "answer", "think", … or "last:k".
 
   "answer" is the last prompt token (which produces the first answer token) and all generated ones;
-  "generated" leaves the first answer token alone; "last:k" is the last k prompt tokens.
+  "generated" leaves the first answer token alone; "last:k" is the last k prompt tokens. "think" is
+  the thought of the answer, "after-think" all generated tokens that belong to none.
 
   Raises:
     ValueError: any other name, or k < 1.

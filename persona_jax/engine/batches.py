@@ -74,6 +74,6 @@ def _check_delivered(
     return
   realised, requested = np.asarray(realised_B), np.asarray(requested_B)
   for b, (n, row) in enumerate(zip(numbers, rows, strict=True)):
-    problem = problem_of(row, 0, dose_of(realised[b], requested[b]))
+    problem = problem_of(row, (), dose_of(realised[b], requested[b]))
     if problem:
       raise ValueError(f"prompt {n}: {problem}.")

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 DOSE_RANGE = (0.95, 1.05)
 
 
-def problem_of(row: Row, fed: int, dose: float) -> str:
+def problem_of(row: Row, fed_roles: Sequence[int], dose: float) -> str:
   """Say what a row did not get of what it asked for, "" if nothing is amiss.
 
   Args:
     row: the row.
-    fed: tokens of the answer that went through the model.
+    fed_roles: roles of the answer tokens that went through the model.
     dose: delivered, NaN where nothing was requested.
   """
-  for edit, held in zip(row.edits, row.tokens_in_windows(fed), strict=True):
+  for edit, held in zip(row.edits, row.tokens_in_windows(fed_roles), strict=True):
     if not held:
       return (
-        f"the window {edit.window} of its edit {edit.op!r} holds none of its {len(row.ids) + fed} "
-        f"tokens, {row.prompt_length} of them prompt"
+        f"the window {edit.window} of its edit {edit.op!r} holds none of its "
+        f"{len(row.ids) + len(fed_roles)} tokens, {row.prompt_length} of them prompt"
       )
   if not (np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1]):
     return (

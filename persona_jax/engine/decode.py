@@ -29,6 +29,7 @@ class Start(NamedTuple):
     offset_B: int32, its offset from the end of the prompt (-1, or more in a started answer).
     prefix_position_BS: int32, position of the token in each slot of the row's prefix; negative
       where a slot is empty.
+    thinking_B: bool, whether the answer goes on with a thought of the prompt.
     done_B: bool, rows that only fill the tile.
     key_B: sampling keys.
   """
@@ -38,6 +39,7 @@ class Start(NamedTuple):
   position_B: jax.Array
   offset_B: jax.Array
   prefix_position_BS: jax.Array
+  thinking_B: jax.Array
   done_B: jax.Array
   key_B: jax.Array
 
@@ -48,6 +50,7 @@ class State(NamedTuple):
   Attributes:
     step: int32, tokens generated so far by the longest row.
     token_B: int32, what is fed next.
+    thinking_B: bool, whether the token that is fed next stands inside a thought.
     done_B: bool, rows that met a stop token.
     caches: keys and values by block; token t of the answer stands at slot S + t.
     ids_BN: int32, generated ids; beyond `length_B` they mean nothing.
@@ -61,6 +64,7 @@ class State(NamedTuple):
 
   step: jax.Array
   token_B: jax.Array
+  thinking_B: jax.Array
   done_B: jax.Array
   caches: list[KV]
   ids_BN: jax.Array
@@ -91,6 +95,7 @@ def decode(
   start: Start,
   edits: EditTable | None,
   stop_ids_E: jax.Array,
+  think_ids_2: jax.Array,
   *,
   arch: Arch,
   sampling: Sampling,
@@ -109,6 +114,7 @@ def decode(
     start: where each row begins.
     edits: the rows' edit table.
     stop_ids_E: int32, ids that end a row.
+    think_ids_2: int32, ids of "<think>" and "</think>", see `Row.answer_roles`; -1 for none.
     sampling: how a token is chosen.
     num_steps: N.
     with_logprobs: whether to compute log-probabilities (one more pass over the vocabulary).
@@ -124,7 +130,11 @@ def decode(
   def body(state: State) -> State:
     t = state.step
     live_B = ~state.done_B
-    role_B = jnp.where(t == 0, start.role_B, ROLES["assistant"])
+    opens_B = (state.token_B == think_ids_2[0]) & (start.offset_B + t == 0)
+    thinking_B = (state.thinking_B | opens_B) & (t > 0)
+    role_B = jnp.where(thinking_B, ROLES["think"], ROLES["assistant"])
+    role_B = jnp.where(t == 0, start.role_B, role_B)
+    closes_B = (t > 0) & (state.token_B == think_ids_2[1])
     tokens = TokenInfo((start.offset_B + t)[:, None], role_B[:, None], live_B[:, None])
     out = run_blocks(
       arch,
@@ -149,6 +159,7 @@ def decode(
     return State(
       step=t + 1,
       token_B=token_B,
+      thinking_B=jnp.where(t == 0, state.thinking_B, thinking_B & ~closes_B),
       done_B=state.done_B | jnp.any(token_B[:, None] == stop_ids_E, axis=1),
       caches=out.caches,
       ids_BN=jax.lax.dynamic_update_slice(state.ids_BN, token_B[:, None], (0, t)),
@@ -168,6 +179,7 @@ def decode(
   state = State(
     step=jnp.int32(0),
     token_B=start.token_B,
+    thinking_B=start.thinking_B,
     done_B=start.done_B,
     caches=caches,
     ids_BN=jnp.zeros((num_rows, num_steps), jnp.int32),

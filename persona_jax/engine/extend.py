@@ -65,7 +65,8 @@ def extend(
   for b, n in enumerate(filled):
     given = (rows[n].ids[-1], *fed[n])
     ids_BT[b, : len(given)] = given
-    role_BT[b, 0] = rows[n].roles[-1]
+    roles = rows[n].roles[-1], *rows[n].answer_roles(fed[n], model.think_ids)
+    role_BT[b, : len(given)] = roles
     valid_BT[b, : len(given)] = True
   first_B = np.asarray([len(rows[n].ids) - 1 for n in filled], np.int32)
   end_B = np.asarray([rows[n].prompt_length for n in filled], np.int32)

@@ -93,6 +93,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
     position_B=jnp.asarray(last_B),
     offset_B=jnp.asarray(last_B - [row.prompt_length for row in filled], jnp.int32),
     prefix_position_BS=jnp.asarray(prefix.position_BS),
+    thinking_B=jnp.asarray([row.opens_thought for row in filled]),
     done_B=jnp.arange(num_rows) >= len(rows),
     key_B=sampling_keys([row.seed for row in filled]),
   )
@@ -102,6 +103,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
     start,
     table,
     jnp.asarray(settings.stop_ids or (-1,), jnp.int32),
+    jnp.asarray(model.think_ids, jnp.int32),
     arch=model.arch,
     sampling=settings.sampling,
     num_steps=steps,
@@ -134,7 +136,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
         logprobs=None if logprob_BN is None else tuple(logprob_BN[b, : len(ids)].tolist()),
         tokens_edited=int(edited_B[b]),
         delivered_dose=dose,
-        valid=not problem_of(row, len(ids) - 1, dose),
+        valid=not problem_of(row, row.answer_roles(ids[:-1], model.think_ids), dose),
         trace=trace,
       )
     )

@@ -82,6 +82,16 @@ class Model:
     """The kernel that `kernels` means on this machine; None is plain XLA."""
     return choose(self.kernels, self.mesh)
 
+  @property
+  def think_ids(self) -> tuple[int, int]:
+    """Ids of the tokens "<think>" and "</think>", -1 where the vocabulary has no such token.
+
+    They switch the role of generated tokens, which token windows may ask for.
+    """
+    tags = (self.tokenizer.backend.token_to_id(tag) for tag in ("<think>", "</think>"))
+    opening, closing = (-1 if tag is None else tag for tag in tags)
+    return opening, closing
+
   def save(self, path: str | Path, *, name: str | None = None) -> None:
     """Write the model as an Orbax directory, which `pj.load` puts on any mesh.
 

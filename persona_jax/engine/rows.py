@@ -27,6 +27,7 @@ class Row:
     prompt_length: tokens of the prompt, the origin of token windows.
     roles: role of each token, see `edits.table.ROLES`.
     edits: what acts on the row, in order.
+    opens_thought: whether `ids` leave a thought open, which the answer continues.
     seed: 64-bit seed of the row's sampling noise.
   """
 
@@ -35,6 +36,7 @@ class Row:
   roles: tuple[int, ...]
   edits: tuple[Edit, ...] = ()
   seed: int = 0
+  opens_thought: bool = False
 
   @property
   def prefix_key(self) -> tuple[object, ...]:
@@ -51,9 +53,27 @@ class Row:
     # Windows may ask for roles, and one text can have others: a chat, and the same as pj.Raw.
     return self.ids[:-1], self.prompt_length, reaching, self.roles[:-1] if reaching else ()
 
-  def tokens_in_windows(self, fed: int = 0) -> list[int]:
-    """Return, for each edit, the tokens of the row and `fed` answer tokens in its window."""
-    role_T = np.asarray((*self.roles, *[ROLES["assistant"]] * fed))
+  def answer_roles(self, ids: Sequence[int], think_ids: tuple[int, int]) -> list[int]:
+    """Return the roles of answer tokens that follow the row's own.
+
+    An answer that begins with the token "<think>", or that goes on with a thought of the prompt, is
+    "think" up to the token "</think>", both included; the rest is "assistant".
+
+    Args:
+      ids: the answer's tokens.
+      think_ids: ids of the two tags, -1 where the vocabulary has no such token.
+    """
+    opening, closing = think_ids
+    thinking, roles = self.opens_thought, []
+    for n, token in enumerate(ids):
+      thinking |= token == opening and len(self.ids) + n == self.prompt_length
+      roles.append(ROLES["think" if thinking else "assistant"])
+      thinking &= token != closing
+    return roles
+
+  def tokens_in_windows(self, fed_roles: Sequence[int] = ()) -> list[int]:
+    """Return, for each edit, the tokens in its window, answer tokens of `fed_roles` included."""
+    role_T = np.asarray((*self.roles, *fed_roles))
     offset_T = np.arange(len(role_T)) - self.prompt_length
     counts = []
     for edit in self.edits:
@@ -82,6 +102,7 @@ def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0
     tuple(int(r) for r in encoded.roles),
     edits,
     seed,
+    bool(encoded.opens_thought),
   )
 
 

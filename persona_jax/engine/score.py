@@ -188,7 +188,7 @@ def score_rows(
     edited_N,
     dose_N,
     [
-      problem_of(row, len(cont) - 1, dose)
+      problem_of(row, row.answer_roles(cont[:-1], model.think_ids), dose)
       for row, cont, dose in zip(rows, conts, dose_N, strict=True)
     ],
   )

@@ -225,11 +225,13 @@ def test_loop_stops_when_all_rows_are_done(tiny):
     *(jnp.asarray([x], jnp.int32) for x in (row.ids[-1], 1, 2, -1)),
     jnp.asarray(prefix.position_BS),
     jnp.asarray([False]),
+    jnp.asarray([False]),
     sampling_keys([0]),
   )
   out = decode.decode(
-    tiny.model.params, prefix.caches, start, None, jnp.asarray([stop]), arch=tiny.model.arch,
-    sampling=Sampling(), num_steps=50, with_logprobs=False, resid_dtype="float32",
+    tiny.model.params, prefix.caches, start, None, jnp.asarray([stop]), jnp.asarray([-1, -1]),
+    arch=tiny.model.arch, sampling=Sampling(), num_steps=50, with_logprobs=False,
+    resid_dtype="float32",
   )  # fmt: skip
   assert int(out.step) == 1 and int(out.length_B[0]) == 1
 
