@@ -7,7 +7,8 @@ To add one (docs/families.md has Qwen3 as an example):
   2. If the parameters differ from those of `decoder.Block`, write a block module, and with it
      `abstract_params(arch)`: names whose suffix gives the dimensions, as `q_DNH`.
   3. `weight_map(arch)` says where each tensor of the checkpoint goes and what its axes are.
-  4. `block(arch, i, params, h, slots, tap)` runs block i and calls `tap(site, x)` at every site.
+  4. `block(arch, i, params, h, slots, tap)` runs block i and calls `tap(site, x)` at every site
+     (`models.tap.Tap`).
   5. `pj.load(source, family=pj.Family("my_type", parse, …))`. What is left out is `decoder`'s.
 
 Nothing else needs to know: edits, captures, caches and sharding work through `tap` and the names.
