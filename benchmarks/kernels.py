@@ -2,23 +2,23 @@
 
   make bench-kernels
 
-Three tables, for each chip:
+Four tables, for each chip:
 
-  1. `edit_norm` by itself, at the sizes of Llama-3.1-8B. Bytes of the definition and of XLA are the
-     compiler's; those of the kernel are counted from its block specs ("analytic": for a custom call
-     the compiler only repeats what it was told). Microseconds are bytes over the HBM bandwidth of
-     the data sheet.
-  2. Edits inside two whole blocks of Llama-3.1-8B at prefill, 16384 tokens: the cycles that the
-     compiler estimates, against the same program without edits. For the kernel: the compiler's
-     cycles of all but the kernel, and for it the cycles that the compiler gives an addition, times
-     the ratio of bytes.
-  3. A read-out of 300 directions at both blocks in a step of decoding 256 rows.
+  alone: `edit_norm` by itself, at the sizes of Llama-3.1-8B. Bytes of the definition and of XLA are
+    the compiler's; those of the kernel are counted from its block specs ("analytic": for a custom
+    call the compiler only repeats what it was told). Microseconds are bytes over the HBM bandwidth
+    of the data sheet.
+  prefill: an edit inside two whole blocks of Llama-3.1-8B, 16384 tokens: the cycles that the
+    compiler estimates, against the same program without it. For the kernel: the compiler's cycles
+    of all but the kernel, and for its bytes the cycles that they take in an addition.
+  decode: the same for a step of 256 rows with 1024 slots, both blocks edited.
+  read-out: of 300 directions at both blocks in that step.
 
 Everything here is a compiler estimate or analytic; nothing is measured.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ from persona_kernels.edit_norm import edit_norm, mosaic_tpu
 from persona_kernels.edit_norm.arg_specs import MEASURED, ArgSpec, shapes
 
 _CHIPS = flags.DEFINE_list("chips", [chip.name for chip in CHIPS], "which chips to compile for")
+_TABLES = flags.DEFINE_list(
+  "tables", ["alone", "prefill", "decode", "read-out"], "which tables to print"
+)
 
 # Two blocks of Llama-3.1-8B: the edit acts on the output of the first.
 LLAMA_8B = {
@@ -105,68 +108,79 @@ def _site(shape: Shape, rows: int, kind: str, slots: int) -> Site:
   )
 
 
-def _inside(chip: Chip) -> list[str]:
-  shape = _shape_on(one_device(chip))
-  arch = llama.parse(LLAMA_8B)
-  rows, tokens = PREFILL
-  params = jax.tree.map(
-    lambda x: shape(*x.shape, dtype="bfloat16"), arch.family.abstract_params(arch)
-  )
-  whole = shape(rows, tokens, dtype="int32")
-  info = TokenInfo(whole, whole, shape(rows, tokens, dtype="bool"))
-  h_BTD = shape(rows, tokens, 4096, dtype="bfloat16")
+class _Blocks:
+  """Two whole blocks of Llama-3.1-8B compiled for one chip, at prefill or in a decoding step."""
 
-  def cycles(site: Site | None, fused: Fused | None = None) -> int:
-    def run(params, h_BTD, position_BT, info, site):  # type: ignore[no-untyped-def]
-      edits = None if site is None else EditTable({("resid_post", 0): site})
-      out = run_blocks(arch, params, h_BTD, position_BT, info, edits=edits, fused=fused)
-      return out.h_BTD, out.delivery
+  def __init__(self, chip: Chip, phase: str):
+    self.shape = shape = _shape_on(one_device(chip))
+    self._arch = arch = llama.parse(LLAMA_8B)
+    rows, tokens = PREFILL if phase == "prefill" else (DECODE_ROWS, 1)
+    self.rows = rows
+    self.stream = shape(rows, tokens, 4096, dtype="bfloat16")
+    self._params = jax.tree.map(
+      lambda x: shape(*x.shape, dtype="bfloat16"), arch.family.abstract_params(arch)
+    )
+    self._position_BT = shape(rows, tokens, dtype="int32")
+    self._info = TokenInfo(self._position_BT, self._position_BT, shape(rows, tokens, dtype="bool"))
+    self._slot_BS, self._caches = None, None
+    if phase == "decode":
+      kv = KV(*(shape(rows, 8, DECODE_SLOTS, 128, dtype="bfloat16") for _ in range(2)))
+      self._slot_BS, self._caches = shape(rows, DECODE_SLOTS, dtype="int32"), [kv, kv]
 
-    return _estimated_cycles(jax.jit(run).lower(params, h_BTD, whole, info, site).compile())
+  def cycles(
+    self,
+    edits: Mapping[tuple[str, int], Site] | None = None,
+    fused: Fused | None = None,
+    directions: int = 0,
+  ) -> int:
+    """Return the estimated cycles of both blocks, a kernel of our own left out."""
+    spec = resolve(Capture(), self._arch)[0] if directions else None
+    banks = dict.fromkeys(range(2), self.shape(directions, 4096)) if directions else None
 
-  plain = cycles(None)
-  lines = [f"| {chip.name} | no edit | {plain / 2e6:.1f} | |"]
+    def run(params, caches, h_BTD, position_BT, slot_BS, info, edits, banks):  # type: ignore[no-untyped-def]
+      out = run_blocks(
+        self._arch, params, h_BTD, position_BT, info, slot_position_BS=slot_BS, caches=caches,
+        cursor=0 if caches is None else DECODE_SLOTS - 1, spec=spec, banks=banks,
+        edits=None if edits is None else EditTable(edits), fused=fused,
+      )  # fmt: skip
+      return out.h_BTD, out.delivery, out.reads, None if caches is None else out.caches
+
+    lowered = jax.jit(run, donate_argnums=1).lower(
+      self._params, self._caches, self.stream, self._position_BT, self._slot_BS, self._info,
+      edits, banks,
+    )  # fmt: skip
+    return _estimated_cycles(lowered.compile())
+
+
+def _inside(chip: Chip, phase: str) -> Iterator[str]:
+  blocks = _Blocks(chip, phase)
+  places = [("resid_post", 0)] if phase == "prefill" else [("resid_post", i) for i in range(2)]
+  plain = blocks.cycles()
+  yield f"| {chip.name} | no edit | {plain / 2e6:.2f} | |"
+
+  def line(label: str, cycles: float) -> str:
+    more = (cycles - plain) / len(places)
+    return f"| {chip.name} | {label} | {more / 1e6:+.2f} | {2 * more / plain:+.1%} |"
+
   for kind, slots in (("add", 1), ("projection", 1), ("projection", 4), ("projection", 8),
                       ("keep norm", 1)):  # fmt: skip
-    more = cycles(_site(shape, rows, kind, slots)) - plain
-    label = f"{kind}, {slots} slot{'s' * (slots > 1)}"
-    lines.append(f"| {chip.name} | {label}, XLA | {more / 1e6:+.2f} | {2 * more / plain:+.1%} |")
-  # The kernel reads the stream and the branch and writes their sum: the bytes of an addition.
-  around = cycles(_site(shape, rows, "projection", 1), Fused("mosaic_tpu", False, None))
-  more = around + 3 * h_BTD.size * 2 * _cycles_a_byte(shape) - plain
-  label = "projection, 1 slot, kernel (analytic)"
-  lines.append(f"| {chip.name} | {label} | {more / 1e6:+.2f} | {2 * more / plain:+.1%} |")
-  return lines
+    site = _site(blocks.shape, blocks.rows, kind, slots)
+    label = f"{kind}, {slots} slot{'s' * (slots > 1)}, XLA"
+    yield line(label, blocks.cycles(dict.fromkeys(places, site)))
+  # What the kernel moves, at the cycles that a byte takes in an addition.
+  a_byte = _cycles_a_byte(blocks.shape)
+  for slots in (1, 8):
+    site = _site(blocks.shape, blocks.rows, "projection", slots)
+    around = blocks.cycles(dict.fromkeys(places, site), Fused("mosaic_tpu", False, None))
+    rows_bytes = 4 * blocks.rows * (site.proj.p_BSD.size // blocks.rows)
+    moved = 3 * blocks.stream.size * 2 + rows_bytes
+    label = f"projection, {slots} slot{'s' * (slots > 1)}, kernel (analytic)"
+    yield line(label, around + len(places) * moved * a_byte)
 
 
 def _read_out(chip: Chip) -> str:
-  shape = _shape_on(one_device(chip))
-  arch = llama.parse(LLAMA_8B)
-  params = jax.tree.map(
-    lambda x: shape(*x.shape, dtype="bfloat16"), arch.family.abstract_params(arch)
-  )
-  rows, slots = DECODE_ROWS, DECODE_SLOTS
-  whole = shape(rows, 1, dtype="int32")
-  info = TokenInfo(whole, whole, shape(rows, 1, dtype="bool"))
-  kv = KV(*(shape(rows, 8, slots, 128, dtype="bfloat16") for _ in range(2)))
-  spec, _ = resolve(Capture(), arch)
-  banks = dict.fromkeys(range(2), shape(DIRECTIONS, 4096))
-
-  def cycles(reads: bool) -> int:
-    def run(params, caches, h_BTD, position_BT, slot_BS, info, banks):  # type: ignore[no-untyped-def]
-      out = run_blocks(
-        arch, params, h_BTD, position_BT, info, slot_position_BS=slot_BS, caches=caches,
-        cursor=slots - 1, spec=spec if reads else None, banks=banks if reads else None,
-      )  # fmt: skip
-      return out.h_BTD, out.caches, out.reads
-
-    h_BTD, slot_BS = shape(rows, 1, 4096, dtype="bfloat16"), shape(rows, slots, dtype="int32")
-    lowered = jax.jit(run, donate_argnums=1).lower(
-      params, [kv, kv], h_BTD, whole, slot_BS, info, banks
-    )
-    return _estimated_cycles(lowered.compile())
-
-  plain, read = cycles(False), cycles(True)
+  blocks = _Blocks(chip, "decode")
+  plain, read = blocks.cycles(), blocks.cycles(directions=DIRECTIONS)
   return f"| {chip.name} | {plain / 2e6:.2f} | {read / 2e6:.2f} | {read / plain - 1:+.1%} |"
 
 
@@ -174,19 +188,24 @@ def main(argv: Sequence[str]) -> None:
   """Print the tables as Markdown."""
   del argv
   chips = [chip for chip in CHIPS if chip.name in _CHIPS.value]
-  print("\n`edit_norm` alone: bytes in units of B T D 2, microseconds\n")
-  print("| chip | sizes | definition | XLA | kernel (analytic) |\n|---|---|---|---|---|")
-  for chip in chips:
-    for spec in MEASURED:
-      print(_alone(chip, spec), flush=True)
-  print("\nEdits inside a prefill block: millions of estimated cycles a block, share of a block\n")
-  print("| chip | edit | cycles | share |\n|---|---|---|---|")
-  for chip in chips:
-    print("\n".join(_inside(chip)), flush=True)
-  print(f"\nRead-out of {DIRECTIONS} directions a block in a decoding step, by XLA\n")
-  print("| chip | block | with read-out | share |\n|---|---|---|---|")
-  for chip in chips:
-    print(_read_out(chip), flush=True)
+  if "alone" in _TABLES.value:
+    print("\n`edit_norm` alone: bytes in units of B T D 2, microseconds\n")
+    print("| chip | sizes | definition | XLA | kernel (analytic) |\n|---|---|---|---|---|")
+    for chip in chips:
+      for spec in MEASURED:
+        print(_alone(chip, spec), flush=True)
+  for phase in ("prefill", "decode"):
+    if phase in _TABLES.value:
+      print(f"\nEdits inside a block, {phase}: millions of estimated cycles, share of the block\n")
+      print("| chip | edit | cycles | share |\n|---|---|---|---|")
+      for chip in chips:
+        for line in _inside(chip, phase):
+          print(line, flush=True)
+  if "read-out" in _TABLES.value:
+    print(f"\nRead-out of {DIRECTIONS} directions a block in a decoding step, by XLA\n")
+    print("| chip | block | with read-out | share |\n|---|---|---|---|")
+    for chip in chips:
+      print(_read_out(chip), flush=True)
 
 
 if __name__ == "__main__":
