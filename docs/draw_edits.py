@@ -36,7 +36,8 @@ PANELS = {
   "floor": "pj.floor", "add, keep length": "pj.renorm_add", "rotate by 60°": "pj.rotate(d, d2, 60",
   "rotate to 45°": "to=45", "adaptive": "adaptive", "low-rank map": "pj.low_rank",
   "LoReFT": "pj.loreft", "LM-Steer": "pj.lm_steer", "feature added": "pj.sae_add",
-  "feature clamped": "pj.sae_clamp", "custom": "pj.custom_edit",
+  "feature clamped": "pj.sae_clamp", "custom": "custom_edit(soft",
+  "half way": "custom_edit(halfway",
 }  # fmt: skip
 
 
@@ -92,8 +93,8 @@ def after(space: dict[str, Any], edit: pj.Edit, h_TD: np.ndarray) -> np.ndarray:
 
 def main() -> None:
   """Draws the figure."""
-  columns, rows = 5, -(-len(PANELS) // 5)
-  figure = Figure((11, 2.2 * rows), layout="constrained")
+  columns, rows = 7, -(-len(PANELS) // 7)
+  figure = Figure((13, 2.2 * rows), layout="constrained")
   axes = figure.subplots(rows, columns, sharex=True, sharey=True).ravel()
   with tempfile.TemporaryDirectory() as folder:
     space = setting(Path(folder))

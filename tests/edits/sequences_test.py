@@ -159,6 +159,10 @@ OPERATIONS = {
   "feature add": (pj.sae_add(sae(), 2, 1.5, **EVERY), lambda h: h + 1.5 * SAE["W_dec"][2]),
   "feature set": (pj.sae_clamp(sae(), 2, 4.0, **EVERY), feature(lambda f: 0 * f + 4)),
   "feature clamp": (pj.sae_clamp(sae(), 2, 0, 1, **EVERY), feature(lambda f: np.clip(f, 0, 1))),
+  "half way": (
+    pj.custom_edit(lambda h, goal, o: h + 0.5 * (goal - h), V3, **EVERY),
+    lambda h: h + 0.5 * (V3 - h),
+  ),
   "custom": (pj.custom_edit(doubled, {"by": np.float32(2)}, **EVERY), doubled_hook),
   "linear ramp": (
     pj.add(D1, 3, **ADD).ramped(pj.Ramp(steps=3, start=1)),
@@ -195,13 +199,18 @@ THRESHOLDS = {
 }
 
 
+def tokens_of(num_rows):
+  every = np.ones(T, bool)
+  return TokenInfo(*(jnp.tile(x, (num_rows, 1)) for x in (OFFSETS, ROLE_T, every)))
+
+
 def run(edits_per_row, h_BTD, dtype=jnp.float32):
   table = pj.compile_edits(Arch(), edits_per_row)
-  b = len(edits_per_row)
-  tokens = TokenInfo(*(jnp.tile(x, (b, 1)) for x in (OFFSETS, ROLE_T, np.ones(T, bool))))
   if not table.sites:
     return jnp.asarray(h_BTD, dtype), None
-  return apply_site(table.sites["resid_post", 1], jnp.asarray(h_BTD, dtype), tokens)
+  return apply_site(
+    table.sites["resid_post", 1], jnp.asarray(h_BTD, dtype), tokens_of(len(edits_per_row))
+  )
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -216,6 +225,25 @@ def test_operation_equals_its_hook_and_changes_something(name):
   assert not (changed_T & ~np.asarray(delivery.edited_BT[0])).any()
   requested = ((expected - h_TD) ** 2).sum()
   assert float(delivery.requested_B[0]) == pytest.approx(requested, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_derivative_equals_that_of_the_hook_also_under_vmap(name):
+  edit, hook = OPERATIONS[name]
+  h_TD, towards_TD, cotangent_TD = (random_h(n, tokens=T, size=4.0)[0] for n in (5, 6, 7))
+
+  site = pj.compile_edits(Arch(), [edit]).sites["resid_post", 1]
+
+  def value(h_TD):
+    return jnp.vdot(apply_site(site, h_TD[None], tokens_of(1))[0], cotangent_TD)
+
+  low, high = (hook(h_TD + step * towards_TD.astype(np.float64)) for step in (-1e-6, 1e-6))
+  expected = ((high - low) * cotangent_TD).sum() / 2e-6
+  scale = float(np.abs(towards_TD * cotangent_TD).sum())
+  gradient_TD = jax.jit(jax.grad(value))(h_TD)
+  assert float(jnp.vdot(gradient_TD, towards_TD)) == pytest.approx(expected, abs=1e-4 * scale)
+  both = jax.jit(jax.vmap(jax.grad(value)))(jnp.stack([towards_TD, h_TD]))
+  np.testing.assert_allclose(both[1], gradient_TD, atol=1e-4 * np.abs(gradient_TD).max())
 
 
 names = st.lists(st.sampled_from(sorted(OPERATIONS)), max_size=4).filter(
