@@ -22,10 +22,12 @@ from persona_kernels.edit_norm import Implementation, edit_norm
 Kernels = Literal["auto", "xla", "mosaic_tpu", "mosaic_gpu"]
 KERNELS: tuple[str, ...] = ("auto", "xla", "mosaic_tpu", "mosaic_gpu")
 
-# What "auto" means, by platform. On a TPU, XLA folds the edit into the product before it: +1 to 3 %
-# of a prefill block by the compiler's estimate, less than a kernel that must read that product's
-# output again (BENCHMARKS.md). On a GPU the kernel is compiled and checked, but not yet measured.
-_AUTO: dict[str, Implementation] = {"tpu": "xla", "gpu": "xla", "cpu": "xla"}
+# What "auto" means, by platform; a platform that is not here is plain XLA. BENCHMARKS.md has the
+# figures. On TPUs, none of them measured: for prompts the kernel costs an edited block -5 to +3 %,
+# XLA 0 to +4 %, and on no chip less than the kernel by more than 0.3 %; for a step of decoding XLA
+# is the cheaper by far, since a kernel reads tokens by sixteens. The GPU kernel is compiled and
+# checked, but neither measured nor estimated.
+_AUTO: dict[str, tuple[Implementation, int]] = {"tpu": ("mosaic_tpu", 32)}
 
 
 class Fused(NamedTuple):
@@ -35,11 +37,13 @@ class Fused(NamedTuple):
     implementation: of `persona_kernels.edit_norm`.
     interpret: whether its device is simulated on the host.
     mesh: devices that the rows are split over, or None.
+    token_step: passes over a number of tokens that is no multiple of this are left to XLA.
   """
 
   implementation: Implementation
   interpret: bool
   mesh: Mesh | None
+  token_step: int = 1
 
 
 def choose(kernels: Kernels, mesh: Mesh | None) -> Fused | None:
@@ -51,8 +55,8 @@ def choose(kernels: Kernels, mesh: Mesh | None) -> Fused | None:
   if kernels not in KERNELS:
     raise ValueError(f"kernels={kernels!r}: use one of {KERNELS}.")
   platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-  name: Implementation = _AUTO.get(platform, "xla") if kernels == "auto" else kernels
-  return None if name == "xla" else Fused(name, platform == "cpu", mesh)
+  name, step = _AUTO.get(platform, ("xla", 1)) if kernels == "auto" else (kernels, 1)
+  return None if name == "xla" else Fused(name, platform == "cpu", mesh, step)
 
 
 class SiteTap(Tap):
@@ -109,7 +113,8 @@ class SiteTap(Tap):
     self, site: str, h_BTD: jax.Array, branch_BTD: jax.Array, norm: Norm | None
   ) -> tuple[jax.Array, jax.Array | None]:
     stage = self._sites[site].proj if site in self._sites else None
-    if self._fused is None or stage is None:
+    fused = self._fused
+    if fused is None or stage is None or h_BTD.shape[1] % fused.token_step:
       return self(site, h_BTD + branch_BTD), None
     slots = slots_of(stage, self._tokens)
     out = edit_norm(
@@ -120,7 +125,9 @@ class SiteTap(Tap):
       eps=0.0 if norm is None else norm.eps,
       offset=0.0 if norm is None else norm.offset,
       dtype=None if norm is None else norm.dtype,
-      **self._fused._asdict(),
+      implementation=fused.implementation,
+      interpret=fused.interpret,
+      mesh=fused.mesh,
     )
     on_BT = jnp.any(slots.strength_BTS != 0, axis=-1)
     realised_B, requested_B = (jnp.sum(x, axis=1) for x in (out.realised_BT, out.requested_BT))

@@ -10,7 +10,7 @@ import pytest
 import persona_jax as pj
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.engine.forward import run_rows
-from persona_jax.engine.taps import choose
+from persona_jax.engine.taps import Fused, choose
 from tests.models.families_test import make
 from tests.reference.random_families import CONFIGS
 
@@ -59,11 +59,12 @@ def test_norms_that_add_one_and_post_norms(tmp_path):
   np.testing.assert_allclose(*scores, atol=1e-4)
 
 
-def program(tiny, edits, kernels):
+def program(tiny, edits, kernels, num_tokens=4):
   model = dataclasses.replace(tiny.model, kernels=kernels)
   table = pj.compile_edits(model, [edits])
-  info = TokenInfo(*(jnp.zeros((1, 4), kind) for kind in (jnp.int32, jnp.int32, bool)))
-  run = lambda table: run_rows(model, jnp.ones((1, 4), int), info, edits=table, fused=model.fused)
+  shape = (1, num_tokens)
+  info = TokenInfo(*(jnp.zeros(shape, kind) for kind in (jnp.int32, jnp.int32, bool)))
+  run = lambda table: run_rows(model, jnp.ones(shape, int), info, edits=table, fused=model.fused)
   return str(jax.make_jaxpr(lambda table: run(table).h_BTD)(table))
 
 
@@ -77,8 +78,21 @@ def test_a_kernel_serves_projections_alone(tiny):
     assert "pallas_call" not in program(tiny, edits, "mosaic_tpu")
 
 
+def test_on_a_tpu_prompts_go_through_the_kernel_and_steps_of_decoding_through_xla(
+  tiny, monkeypatch
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert choose("auto", None) == Fused("mosaic_tpu", False, None, 32)
+  assert choose("xla", None) is None
+  ablate = pj.ablate(tiny.direction(), blocks=1)
+  for num_tokens in (1, 16, 48):
+    assert "pallas_call" not in program(tiny, [ablate], "auto", num_tokens)
+  assert "pallas_call" in program(tiny, [ablate], "auto", 64)
+  assert "pallas_call" in program(tiny, [ablate], "mosaic_tpu", 1)
+
+
 def test_the_choice_is_by_platform_and_unknown_names_are_refused(tmp_path):
   assert choose("auto", None) is None and choose("xla", None) is None
-  assert choose("mosaic_tpu", None) == ("mosaic_tpu", True, None)
+  assert choose("mosaic_tpu", None) == ("mosaic_tpu", True, None, 1)
   with pytest.raises(ValueError, match="'triton'.*mosaic_tpu"):
     pj.load("smollm2-135m-instruct", kernels="triton")

@@ -6,6 +6,7 @@ they need lies in VMEM as it is.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,9 @@ def edit_norm(
 ) -> Out:
   """See `persona_kernels.edit_norm.edit_norm`; `interpret` simulates a TPU on the host."""
   given = x_BTD.shape[1]
-  block = min(_BLOCK_TOKENS, -(-given // 16) * 16)
+  rounded = -(-given // 16) * 16
+  # The longest blocks that leave nothing over: what is padded is copied.
+  block = rounded if rounded <= _BLOCK_TOKENS else math.gcd(rounded, _BLOCK_TOKENS)
   if given % block:  # whole blocks, so that h may take the place of x
     pad = ((0, 0), (0, -given % block), (0, 0))
     x_BTD, delta_BTD, strength_BTS = (
