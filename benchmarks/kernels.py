@@ -105,7 +105,8 @@ def _inside(chip: Chip, phase: Phase) -> Iterator[str]:
     site = blocks.site("projection", slots)
     around = _cycles(blocks, dict.fromkeys(places, site), Fused("mosaic_tpu", False, None))
     kernel = _kernel_bytes(blocks, slots) / chip.bandwidth * rate
-    yield line(f"{label('projection', slots)}, kernel (analytic)", around + edited * kernel)
+    itself = f"analytic, {NUM_BLOCKS * kernel / plain:.1%} by itself"
+    yield line(f"{label('projection', slots)}, kernel ({itself})", around + edited * kernel)
 
 
 def _kernel_bytes(blocks: Blocks, slots: int) -> int:

@@ -1,6 +1,6 @@
 """The engine's tap: edits and reads of one block, in plain XLA or in a fused kernel.
 
-Which one is a matter of the platform (`choose`). A kernel serves a site where a branch is added to
+Which one is a matter of the device (`choose`). A kernel serves a site where a branch is added to
 the residual stream and all edits are of projections; additions never need one, XLA folds them into
 what is there.
 """
@@ -22,12 +22,15 @@ from persona_kernels.edit_norm import Implementation, edit_norm
 Kernels = Literal["auto", "xla", "mosaic_tpu", "mosaic_gpu"]
 KERNELS: tuple[str, ...] = ("auto", "xla", "mosaic_tpu", "mosaic_gpu")
 
-# What "auto" means, by platform; a platform that is not here is plain XLA. BENCHMARKS.md has the
-# figures. On TPUs, none of them measured: for prompts the kernel costs an edited block -5 to +3 %,
-# XLA 0 to +4 %, and on no chip less than the kernel by more than 0.3 %; for a step of decoding XLA
-# is the cheaper by far, since a kernel reads tokens by sixteens. The GPU kernel is compiled and
-# checked, but neither measured nor estimated.
-_AUTO: dict[str, tuple[Implementation, int]] = {"tpu": ("mosaic_tpu", 32)}
+# What "auto" means: the kernel, and the step of tokens from which on it pays, by kind of device;
+# what is not here is plain XLA. BENCHMARKS.md has the figures, none of them measured. For prompts
+# the kernel saves 6 % of an edited block on v5e and up to 3 % on v5p; on v6e and tpu7x there is
+# nothing in it. For a step of decoding XLA is the cheaper everywhere, since the kernel reads tokens
+# by sixteens. The GPU kernel is compiled and checked, but neither measured nor estimated.
+_AUTO: dict[str, tuple[Implementation, int]] = {
+  "TPU v5 lite": ("mosaic_tpu", 32),
+  "TPU v5": ("mosaic_tpu", 32),  # v5p
+}
 
 
 class Fused(NamedTuple):
@@ -47,16 +50,16 @@ class Fused(NamedTuple):
 
 
 def choose(kernels: Kernels, mesh: Mesh | None) -> Fused | None:
-  """Resolve `Model.kernels` on the platform at hand; None is plain XLA.
+  """Resolve `Model.kernels` on the device at hand; None is plain XLA.
 
   Raises:
     ValueError: `kernels` is unknown.
   """
   if kernels not in KERNELS:
     raise ValueError(f"kernels={kernels!r}: use one of {KERNELS}.")
-  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-  name, step = _AUTO.get(platform, ("xla", 1)) if kernels == "auto" else (kernels, 1)
-  return None if name == "xla" else Fused(name, platform == "cpu", mesh, step)
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  name, step = _AUTO.get(device.device_kind, ("xla", 1)) if kernels == "auto" else (kernels, 1)
+  return None if name == "xla" else Fused(name, device.platform == "cpu", mesh, step)
 
 
 class SiteTap(Tap):

@@ -1,6 +1,7 @@
 """The engine with the fused kernel, simulated on the host, against the engine in plain XLA."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.apply import TokenInfo
+from persona_jax.engine import taps
 from persona_jax.engine.forward import run_rows
 from persona_jax.engine.taps import Fused, choose
 from tests.models.families_test import make
@@ -78,20 +80,25 @@ def test_a_kernel_serves_projections_alone(tiny):
     assert "pallas_call" not in program(tiny, edits, "mosaic_tpu")
 
 
-def test_on_a_tpu_prompts_go_through_the_kernel_and_steps_of_decoding_through_xla(
-  tiny, monkeypatch
-):
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  assert choose("auto", None) == Fused("mosaic_tpu", False, None, 32)
-  assert choose("xla", None) is None
+def test_on_v5e_prompts_go_through_the_kernel_and_steps_of_decoding_through_xla(tiny, monkeypatch):
+  fused = {kind: on_a(kind, monkeypatch) for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite")}
+  kernel = Fused("mosaic_tpu", False, None, 32)
+  assert fused == {"TPU v5 lite": kernel, "TPU v5": kernel, "TPU v6 lite": None}
   ablate = pj.ablate(tiny.direction(), blocks=1)
+  on_a("TPU v5 lite", monkeypatch)
   for num_tokens in (1, 16, 48):
     assert "pallas_call" not in program(tiny, [ablate], "auto", num_tokens)
   assert "pallas_call" in program(tiny, [ablate], "auto", 64)
   assert "pallas_call" in program(tiny, [ablate], "mosaic_tpu", 1)
 
 
-def test_the_choice_is_by_platform_and_unknown_names_are_refused(tmp_path):
+def on_a(kind, monkeypatch):
+  device = types.SimpleNamespace(device_kind=kind, platform="tpu")
+  monkeypatch.setattr(taps.jax, "devices", lambda: [device])
+  return choose("auto", None)
+
+
+def test_the_choice_is_by_device_and_unknown_names_are_refused(tmp_path):
   assert choose("auto", None) is None and choose("xla", None) is None
   assert choose("mosaic_tpu", None) == ("mosaic_tpu", True, None, 1)
   with pytest.raises(ValueError, match="'triton'.*mosaic_tpu"):
