@@ -206,6 +206,17 @@ def _run_heads(stage: Stage, h_BTNH: jax.Array, tokens: TokenInfo) -> tuple[jax.
   return change_BTNH, on_BTN
 
 
+def rounded(x: jax.Array) -> jax.Array:
+  """Return x in float32, with the rounding to its own dtype.
+
+  A bare cast does not promise it: XLA may leave out the rounding of a sum that is widened again.
+  """
+  if x.dtype == jnp.float32:
+    return x
+  kind = jnp.finfo(x.dtype)
+  return jax.lax.reduce_precision(x.astype(jnp.float32), kind.nexp, kind.nmant)
+
+
 def apply_site(site: Site, h: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, Delivery]:
   """Edit the activation of one site.
 
@@ -219,7 +230,7 @@ def apply_site(site: Site, h: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, 
     switched on keeps its bits.
   """
   run = _run_heads if h.ndim == 4 else _run_stage
-  before = h.astype(jnp.float32)
+  before = rounded(h)
   total: jax.Array | None = None
   on = jnp.zeros(h.shape[:-1], bool)
   for stage in site.stages:
@@ -230,7 +241,7 @@ def apply_site(site: Site, h: jax.Array, tokens: TokenInfo) -> tuple[jax.Array, 
   assert total is not None
   out = jnp.where(on[..., None], (before + total).astype(h.dtype), h)
   total = jnp.where(on[..., None], total, 0.0)
-  realised = out.astype(jnp.float32) - before
+  realised = rounded(out) - before
   axes = tuple(range(1, h.ndim))
   return out, Delivery(
     jnp.sum(realised * total, axis=axes),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.edits.edit import Edit
+from persona_jax.edits.learned import array_hash
 from persona_jax.edits.ramp import NUM_NUMBERS, STEADY
 from persona_jax.edits.table import (
   ALL_ROLES,
@@ -105,8 +106,14 @@ _STAGES = {kind: made for kind, (made, _) in SLOT_NUMBERS.items()} | {
 }
 
 
-def _key(edit: Edit) -> _Key:
-  shared = edit.direction_hash if edit.kind in ("affine", "custom") else ""
+def _key(placed: _Placed) -> _Key:
+  """Return the key of an edit at one of its blocks, where a map may be another than elsewhere."""
+  edit, i = placed
+  shared = ""
+  if edit.kind == "affine":
+    shared = array_hash(*(edit.numbers[name][i] for name in ("in", "bias", "out")))
+  elif edit.call is not None:
+    shared = f"{edit.direction_hash} {id(edit.call[0])}"
   return _Key(edit.kind, edit.norm_kept, shared)
 
 
@@ -134,7 +141,7 @@ def _alone(key: _Key) -> bool:
 def _take(row: collections.deque[_Placed], key: _Key) -> list[_Placed]:
   """Take from the front of a row what the next stage, of this key, carries out."""
   taken: list[_Placed] = []
-  while row and _key(row[0].edit) == key and not (taken and _alone(key)):
+  while row and _key(row[0]) == key and not (taken and _alone(key)):
     taken.append(row.popleft())
   return taken
 
@@ -162,9 +169,9 @@ def _chain(
   if like is not None:
     for stage in like.stages:
       fronts = (row[0] for row in rows if row)
-      carry_out(next((_key(f.edit) for f in fronts if _serves(stage, f)), _key_of(stage)))
+      carry_out(next((_key(f) for f in fronts if _serves(stage, f)), _key_of(stage)))
   else:
-    while counts := collections.Counter(_key(row[0].edit) for row in rows if row):
+    while counts := collections.Counter(_key(row[0]) for row in rows if row):
       carry_out(counts.most_common(1)[0][0])
   return keys, stages, not any(rows)
 

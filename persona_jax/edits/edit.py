@@ -40,6 +40,19 @@ class DirectionLike(Protocol):
   def hash(self) -> str: ...
 
 
+def as_float32(what: str, array: np.ndarray) -> np.ndarray:
+  """Return an array in float32.
+
+  Raises:
+    ValueError: a finite number of it is too large for that.
+  """
+  with np.errstate(over="ignore"):
+    single = np.asarray(array, np.float32)
+  if (np.isfinite(array) & ~np.isfinite(single)).any():
+    raise ValueError(f"{what} is {np.abs(array).max():.3g}, more than float32 holds.")
+  return single
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
   """One operation on one site of some blocks; made by `pj.add` and its kin.
@@ -88,6 +101,10 @@ class Edit:
   gate: "Rule | float" = 1.0
   norm_kept: bool = False
   call: tuple[Callable[..., Any], Any] | None = None
+
+  def __post_init__(self) -> None:
+    for name, array in self.numbers.items():
+      as_float32(f"{self.op!r} of {self.concept!r} with {dict(self.amounts)}: its {name}", array)
 
   @property
   def num_rows(self) -> int | None:
@@ -191,6 +208,9 @@ class Edit:
     amounts = dict(self.amounts) | {
       k: v for k, v in (("above", above), ("below", below)) if v is not None
     }
+    if "above" in numbers and "below" in numbers and (numbers["above"] >= numbers["below"]).any():
+      kept = {k: amounts[k] for k in ("above", "below") if k in amounts}
+      raise ValueError(f"{self.op!r} would act where {kept}: no projection lies between.")
     return dataclasses.replace(self, numbers=numbers, amounts=amounts)
 
   def keep_norm(self) -> "Edit":

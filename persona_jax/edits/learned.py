@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from persona_jax.edits.edit import Edit, Kind
+from persona_jax.edits.edit import Edit, Kind, as_float32
+from persona_jax.edits.identity import function_hash
 from persona_jax.edits.table import HEAD_SITE, SITES
 from persona_jax.edits.target import Blocks
 from persona_jax.edits.window import Window, as_window
@@ -125,7 +126,9 @@ def low_rank(
     )
   if not np.isfinite(coef) or coef == 0 or not out_LRD.any():
     raise ValueError(f"{name}: coef={coef!r} and B must be finite and not zero.")
-  out_LRD = (np.float32(coef) * out_LRD).astype(np.float32)
+  if not (in_LDR.any() or bias_LR.any()):
+    raise ValueError(f"{name}: A and c are zero; the map changes nothing.")
+  out_LRD = as_float32(f"{name}: coef times B", float(coef) * out_LRD.astype(np.float64))
   return make_edit(
     "low_rank",
     "affine",
@@ -223,10 +226,13 @@ def custom_edit(
       treat tokens by themselves: the engine calls it on part of a sequence at a time.
     params: a pytree of arrays, passed on; new values need no new trace.
     site, blocks, tokens: as `pj.add`. Rows and tokens that are not edited keep their bits.
-    name: what it is, for tables; default the function's name.
+    name: what it is, for tables; default the function's name. A run that is resumed knows the
+      function again by its code and all that it closes over, or by `name` alone where you give one:
+      then give another function another name.
 
   Raises:
-    ValueError: `fn` cannot be called, or `params` holds something that is no number or array.
+    ValueError: `fn` cannot be called, `params` holds something that is no number or array, or,
+      without a name, `fn` closes over something that cannot be hashed by what it holds.
   """
   if not callable(fn):
     raise ValueError(f"custom_edit needs a function fn(h_BTD, params, offset_BT), got {fn!r}.")
@@ -235,9 +241,8 @@ def custom_edit(
     if not isinstance(leaf, (np.ndarray, jax.Array, int, float, np.generic)):
       raise ValueError(f"params of a custom edit hold {leaf!r}; use numbers and arrays.")
   label = name or str(getattr(fn, "__qualname__", type(fn).__name__))
-  identity = f"{getattr(fn, '__module__', '')}.{label}"
-  code = getattr(getattr(fn, "__code__", None), "co_code", b"")
-  digest = hashlib.sha256(identity.encode() + code + str(jax.tree.structure(params)).encode())
+  identity = f"named {name}" if name is not None else function_hash(fn)
+  digest = hashlib.sha256(identity.encode() + str(jax.tree.structure(params)).encode())
   digest.update(array_hash(*(np.asarray(leaf) for leaf in leaves)).encode())
   return make_edit(
     "custom",

@@ -6,8 +6,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NUM_NUMBERS = 7
+
+
+def _is_int(n: object) -> bool:
+  return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Ramp:
   def __post_init__(self) -> None:
     if (self.steps is None) == (self.rate is None):
       raise ValueError(f"{self}: give steps= (linear) or rate= (exponential), one of them.")
+    if not all(_is_int(n) for n in (self.start, 1 if self.steps is None else self.steps)):
+      raise ValueError(f"steps={self.steps}, start={self.start}: give whole numbers.")
     if self.steps is not None and self.steps < 1:
       raise ValueError(f"steps={self.steps}: a linear ramp takes at least 1 step.")
     if self.rate is not None and not 0 < self.rate < 1:
@@ -61,6 +68,11 @@ class Ramp:
     slope = 0.0 if self.steps is None else 1.0 / self.steps
     decay = 0.0 if self.rate is None else 1.0 - self.rate
     return (self.start, self.first, self.last, slope, decay, self.dead_band, self.cap)
+
+  def at(self, offset_T: np.ndarray) -> np.ndarray:
+    """Return the factor at tokens of these offsets, float32 [T]."""
+    numbers = jnp.asarray(self.numbers, jnp.float32)[None, None]
+    return np.asarray(factor(numbers, jnp.asarray(offset_T)[None]))[0, :, 0]
 
   def describe(self) -> dict[str, float | str]:
     """Return what was given as plain values for a config, log or hash."""

@@ -39,6 +39,8 @@ def rotate(
   given = [x for x in (angle, to) if x is not None]
   if len(given) != 1 or not np.isfinite(given[0]):
     raise ValueError(f"angle={angle!r}, to={to!r}: give one of them, in degrees, finite.")
+  if not isinstance(adaptive, (bool, np.bool_)):
+    raise ValueError(f"adaptive={adaptive!r}: give True or False.")
   first, second = (
     make_target(d, blocks, tokens, site, None, heads, allow_other_site) for d in (d1, d2)
   )
@@ -61,7 +63,7 @@ def rotate(
     blocks=first.blocks,
     numbers={
       "pair": np.moveaxis(pair_L2XD, 1, -2)[:, None],
-      "angle": np.full(shape, np.deg2rad(given[0])),
+      "angle": np.full(shape, np.deg2rad((given[0] + 180) % 360 - 180)),
       "to": np.full(shape, to is not None),
       "above": np.full(shape, 0.0 if adaptive else -np.inf),
     },

@@ -59,6 +59,12 @@ class Target:
     return self.vectors_LXD / np.where(self.norm_LX > 0, self.norm_LX, 1)[..., None]
 
 
+def is_index(value: object, size: int) -> bool:
+  """Whether a value is a whole number from 0 to `size` - 1; a bool is none."""
+  whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+  return whole and 0 <= value < size  # type: ignore[operator]
+
+
 def choose_blocks(blocks: Blocks, num_blocks: int, whose: str) -> tuple[int, ...]:
   """Return block numbers as a tuple.
 
@@ -68,8 +74,8 @@ def choose_blocks(blocks: Blocks, num_blocks: int, whose: str) -> tuple[int, ...
   if isinstance(blocks, str):
     chosen: tuple[Any, ...] = tuple(range(num_blocks)) if blocks == "all" else ()
   else:
-    chosen = (blocks,) if isinstance(blocks, (int, np.integer)) else tuple(blocks)
-  wrong = [b for b in chosen if not isinstance(b, (int, np.integer)) or not 0 <= b < num_blocks]
+    chosen = tuple(blocks) if isinstance(blocks, (Sequence, np.ndarray, range)) else (blocks,)
+  wrong = [b for b in chosen if not is_index(b, num_blocks)]
   if wrong or not chosen or len(set(chosen)) != len(chosen):
     raise ValueError(
       f"blocks={blocks!r}: name different blocks from 0 to {num_blocks - 1}, or 'all' "
@@ -92,8 +98,8 @@ def choose_heads(heads: Heads | None, site: str, num_heads: int | None) -> np.nd
     raise ValueError(f"site={HEAD_SITE!r} needs a direction that was read there, with num_heads.")
   if heads is None or (isinstance(heads, str) and heads == "all"):
     return np.ones(num_heads, bool)
-  chosen = (heads,) if isinstance(heads, (int, np.integer)) else tuple(heads)
-  wrong = [h for h in chosen if not isinstance(h, (int, np.integer)) or not 0 <= h < num_heads]
+  chosen = tuple(heads) if isinstance(heads, (Sequence, np.ndarray, range)) else (heads,)
+  wrong = [h for h in chosen if not is_index(h, num_heads)]
   if wrong or not chosen or len(set(chosen)) != len(chosen):
     raise ValueError(f"heads={heads!r}: name different heads from 0 to {num_heads - 1}, or 'all'.")
   return np.isin(np.arange(num_heads), chosen)

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+import numpy as np
+
 from persona_jax.edits.table import ALL_ROLES, ALWAYS, FOREVER, ROLES
 
 
@@ -29,12 +31,16 @@ class Window:
 
   def __post_init__(self) -> None:
     if self.roles is not None:
-      object.__setattr__(self, "roles", tuple(self.roles))
+      roles = (self.roles,) if isinstance(self.roles, str) else tuple(self.roles)
+      object.__setattr__(self, "roles", roles)
       unknown = [role for role in self.roles if role not in ROLES]
       if unknown or not self.roles:
         raise ValueError(
           f"window roles {self.roles}: use some of {sorted(ROLES)}, or None for all."
         )
+    for name, n in (("start", self.start), ("stop", self.stop)):
+      if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer))):
+        raise ValueError(f"window {name}={n!r}: give a whole number of tokens, or None.")
     if self.interval[0] >= self.interval[1]:
       raise ValueError(f"window [{self.start}, {self.stop}) is empty; stop must exceed start.")
 

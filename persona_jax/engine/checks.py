@@ -20,7 +20,7 @@ def problem_of(row: Row, fed_roles: Sequence[int], dose: float) -> str:
   Args:
     row: the row.
     fed_roles: roles of the answer tokens that went through the model.
-    dose: delivered, NaN where nothing was requested.
+    dose: as `dose_of`.
   """
   for edit, held in zip(row.edits, row.tokens_in_windows(fed_roles), strict=True):
     if not held:
@@ -28,6 +28,8 @@ def problem_of(row: Row, fed_roles: Sequence[int], dose: float) -> str:
         f"the window {edit.window} of its edit {edit.op!r} holds none of its "
         f"{len(row.ids) + len(fed_roles)} tokens, {row.prompt_length} of them prompt"
       )
+  if np.isinf(dose):
+    return "its edits turned activations into NaN or infinity; make them smaller"
   if not (np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1]):
     return (
       f"{dose:.3f} of the requested edit arrived, outside {list(DOSE_RANGE)}: rounding to the "
@@ -37,7 +39,9 @@ def problem_of(row: Row, fed_roles: Sequence[int], dose: float) -> str:
 
 
 def dose_of(realised: float, requested: float) -> float:
-  """Return realised / requested, NaN if nothing was requested."""
+  """Return realised / requested, NaN if nothing was requested, infinity if either is not finite."""
+  if not (np.isfinite(realised) and np.isfinite(requested)):
+    return float("inf")
   return float(realised) / float(requested) if requested > 0 else float("nan")
 
 

@@ -72,13 +72,18 @@ class Row:
     return roles
 
   def tokens_in_windows(self, fed_roles: Sequence[int] = ()) -> list[int]:
-    """Return, for each edit, the tokens in its window, answer tokens of `fed_roles` included."""
+    """Return, for each edit, the tokens in its window on which its ramp is not 0.
+
+    Answer tokens of `fed_roles` are included.
+    """
     role_T = np.asarray((*self.roles, *fed_roles))
     offset_T = np.arange(len(role_T)) - self.prompt_length
     counts = []
     for edit in self.edits:
       start, stop = edit.window.interval
       held_T = (offset_T >= start) & (offset_T < stop) & (edit.window.role_mask >> role_T & 1 > 0)
+      if edit.ramp is not None:
+        held_T &= edit.ramp.at(offset_T) != 0
       counts.append(int(held_T.sum()))
     return counts
 

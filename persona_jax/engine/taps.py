@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from persona_jax.edits.apply import Delivery, TokenInfo, apply_site, slots_of
+from persona_jax.edits.apply import Delivery, TokenInfo, apply_site, rounded, slots_of
 from persona_jax.edits.table import Site
 from persona_jax.engine.capture import CaptureSpec, read
 from persona_jax.models.tap import Norm, Tap
@@ -140,7 +140,7 @@ class SiteTap(Tap):
 
   def _note(self, site: str, before: jax.Array, after: jax.Array) -> None:
     if self._trace:
-      change = after.astype(jnp.float32) - before.astype(jnp.float32)
+      change = rounded(after) - rounded(before)
       axes = tuple(range(2, change.ndim))
       self.changes[site] = jnp.sqrt(jnp.sum(change * change, axis=axes))
 
