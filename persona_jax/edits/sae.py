@@ -11,6 +11,7 @@ import safetensors.numpy
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.learned import array_hash, make_edit
 from persona_jax.edits.table import HEAD_SITE
+from persona_jax.edits.target import is_index
 from persona_jax.edits.window import Window
 
 _NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -38,6 +39,8 @@ class SparseAutoencoder:
   name: str
 
   def __post_init__(self) -> None:
+    if self.encode_DF.ndim != 2:
+      raise ValueError(f"{self.name}: the encoder is {self.encode_DF.shape}, not [D, F].")
     width, num = self.encode_DF.shape
     shapes = (self.decode_FD.shape, self.encode_bias_F.shape, self.threshold_F.shape)
     if shapes != ((num, width), (num,), (num,)):
@@ -88,6 +91,8 @@ def load_sae(path: str | Path) -> SparseAutoencoder:
     beside = path.with_name("cfg.json")
     if beside.is_file():
       config = json.loads(beside.read_text(encoding="utf-8"))
+      if not isinstance(config, dict):
+        raise ValueError(f"{beside}: a {type(config).__name__}, not an object of settings.")
     config.setdefault("apply_b_dec_to_input", "threshold" not in tensors)
   else:
     raise ValueError(f"{path}: autoencoders are read from .npz or .safetensors files.")
@@ -104,11 +109,16 @@ def load_sae(path: str | Path) -> SparseAutoencoder:
       f"{path}: architecture {architecture!r} with tensors {sorted(tensors)}; handled are "
       f"{_ARCHITECTURES}, the second with a threshold."
     )
+  activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+  if activation != "relu":
+    raise ValueError(f"{path}: the activation {activation!r} is not handled, only 'relu'.")
   normalised = config.get("normalize_activations", "none")
   if normalised not in ("none", None):
     raise ValueError(f"{path}: normalize_activations={normalised!r} is not handled, only 'none'.")
   wide = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
   bias_F = wide["b_enc"]
+  if wide["b_dec"].shape != wide["W_enc"].shape[:1] or not np.isfinite(wide["b_dec"]).all():
+    raise ValueError(f"{path}: b_dec {wide['b_dec'].shape} must be one finite number a width.")
   if config.get("apply_b_dec_to_input", False):
     bias_F = bias_F - wide["b_dec"] @ wide["W_enc"]
   return SparseAutoencoder(
@@ -130,8 +140,8 @@ def _feature_edit(
   numbers: dict[str, float],
   **amounts: Any,
 ) -> Edit:
-  if isinstance(feature, bool) or not 0 <= feature < sae.num_features:
-    raise ValueError(f"feature={feature}: {sae.name} has features 0 to {sae.num_features - 1}.")
+  if not is_index(feature, sae.num_features):
+    raise ValueError(f"feature={feature!r}: {sae.name} has features 0 to {sae.num_features - 1}.")
   if site == HEAD_SITE:
     raise ValueError(f"features act on whole activations, not at {HEAD_SITE!r}.")
   if not isinstance(blocks, (int, np.integer)):

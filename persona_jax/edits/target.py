@@ -98,7 +98,9 @@ def choose_heads(heads: Heads | None, site: str, num_heads: int | None) -> np.nd
     raise ValueError(f"site={HEAD_SITE!r} needs a direction that was read there, with num_heads.")
   if heads is None or (isinstance(heads, str) and heads == "all"):
     return np.ones(num_heads, bool)
-  chosen = tuple(heads) if isinstance(heads, (Sequence, np.ndarray, range)) else (heads,)
+  chosen: tuple[Any, ...] = (
+    tuple(heads) if isinstance(heads, (Sequence, np.ndarray, range)) else (heads,)
+  )
   wrong = [h for h in chosen if not is_index(h, num_heads)]
   if wrong or not chosen or len(set(chosen)) != len(chosen):
     raise ValueError(f"heads={heads!r}: name different heads from 0 to {num_heads - 1}, or 'all'.")

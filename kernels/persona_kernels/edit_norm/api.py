@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from persona_kernels.edit_norm import mosaic_gpu, mosaic_tpu, reference, xla
@@ -73,8 +73,9 @@ def edit_norm(
     implementation: "reference" (the definition), "xla", "mosaic_tpu" (a TPU), "mosaic_gpu" (a GPU
       from Hopper on; 128 divides D); default "xla".
     interpret: simulate the kernel's device on the host; a GPU from JAX 0.11 on.
-    mesh: devices with an axis "data" over which the rows are split where it divides them; the
-      kernel then runs on each device's rows, all of D. The others leave that to the compiler.
+    mesh: devices with an axis "data", all axes of `AxisType.Auto`, over which the rows are split
+      where it divides them; the kernel then runs on each device's rows, all of D. The others leave
+      that to the compiler.
 
   Raises:
     ValueError: the implementation is unknown, or shapes or dtypes do not fit.
@@ -87,7 +88,11 @@ def edit_norm(
   s = slots.p_BSD.shape[1]
   expected: dict[str, tuple[jax.Array, tuple[int, ...]]] = {
     "delta_BTD": (delta_BTD, (b, t, d)), "p_BSD": (slots.p_BSD, (b, s, d)),
-    "strength_BTS": (slots.strength_BTS, (b, t, s)),
+    "strength_BTS": (slots.strength_BTS, (b, t, s)), "gram_BSS": (slots.gram_BSS, (b, s, s)),
+    **{
+      f"{number}_BS": (getattr(slots, f"{number}_BS"), (b, s))
+      for number in ("beta", "shift", "lo", "hi", "above", "below")
+    },
   }  # fmt: skip
   if scale_D is not None:
     expected["scale_D"] = (scale_D, (d,))
@@ -103,6 +108,11 @@ def edit_norm(
   if name.startswith("mosaic"):
     run = functools.partial(run, interpret=interpret)
     if mesh is not None:
+      if "data" not in mesh.shape or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+          f"mesh has axes {dict(zip(mesh.axis_names, mesh.axis_types, strict=True))}; an axis "
+          "'data' is needed, and all must be AxisType.Auto, as jax.make_mesh makes them if told so."
+        )
       rows = PartitionSpec("data") if b % mesh.shape["data"] == 0 else PartitionSpec()
       whole = PartitionSpec()
       run = jax.shard_map(
