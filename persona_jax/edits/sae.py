@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import safetensors.numpy
 
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.learned import array_hash, make_edit
-from persona_jax.edits.table import HEAD_SITE
+from persona_jax.edits.table import HEAD_SITE, SITES
 from persona_jax.edits.target import is_index
 from persona_jax.edits.window import Window
 
@@ -30,6 +31,7 @@ class SparseAutoencoder:
     encode_bias_F: float32; what the decoder's bias takes off the input is in it.
     threshold_F: float32, 0 for a ReLU.
     name: where it came from.
+    home: site and block that it was trained on, None if the file does not say.
   """
 
   encode_DF: np.ndarray
@@ -37,6 +39,7 @@ class SparseAutoencoder:
   encode_bias_F: np.ndarray
   threshold_F: np.ndarray
   name: str
+  home: tuple[str, int] | None = None
 
   def __post_init__(self) -> None:
     if self.encode_DF.ndim != 2:
@@ -127,7 +130,15 @@ def load_sae(path: str | Path) -> SparseAutoencoder:
     bias_F.astype(np.float32),
     np.asarray(tensors.get("threshold", np.zeros(bias_F.shape)), np.float32),
     path.name,
+    _home(config),
   )
+
+
+def _home(config: dict[str, Any]) -> tuple[str, int] | None:
+  """Return the site and block of a SAELens hook name, which is one of TransformerLens."""
+  name = str(config.get("hook_name", config.get("hook_point", "")))
+  match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", name)
+  return (match[2], int(match[1])) if match and match[2] in SITES else None
 
 
 def _feature_edit(
@@ -146,6 +157,11 @@ def _feature_edit(
     raise ValueError(f"features act on whole activations, not at {HEAD_SITE!r}.")
   if not isinstance(blocks, (int, np.integer)):
     raise ValueError(f"blocks={blocks!r}: an autoencoder belongs to one block; name it.")
+  if sae.home is not None and sae.home != (site, int(blocks)):
+    raise ValueError(
+      f"{sae.name} was trained at {sae.home[0]!r} of block {sae.home[1]}; the edit is to act at "
+      f"{site!r} of block {blocks}."
+    )
   encode_D, decode_D = sae.encode_DF[:, feature], sae.decode_FD[feature]
   if not decode_D.any():
     raise ValueError(f"feature {feature} of {sae.name} has a decoder vector of zeros.")

@@ -39,7 +39,8 @@ class Generation:
     logprobs: log-probability of each id under the model at temperature 1, or None if not asked for.
     tokens_edited: tokens, prompt ones included, on which an edit was on.
     delivered_dose: <realised change, requested change> / ||requested change||^2 over the edited
-      tokens, after the cast to the model's dtype; NaN where nothing was requested.
+      tokens, after the cast to the model's dtype; NaN where nothing was requested, infinity where
+      the edits made an activation NaN or infinite.
     valid: false if an edit of the row met no token, or if the dose lies outside [.95, 1.05].
     trace: where and how far the row's activations were moved, or None if not asked for.
   """

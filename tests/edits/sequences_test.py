@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import persona_jax as pj
 from persona_jax.edits.apply import TokenInfo, apply_site
@@ -389,6 +390,32 @@ BAD = {
     lambda: pj.compile_edits(Arch(), [pj.custom_edit(doubled, blocks=9)]),
     "unknown block",
   ),
+  "map of zeros": (lambda: pj.low_rank(0 * A_DR, B_RD, blocks=1), "changes nothing"),
+  "amount beyond float32": (lambda: pj.set_to(D1, 1e39, **ADD), "1e.39, more than float32"),
+  "coefficient beyond float32": (
+    lambda: pj.low_rank(A_DR, B_RD, coef=1e39, blocks=1),
+    "more than float32",
+  ),
+  "feature beyond float32": (lambda: pj.sae_add(sae(), 0, 1e39, blocks=1), "more than float32"),
+  "crossed in two steps": (
+    lambda: pj.ablate(D1, **EVERY).where(above=2).where(below=1),
+    "'above': 2, 'below': 1",
+  ),
+  "ramp of no steps": (lambda: pj.Ramp(steps=float("nan")), "whole numbers"),
+  "ramp from nowhere": (lambda: pj.Ramp(steps=2, start=float("nan")), "whole numbers"),
+  "half a token": (lambda: pj.Window(start=-1.5), "start=-1.5: give a whole number"),
+  "a block and a half": (lambda: pj.ablate(D1, blocks=1.5), "blocks=1.5: name different"),
+  "no block": (lambda: pj.ablate(D1, blocks=None), "blocks=None: name different"),
+  "a bool for a block": (lambda: pj.ablate(D1, blocks=True), "blocks=True: name different"),
+  "adaptive in words": (
+    lambda: pj.rotate(D1, D2, to=90, adaptive="no", **EVERY),
+    "adaptive='no'",
+  ),
+  "half a feature": (lambda: pj.sae_add(sae(), 1.5, 1.0, blocks=1), "feature=1.5"),
+  "feature of another block": (
+    lambda: pj.sae_add(dataclasses.replace(sae(), home=("mlp_out", 2)), 1, 1.0, blocks=1),
+    "trained at 'mlp_out' of block 2",
+  ),
   "heads elsewhere": (lambda: pj.ablate(D1, blocks=1, heads=1), "needs site='head_out'"),
   "function of another shape": (
     lambda: run([pj.custom_edit(lambda h, p, o: h[..., :3], **EVERY)], random_h(0, tokens=T)),
@@ -422,3 +449,29 @@ def test_description_names_every_option():
 
 def test_roles_are_those_of_the_table():
   assert [ROLES["system"], ROLES["user"], ROLES["template"], ROLES["think"]] == [0, 1, 4, 3]
+
+
+def test_a_whole_turn_asks_for_nothing_and_one_role_needs_no_tuple():
+  h_BTD = random_h(3, tokens=T)
+  out_BTD, delivery = run([pj.rotate(D1, D2, 360, **EVERY)], h_BTD)
+  np.testing.assert_array_equal(out_BTD, h_BTD)
+  assert float(delivery.requested_B[0]) == 0
+  assert pj.Window(roles="user") == pj.Window(roles=("user",))
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  {
+    "top-k": ({"activation_fn_str": "topk"}, "'topk' is not handled"),
+    "tanh": ({"activation_fn": "tanh-relu"}, "'tanh-relu' is not handled"),
+    "a list": ([], "not an object of settings"),
+  }.values(),
+)
+def test_settings_of_an_autoencoder_that_are_not_handled_are_refused(tmp_path, settings, message):
+  tensors = {name: np.asarray(x, np.float32) for name, x in SAE.items() if name != "threshold"}
+  safetensors.numpy.save_file(tensors, tmp_path / "sae_weights.safetensors")
+  (tmp_path / "cfg.json").write_text(json.dumps({"hook_name": "blocks.2.hook_mlp_out"}))
+  assert pj.load_sae(tmp_path).home == ("mlp_out", 2)
+  (tmp_path / "cfg.json").write_text(json.dumps(settings))
+  with pytest.raises(ValueError, match=message):
+    pj.load_sae(tmp_path)

@@ -1,5 +1,9 @@
 """The trace of edits against what captures and the edits themselves say."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -64,3 +68,40 @@ def test_tracing_changes_no_token_and_is_left_out_unless_asked_for(tiny, answers
   for a, b in zip(plain, answers, strict=True):
     assert a.trace is None
     assert (a.token_ids, a.tokens_edited) == (b.token_ids, b.tokens_edited)
+
+
+def test_in_bfloat16_what_was_not_edited_has_not_moved_and_a_swallowed_edit_shows(tiny):
+  """XLA may leave out the rounding of the residual stream, which is then no change of ours."""
+  model = dataclasses.replace(
+    tiny.model,
+    params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.model.params),
+    dtype="bfloat16",
+    resid_dtype="bfloat16",
+  )
+  d = tiny.direction()
+  kw = dict(unit="unit", blocks=1)
+  edits = [
+    pj.add(d, 3.0, tokens="last:1", **kw),
+    pj.add(d, 1e-6, tokens="all", **kw).where(above=-1e6),
+  ]
+  for kernels in ("xla", "mosaic_tpu"):
+    run = dataclasses.replace(model, kernels=kernels)
+    there, swallowed = run.generate(PROMPTS[:2], edits=edits, max_new_tokens=STEPS, trace=True)
+    assert there.trace.change_IT[0, LENGTHS[0] - 1] == pytest.approx(3, rel=0.02)
+    assert np.count_nonzero(there.trace.change_IT) == 1
+    assert not swallowed.valid and abs(swallowed.delivered_dose) < 0.5
+    assert not swallowed.trace.change_IT.any()
+
+
+def test_an_edit_that_makes_nan_is_not_valid_and_scores_are_refused(tiny):
+  edits = [pj.custom_edit(lambda h, p, o: jnp.log(h), blocks=1, tokens="all")]
+  (answer,) = tiny.model.generate(PROMPTS[:1], edits=edits, max_new_tokens=2)
+  assert not answer.valid and np.isinf(answer.delivered_dose)
+  with pytest.raises(ValueError, match="NaN or infinity"):
+    tiny.model.score(PROMPTS[:1], ["w5 w6"], edits=edits)
+
+
+def test_an_edit_whose_ramp_has_not_begun_is_not_valid(tiny):
+  late = pj.add(tiny.direction(), 1.0, unit="unit", blocks=1).ramped(pj.Ramp(steps=2, start=50))
+  (answer,) = tiny.model.generate(PROMPTS[:1], edits=[late], max_new_tokens=2)
+  assert not answer.valid and answer.tokens_edited == 0
