@@ -57,10 +57,15 @@ def save_orbax(
 
   Raises:
     FileExistsError: `path` exists.
+    TypeError: a parameter is no array.
   """
   path = path.expanduser().absolute()
   if path.exists():
     raise FileExistsError(f"{path} exists; name a directory that does not.")
+  # Before Orbax starts: where its `save` raises, its threads may still be making directories.
+  for leaf_name, leaf in _leaves(params):
+    if not isinstance(leaf, jax.Array):
+      raise TypeError(f"Parameter {leaf_name} is {type(leaf).__name__}; only JAX arrays are saved.")
   path.parent.mkdir(parents=True, exist_ok=True)
   part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
   try:
