@@ -76,8 +76,9 @@ class Probe(Rule):
       raise ValueError(f"probe on {name!r}: give above=, below= or both, finite.")
     if self.measure not in ("projection", "cosine"):
       raise ValueError(f"measure={self.measure!r}: use 'projection' or 'cosine'.")
-    if isinstance(self.block, bool) or not 0 <= self.block < blocks:
-      raise ValueError(f"block={self.block}: direction {name!r} has blocks 0 to {blocks - 1}.")
+    whole = isinstance(self.block, (int, np.integer)) and not isinstance(self.block, bool)
+    if not whole or not 0 <= self.block < blocks:
+      raise ValueError(f"block={self.block!r}: direction {name!r} has blocks 0 to {blocks - 1}.")
     if self.replicate is not None and not 0 <= self.replicate < replicates:
       raise ValueError(
         f"replicate={self.replicate}: direction {name!r} has replicates 0 to {replicates - 1}."

@@ -22,6 +22,7 @@ from persona_jax.edits.target import (
   ScaleTable,
   Unit,
   along,
+  as_amount,
   joint_hash,
   make_target,
   orthonormal,
@@ -150,7 +151,7 @@ def set_to(
 
 def scale(
   d: DirectionLike,
-  factor: float,
+  factor: Amount,
   *,
   blocks: Blocks,
   tokens: str | Window = "answer",
@@ -159,11 +160,13 @@ def scale(
   heads: Heads | None = None,
   allow_other_site: bool = False,
 ) -> Edit:
-  """Make the edit that multiplies the projection by `factor`. Other arguments as `add`."""
-  if not np.isfinite(factor):
-    raise ValueError(f"factor={factor!r}: give a finite number.")
+  """Make the edit that multiplies the projection by `factor`, a number or one a row.
+
+  Other arguments as `add`.
+  """
+  gamma = as_amount("factor", factor)
   target = make_target(d, blocks, tokens, site, replicate, heads, allow_other_site)
-  return along("scale", target, beta=float(factor) - 1.0, factor=float(factor))
+  return along("scale", target, beta=gamma - 1.0, factor=gamma.tolist())
 
 
 def clamp(
@@ -185,7 +188,10 @@ def clamp(
   Raises:
     ValueError: lo exceeds hi; else as `add`.
   """
-  if np.any(np.asarray(lo) > np.asarray(hi)):
+  low, high = as_amount("lo", lo), as_amount("hi", hi)
+  if low.ndim and high.ndim and low.size != high.size:
+    raise ValueError(f"clamp bounds: {low.size} values of lo, {high.size} of hi; give one a row.")
+  if np.any(low > high):
     raise ValueError(f"clamp bounds lo={lo!r} > hi={hi!r}.")
   target = make_target(d, blocks, tokens, site, replicate, heads, allow_other_site)
   return along("clamp", target, {"lo": ("lo", lo), "hi": ("hi", hi)}, unit=unit, scale=scale)

@@ -213,15 +213,24 @@ def factor_of(target: Target, unit: str, scale: ScaleTable | None) -> np.ndarray
   )
 
 
-def scaled(name: str, value: Amount, factor_LX: np.ndarray) -> np.ndarray:
-  """Scale a scalar, or one value per row, to the units of h: [L, 1, X] or [L, 1, X, B].
+def as_amount(name: str, value: Amount) -> np.ndarray:
+  """Return a number, [], or one a row, [B]; float64.
 
   Raises:
-    ValueError: a NaN, an infinity or too many axes.
+    ValueError: anything else, a NaN or an infinity.
   """
-  array = np.asarray(value, np.float64)
-  if array.ndim > 1 or not np.isfinite(array).all():
+  try:
+    array = np.asarray(value, np.float64)
+  except (TypeError, ValueError):
+    array = np.full((), np.nan)
+  if array.ndim > 1 or not array.size or not np.isfinite(array).all():
     raise ValueError(f"{name}={value!r}: give a finite number, or one a row.")
+  return array
+
+
+def scaled(name: str, value: Amount, factor_LX: np.ndarray) -> np.ndarray:
+  """Scale a scalar, or one value per row, to the units of h: [L, 1, X] or [L, 1, X, B]."""
+  array = as_amount(name, value)
   out: np.ndarray = factor_LX * array if array.ndim == 0 else factor_LX[..., None] * array
   return out[:, None]
 
@@ -233,8 +242,8 @@ def along(
   *,
   unit: str | None = None,
   scale: ScaleTable | None = None,
-  beta: float = 0.0,
-  **written: float,
+  beta: float | np.ndarray = 0.0,
+  **written: float | list[float],
 ) -> Edit:
   """Make an edit of the projection on a direction.
 
@@ -244,21 +253,21 @@ def along(
     amounts: number ("shift", "lo" or "hi") → (its name for the user, its value in `unit`).
     unit: what the amounts count.
     scale: the table that `unit` may need.
-    beta: factor on the projection.
+    beta: factor on the projection, a number or one a row.
     **written: what else the user wrote.
   """
   factor_LX = None if unit is None else factor_of(target, unit, scale)
   shape = (len(target.blocks), 1, *target.norm_LX.shape[1:])
   numbers = {
     "p": target.unit_LXD[:, None].astype(np.float32),
-    "beta": np.full(shape, beta),
+    "beta": np.full(shape, beta) if np.ndim(beta) == 0 else np.ones((*shape, 1)) * beta,
     "shift": np.zeros(shape),
     "lo": np.full(shape, -np.inf),
     "hi": np.full(shape, np.inf),
     "above": np.full(shape, -np.inf),
     "below": np.full(shape, np.inf),
   }
-  per_row, shown = set(), dict[str, Any](written)
+  per_row, shown = {"beta"} if np.ndim(beta) else set[str](), dict[str, Any](written)
   for number, (name, value) in (amounts or {}).items():
     assert factor_LX is not None
     numbers[number] = scaled(name, value, factor_LX)

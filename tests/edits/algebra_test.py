@@ -88,6 +88,17 @@ def test_operation_moves_the_projection_as_defined_and_nothing_else(name):
   np.testing.assert_allclose(off_axis(np.asarray(out)), off_axis(h), atol=2e-5)
 
 
+def test_scale_takes_a_factor_for_each_row():
+  d, h = direction(5), random_h(6, rows=3)
+  edit = pj.scale(d, [0.0, 1.0, -2.0], blocks=1, tokens="all")
+  out, _ = apply([edit] * 3, h)
+  wanted = projection(h, d) * np.array([[0.0], [1.0], [-2.0]])
+  np.testing.assert_allclose(projection(out, d), wanted, atol=2e-5)
+  assert edit.at_row(2, 3).amounts == {"factor": -2.0}
+  with pytest.raises(ValueError, match="given for 3 rows; this batch has 2"):
+    apply([edit] * 2, h[:2])
+
+
 @pytest.mark.parametrize(
   "unit,expected",
   [
@@ -316,6 +327,13 @@ ERRORS = {
   "unknown site": (lambda: add_with(site="head"), "resid_post"),
   "another site": (lambda: add_with(site="resid_pre"), "allow_other_site"),
   "unknown replicate": (lambda: add_with(replicate=1), "replicates 0 to 0"),
+  "word for an amount": (lambda: add_with(coef="strong"), "coef='strong'.*one a row"),
+  "no amount": (lambda: pj.scale(direction(0), [], blocks=1), "factor=.*one a row"),
+  "bounds of different rows": (
+    lambda: pj.clamp(direction(0), [1, 2], [3, 4, 5], unit="raw", blocks=1),
+    "2 values of lo, 3",
+  ),
+  "probe between blocks": (lambda: pj.Probe(direction(0), 1.5, above=0), "block=1.5"),
   "crossed bounds": (lambda: pj.clamp(direction(0), 2, 1, unit="raw", blocks=1), "lo=2 > hi=1"),
   "wrong width": (
     lambda: pj.compile_edits(Arch(), [add_with(narrow_direction())]),
