@@ -99,7 +99,13 @@ class Block(nnx.Module):
     if slots.kv is not None:
       kv = layers.write_cache(slots.kv, kv, slots.cursor)
     mixed_BTNH = layers.attend(
-      q_BTNH, kv, slots.mask_BTS, dtype, scale=arch.attn_scale, cap=arch.attn_softcap
+      q_BTNH,
+      kv,
+      slots.mask_BTS,
+      dtype,
+      scale=arch.attn_scale,
+      cap=arch.attn_softcap,
+      shared=slots.shared,
     )
     mixed_BTNH = tap("head_out", mixed_BTNH)
     return self._product(mixed_BTNH, "o_NHD", "BTNH,NHD->BTD", "o_bias_D"), kv
