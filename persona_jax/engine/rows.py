@@ -1,6 +1,7 @@
 """Rows and tiles: what is to be run, as token ids, and how it is cut into batches of few shapes."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,19 @@ class Row:
         held_T &= edit.ramp.at(offset_T) != 0
       counts.append(int(held_T.sum()))
     return counts
+
+  @functools.cached_property
+  def edit_starts(self) -> tuple[int | None, ...]:
+    """Return, for each edit, the position of the first token on which it may act, None for none."""
+    role_T = np.asarray(self.roles)
+    offset_T = np.arange(len(role_T)) - self.prompt_length
+    starts: list[int | None] = []
+    for edit in self.edits:
+      start, stop = edit.window.interval
+      held_T = (offset_T >= start) & (offset_T < stop) & (edit.window.role_mask >> role_T & 1 > 0)
+      acts = held_T.any() and edit.gate != 0
+      starts.append(int(held_T.argmax()) if acts else None)
+    return tuple(starts)
 
   @property
   def edits_reach_prefix(self) -> bool:

@@ -216,6 +216,8 @@ def _join_parts(parts: Sequence[_Part]) -> jax.Array:
   """Join the softmaxes of several parts into one; [B, K, G, T, H]."""
   top_BKGT = functools.reduce(jnp.maximum, [part.top_BKGT for part in parts])
   factors = [jnp.exp(part.top_BKGT - top_BKGT) for part in parts]
-  total_BKGT = sum(f * part.total_BKGT for f, part in zip(factors, parts, strict=True))
-  out_BKGTH = sum(f[..., None] * part.out_BKGTH for f, part in zip(factors, parts, strict=True))
+  total_BKGT, out_BKGTH = jnp.zeros_like(top_BKGT), jnp.zeros_like(parts[0].out_BKGTH)
+  for factor_BKGT, part in zip(factors, parts, strict=True):
+    total_BKGT += factor_BKGT * part.total_BKGT
+    out_BKGTH += factor_BKGT[..., None] * part.out_BKGTH
   return out_BKGTH / total_BKGT[..., None]
