@@ -9,11 +9,13 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.compile import compile_edits
+from persona_jax.edits.table import Where
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.extend import extend
 from persona_jax.engine.forward import run_rows
+from persona_jax.engine.prefill import Prefix, prefill
 from persona_jax.engine.rows import LENGTH_STEP, TILE_ROWS, Row, round_up, row_bucket, tiles
+from persona_jax.engine.tree import Tree
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -36,9 +38,10 @@ def batches(
     # Only last tokens are read: what comes before is a prefix, which rows share.
     for tile in tiles(rows, TILE_ROWS):
       mine = [rows[n] for n in tile]
-      out = extend(model, mine, [()] * len(mine), row_bucket(len(mine)), 1, spec=spec, banks=banks)
-      _check_delivered(tile, mine, out.realised_B, out.requested_B)
-      yield tile, out.run.reads
+      tree = Tree(mine, [len(row.ids) for row in mine])
+      out = prefill(model, tree, spec=spec, banks=banks)
+      _check_delivered(tile, mine, out.realised_R, out.requested_R)
+      yield tile, _last_reads(tree, out)
     return
   for tile in tiles(rows, _BATCH_ROWS):
     size = row_bucket(len(tile))
@@ -66,8 +69,27 @@ def batches(
     yield tile, run.reads
 
 
+def _last_reads(tree: Tree, prefix: Prefix) -> dict[Where, jax.Array]:
+  """Return what was read of each row's last token, [R, ·]."""
+  found: dict[Where, list[tuple[int, jax.Array, int]]] = {}
+  for groups, reads in prefix.reads:
+    for where, x in reads.items():
+      for g, group in enumerate(groups):
+        last = [row for row in group.rows if tree.chain(row)[-1] == group.node]
+        found.setdefault(where, []).extend((row, x, g) for row in last)
+  out = {}
+  for where, items in found.items():
+    arrays = {id(x): np.asarray(x) for _, x, _ in items}
+    by_row = {row: arrays[id(x)][g] for row, x, g in items}
+    out[where] = jnp.asarray(np.stack([by_row[row] for row in range(len(tree.rows))]))
+  return out
+
+
 def _check_delivered(
-  numbers: Sequence[int], rows: Sequence[Row], realised_B: jax.Array, requested_B: jax.Array
+  numbers: Sequence[int],
+  rows: Sequence[Row],
+  realised_B: jax.Array | np.ndarray,
+  requested_B: jax.Array | np.ndarray,
 ) -> None:
   """Refuse reads of rows that were not edited as asked: no flag goes with them."""
   if not any(row.edits for row in rows):

@@ -4,7 +4,7 @@ It stops when all rows are done.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.table import ROLES, EditTable, Where
-from persona_jax.engine.forward import run_blocks
+from persona_jax.engine.forward import Layout, Part, run_blocks
 from persona_jax.engine.sampling import Sampling, next_token
 from persona_jax.engine.taps import Fused
 from persona_jax.models.arch import Arch
@@ -27,8 +27,6 @@ class Start(NamedTuple):
     role_B: int32, its role.
     position_B: int32, its position in the row.
     offset_B: int32, its offset from the end of the prompt (-1, or more in a started answer).
-    prefix_position_BS: int32, position of the token in each slot of the row's prefix; negative
-      where a slot is empty.
     thinking_B: bool, whether the answer goes on with a thought of the prompt.
     done_B: bool, rows that only fill the tile.
     key_B: sampling keys.
@@ -38,7 +36,6 @@ class Start(NamedTuple):
   role_B: jax.Array
   position_B: jax.Array
   offset_B: jax.Array
-  prefix_position_BS: jax.Array
   thinking_B: jax.Array
   done_B: jax.Array
   key_B: jax.Array
@@ -52,7 +49,7 @@ class State(NamedTuple):
     token_B: int32, what is fed next.
     thinking_B: bool, whether the token that is fed next stands inside a thought.
     done_B: bool, rows that met a stop token.
-    caches: keys and values by block; token t of the answer stands at slot S + t.
+    caches: the rows' own keys and values by block; the t-th token that was fed stands at slot t.
     ids_BN: int32, generated ids; beyond `length_B` they mean nothing.
     logprob_BN: float32, log-probability of each under the model (temperature 1, no filter), or
       None.
@@ -87,11 +84,11 @@ class State(NamedTuple):
     "fused",
     "trace",
   ),
-  donate_argnames=("caches",),
 )
 def decode(
   params: Mapping[str, Any],
-  caches: list[KV],
+  shared: Mapping[int, Sequence[Part]],
+  layouts: Sequence[Layout],
   start: Start,
   edits: EditTable | None,
   stop_ids_E: jax.Array,
@@ -109,8 +106,8 @@ def decode(
 
   Args:
     params, arch, resid_dtype: the model.
-    caches: per block [B, K, S + N, H] with N = `num_steps`, the prefix in the first S slots;
-      donated.
+    shared, layouts: keys and values of the prompts but for their last tokens, and how the rows
+      read them.
     start: where each row begins.
     edits: the rows' edit table.
     stop_ids_E: int32, ids that end a row.
@@ -122,10 +119,8 @@ def decode(
     trace: whether to note how far each token was moved at each edited place.
   """
   num_rows = start.token_B.shape[0]
-  first_slot = caches[0].k_BKSH.shape[2] - num_steps
   # Slots of tokens to come hold later positions than any query's, so they are not seen.
-  answer_position_BN = start.position_B[:, None] + jnp.arange(num_steps)
-  slot_position_BS = jnp.concatenate([start.prefix_position_BS, answer_position_BN], axis=1)
+  slot_position_BS = start.position_B[:, None] + jnp.arange(num_steps)
 
   def body(state: State) -> State:
     t = state.step
@@ -144,10 +139,12 @@ def decode(
       tokens,
       slot_position_BS=slot_position_BS,
       caches=state.caches,
-      cursor=first_slot + t,
+      cursor=t,
       edits=edits,
       fused=fused,
       trace=trace,
+      shared=shared,
+      layouts=layouts,
     )
     logits_BV = arch.family.unembed(arch, params, out.h_BTD[:, 0])
     token_B = next_token(sampling, logits_BV, start.key_B, t)
@@ -175,13 +172,14 @@ def decode(
     )
 
   zero_B = jnp.zeros((num_rows,), jnp.float32)
+  own = jnp.zeros((num_rows, arch.num_kv_heads, num_steps, arch.head_dim), _kv_dtype(params))
   empty_B = jnp.zeros((num_rows,), jnp.int32)
   state = State(
     step=jnp.int32(0),
     token_B=start.token_B,
     thinking_B=start.thinking_B,
     done_B=start.done_B,
-    caches=caches,
+    caches=[KV(own, own) for _ in range(arch.num_blocks)],
     ids_BN=jnp.zeros((num_rows, num_steps), jnp.int32),
     logprob_BN=jnp.zeros((num_rows, num_steps), jnp.float32) if with_logprobs else None,
     length_B=empty_B,
@@ -194,3 +192,7 @@ def decode(
     ),
   )
   return jax.lax.while_loop(lambda s: (s.step < num_steps) & ~jnp.all(s.done_B), body, state)
+
+
+def _kv_dtype(params: Mapping[str, Any]) -> Any:
+  return params["blocks"][0]["k_DKH"].dtype

@@ -4,8 +4,9 @@ Equal blocks share one trace, so a pass over L blocks compiles once (23 µs disp
 measured on 2 CPU cores). Called under the user's own `jax.jit`, the loop unrolls into that program.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from persona_jax.engine.capture import Capture, CaptureSpec, resolve
 from persona_jax.engine.taps import Fused, SiteTap
 from persona_jax.models import layers
 from persona_jax.models.arch import Arch
-from persona_jax.models.layers import KV, Rotation, Slots
+from persona_jax.models.layers import KV, Rotation, Shared, Slots
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -31,21 +32,44 @@ class Pass(NamedTuple):
   """What a pass over the blocks gives.
 
   Attributes:
-    h_BTD: residual stream after the last block, before the final norm.
-    caches: keys and values, one entry a block.
+    h_BTD: residual stream after the last block, before the final norm; None if only the keys and
+      values were asked for.
+    caches: keys and values, one entry a block that was run.
     reads: captured arrays by (site, block).
     delivery: what the edits did.
     changes: float32 [B, T] by (site, block), the lengths of the changes, if `trace`.
   """
 
-  h_BTD: jax.Array
+  h_BTD: Any
   caches: list[KV]
   reads: Reads
   delivery: Delivery
   changes: dict[Where, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "i", "spec", "fused", "trace"))
+class Layout(NamedTuple):
+  """How rows read keys and values that they share; see `models.layers.Shared`.
+
+  Attributes:
+    position_PS: int32, position of the token in each slot; negative where it is empty.
+    member_PC, place_B: int32, or None if the rows stand in order.
+  """
+
+  position_PS: jax.Array
+  member_PC: jax.Array | None
+  place_B: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Shared keys and values of one block, and the number of the layout that rows read them by."""
+
+  kv: KV
+  layout: int = dataclasses.field(metadata={"static": True})
+
+
+@functools.partial(jax.jit, static_argnames=("arch", "i", "spec", "fused", "trace", "only_kv"))
 def _block(
   params: Mapping[str, jax.Array],
   h_BTD: jax.Array,
@@ -59,21 +83,42 @@ def _block(
   spec: CaptureSpec | None,
   fused: Fused | None,
   trace: bool,
-) -> tuple[jax.Array, KV, dict[str, jax.Array], Delivery | None, dict[str, jax.Array]]:
+  only_kv: bool,
+) -> tuple[jax.Array | None, KV, dict[str, jax.Array], Delivery | None, dict[str, jax.Array]]:
   tap = SiteTap(sites, tokens, spec, bank_RD, fused, trace)
   h_BTD, kv = arch.family.block(arch, i, params, h_BTD, slots, tap)
-  return h_BTD, kv, tap.reads, tap.delivery, tap.changes
+  # The compiler drops what leads to nothing that is returned.
+  return None if only_kv else h_BTD, kv, tap.reads, tap.delivery, tap.changes
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))
 def _by_kind(
-  position_BT: jax.Array, slot_position_BS: jax.Array, *, arch: Arch
-) -> tuple[list[Rotation], list[jax.Array]]:
-  """Compute rotations and masks, one a kind of block, which its blocks share."""
+  position_BT: jax.Array,
+  slot_position_BS: jax.Array,
+  layouts: tuple[Layout, ...],
+  *,
+  arch: Arch,
+) -> tuple[list[Rotation], list[jax.Array], list[list[jax.Array]]]:
+  """Compute rotations and masks, one a kind of block, which its blocks share.
+
+  Returns:
+    By kind: rotations, masks of the rows' own slots, and masks of each layout.
+  """
   return (
     [layers.rotation(position_BT, kind.rope, arch.head_dim) for kind in arch.kinds],
     [layers.visible(position_BT, slot_position_BS, kind.window) for kind in arch.kinds],
+    [[_seen(position_BT, x, kind.window) for x in layouts] for kind in arch.kinds],
   )
+
+
+def _seen(position_BT: jax.Array, layout: Layout, window: int | None) -> jax.Array:
+  """Return bool [P, C, T, S]: the shared slots that each token of each member may attend to."""
+  p, s = layout.position_PS.shape
+  t = position_BT.shape[1]
+  if layout.member_PC is not None:
+    position_BT = position_BT[layout.member_PC.reshape(-1)]
+  seen_PXS = layers.visible(position_BT.reshape(p, -1), layout.position_PS, window)
+  return seen_PXS.reshape(p, -1, t, s)
 
 
 def run_blocks(
@@ -91,8 +136,12 @@ def run_blocks(
   banks: Mapping[int, jax.Array] | None = None,
   fused: Fused | None = None,
   trace: bool = False,
+  blocks: range | None = None,
+  shared: Mapping[int, Sequence[Part]] | None = None,
+  layouts: Sequence[Layout] = (),
+  only_kv: bool = False,
 ) -> Pass:
-  """Send embedded tokens through every block.
+  """Send embedded tokens through the blocks.
 
   Args:
     arch, params: the model.
@@ -107,19 +156,29 @@ def run_blocks(
     spec, banks: what to read (see `engine.capture.resolve`).
     fused: the kernel for edits of projections; None is plain XLA, which has derivatives.
     trace: whether to note how far each token was moved at each edited place.
+    blocks: those to run; default all.
+    shared: by block, the keys and values that rows share, beside their own.
+    layouts: how they read them.
+    only_kv: whether of the last block only the keys and values are wanted.
   """
   if slot_position_BS is None:
     slot_position_BS = position_BT
-  ropes, masks = _by_kind(position_BT, slot_position_BS, arch=arch)
+  blocks = range(arch.num_blocks) if blocks is None else blocks
+  ropes, masks, seen = _by_kind(position_BT, slot_position_BS, tuple(layouts), arch=arch)
   delivery = Delivery.none(position_BT.shape)
   new_caches, reads = [], {}
   changes: dict[Where, jax.Array] = {}
-  for i, kind in enumerate(arch.pattern):
-    kv = None if caches is None else caches[i]
+  for n, i in enumerate(blocks):
+    kind = arch.pattern[i]
+    kv = None if caches is None else caches[n]
+    parts = tuple(
+      Shared(part.kv, seen[kind][part.layout], *layouts[part.layout][1:])
+      for part in (() if shared is None else shared[i])
+    )
     h_BTD, kv, block_reads, delivered, block_changes = _block(
       params["blocks"][i],
       h_BTD,
-      Slots(position_BT, slot_position_BS, ropes[kind], masks[kind], kv, cursor),
+      Slots(position_BT, slot_position_BS, ropes[kind], masks[kind], kv, cursor, parts),
       {} if edits is None else edits.of_block(i),
       tokens,
       None if banks is None else banks.get(i),
@@ -128,6 +187,7 @@ def run_blocks(
       spec=None if spec is None else spec.reads(i),
       fused=fused,
       trace=trace,
+      only_kv=only_kv and i == blocks[-1],
     )
     new_caches.append(kv)
     reads.update({(site, i): value for site, value in block_reads.items()})

@@ -11,7 +11,7 @@ from persona_jax.edits.compile import RowEdits, compile_edits
 from persona_jax.engine import decode as decoding
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefill import prefill, shared_parts
 from persona_jax.engine.rows import (
   Row,
   derive_seed,
@@ -22,6 +22,7 @@ from persona_jax.engine.rows import (
 )
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.trace import EditTrace, of_row
+from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
@@ -78,12 +79,22 @@ class Settings:
       raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: give an int of at least 1.")
 
 
-def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> list[Generation]:
+def generate_tile(
+  model: "Model", rows: Sequence[Row], settings: Settings, *, sharing: Sharing = ALL_SHARED
+) -> list[Generation]:
   """Generate for the rows of one tile, in their order."""
   num_rows = row_bucket(len(rows))
   steps = settings.max_new_tokens
-  prefix = prefill(model, rows, num_rows, room=steps, trace=settings.trace)
-  filled = list(rows) + [rows[0]] * (num_rows - len(rows))
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows], sharing=sharing)
+  prefix = prefill(model, tree, trace=settings.trace)
+  shared, layouts = shared_parts(
+    prefix.waves,
+    range(model.arch.num_blocks),
+    tree.order,
+    num_rows,
+    copies=not sharing.attention,
+  )
+  filled = [rows[n] for n in tree.order] + [rows[0]] * (num_rows - len(rows))
   table = (
     compile_edits(model, [row.edits for row in filled]) if any(r.edits for r in rows) else None
   )
@@ -93,14 +104,14 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
     role_B=jnp.asarray([row.roles[-1] for row in filled], jnp.int32),
     position_B=jnp.asarray(last_B),
     offset_B=jnp.asarray(last_B - [row.prompt_length for row in filled], jnp.int32),
-    prefix_position_BS=jnp.asarray(prefix.position_BS),
     thinking_B=jnp.asarray([row.opens_thought for row in filled]),
     done_B=jnp.arange(num_rows) >= len(rows),
     key_B=sampling_keys([row.seed for row in filled]),
   )
   out = decoding.decode(
     model.params,
-    prefix.caches,
+    shared,
+    layouts,
     start,
     table,
     jnp.asarray(settings.stop_ids or (-1,), jnp.int32),
@@ -115,18 +126,18 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
   )
   ids_BN, length_B = np.asarray(out.ids_BN), np.asarray(out.length_B)
   logprob_BN = None if out.logprob_BN is None else np.asarray(out.logprob_BN)
-  realised_B = np.asarray(out.realised_B) + prefix.realised_B
-  requested_B = np.asarray(out.requested_B) + prefix.requested_B
-  edited_B = np.asarray(out.edited_B) + prefix.edited_B
+  place_R = np.argsort(tree.order)  # where each row stands in the batch
+  realised_R = np.asarray(out.realised_B)[place_R] + prefix.realised_R
+  requested_R = np.asarray(out.requested_B)[place_R] + prefix.requested_R
+  edited_R = np.asarray(out.edited_B)[place_R] + prefix.edited_R
   changes = {place: np.asarray(change_BN) for place, change_BN in out.changes.items()}
   generations = []
-  for b, row in enumerate(rows):
+  for n, (row, b) in enumerate(zip(rows, place_R, strict=True)):
     ids = tuple(ids_BN[b, : length_B[b]].tolist())
-    dose = dose_of(realised_B[b], requested_B[b])
+    dose = dose_of(realised_R[n], requested_R[n])
     trace = None
     if settings.trace:
-      seen_S = prefix.position_BS[b] >= 0
-      before = {place: change_BS[b, seen_S] for place, change_BS in prefix.changes.items()}
+      before = {place: by_row[n] for place, by_row in prefix.changes.items()}
       after = {place: change_BN[b] for place, change_BN in changes.items()}
       trace = of_row(row, before, after, len(ids))
     generations.append(
@@ -135,7 +146,7 @@ def generate_tile(model: "Model", rows: Sequence[Row], settings: Settings) -> li
         token_ids=ids,
         finish_reason="stop" if ids[-1] in settings.stop_ids else "length",
         logprobs=None if logprob_BN is None else tuple(logprob_BN[b, : len(ids)].tolist()),
-        tokens_edited=int(edited_B[b]),
+        tokens_edited=int(edited_R[n]),
         delivered_dose=dose,
         valid=not problem_of(row, row.answer_roles(ids[:-1], model.think_ids), dose),
         trace=trace,

@@ -1,5 +1,6 @@
 """Log-probabilities of given continuations, sharing each prompt's prefix between them."""
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +13,20 @@ import numpy as np
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.extend import Extended, extend
 from persona_jax.engine.forward import head
-from persona_jax.engine.rows import Row, round_up, row_bucket
+from persona_jax.engine.prefill import Prefix, prefill
+from persona_jax.engine.rows import Row, round_up
+from persona_jax.engine.tree import Tree
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
-# Logits of a tile are [rows, T, V] float32: 1024 x 49,152 of them are 200 MB.
-_TILE_ROWS, _TILE_TOKENS = 64, 1024
-# Continuations are padded to a multiple of this. Of 2: a fifth of the tokens of questionnaire items
-# is padding, of 8: half as many as there are; a shape more takes a second to compile.
-_TOKEN_STEP = 2
+# Rows that are computed together, and share what they begin with.
+_TILE_ROWS = 256
+# Logits are [tokens, V] float32: 1024 x 49,152 of them are 200 MB.
+_HEAD_TOKENS, _HEAD_STEP = 1024, 32
 
 
 class Scored(NamedTuple):
@@ -54,34 +55,67 @@ class Scored(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("arch",))
 def _logprobs(
-  params: Mapping[str, Any], h_BTD: jax.Array, targets_BTM: jax.Array, *, arch: Arch
+  params: Mapping[str, Any],
+  h_MD: jax.Array,
+  pick_Q: jax.Array,
+  target_Q: jax.Array,
+  *,
+  arch: Arch,
 ) -> jax.Array:
-  """Return the log-probability of M candidate next tokens at each position, [B, T, M]."""
-  logits_BTV = head(params, h_BTD, arch=arch)
-  chosen_BTM = jnp.take_along_axis(logits_BTV, targets_BTM, axis=-1)
-  return chosen_BTM - jax.nn.logsumexp(logits_BTV, axis=-1, keepdims=True)
+  """Return the log-probabilities of Q next tokens, each after one of M activations."""
+  logits_MV = head(params, h_MD, arch=arch)
+  return logits_MV[pick_Q, target_Q] - jax.nn.logsumexp(logits_MV, axis=-1)[pick_Q]
 
 
 def _score_tile(
   model: "Model", rows: Sequence[Row], fed: Sequence[tuple[int, ...]], finals: Sequence[list[int]]
-) -> tuple[np.ndarray, np.ndarray, Extended]:
-  """Score passes: row b is fed `fed[b]` after its prompt, `finals[b]` may follow.
+) -> tuple[list[np.ndarray], list[np.ndarray], Prefix]:
+  """Score passes: row r is fed `fed[r]` after its own tokens, `finals[r]` may follow.
 
   Returns:
-    log-probs of the fed tokens [B, T] and of the finals [B, M], float32, where padding means
-    nothing; and the pass with its delivery.
+    log-probs of the fed tokens and of the finals, of each row, float32; and the pass.
   """
-  num_rows = row_bucket(len(rows))
-  t = round_up(1 + max(len(f) for f in fed), _TOKEN_STEP) if any(fed) else 1
-  out = extend(model, rows, fed, num_rows, t)
-  targets_BTM = np.zeros((num_rows, t, max(len(f) for f in finals)), np.int32)
-  for b, (tokens, final) in enumerate(zip(fed, finals, strict=True)):
-    targets_BTM[b, : len(tokens), 0] = tokens
-    targets_BTM[b, len(tokens), : len(final)] = final
+  whole = [
+    dataclasses.replace(
+      row, ids=row.ids + ids, roles=(*row.roles, *row.answer_roles(ids, model.think_ids))
+    )
+    for row, ids in zip(rows, fed, strict=True)
+  ]
+  # What is asked: (row, position of the activation, place in the answer, next token).
+  asked = [
+    (r, len(row.ids) - 1 + n, n, token)
+    for r, (row, ids, ends) in enumerate(zip(rows, fed, finals, strict=True))
+    for n, token in [*enumerate(ids), *((len(ids), end) for end in ends)]
+  ]
+  tree = Tree(whole, [len(row.ids) for row in whole])
+  prefix = prefill(model, tree, chosen=[(r, position) for r, position, _, _ in asked])
+  values: dict[tuple[int, int, int], float] = {}
   top = {name: leaf for name, leaf in model.params.items() if name != "blocks"}
-  logprob_BTM = np.asarray(_logprobs(top, out.run.h_BTD, jnp.asarray(targets_BTM), arch=model.arch))
-  last_B = np.asarray([len(tokens) for tokens in fed])
-  return logprob_BTM[:, :, 0], logprob_BTM[np.arange(len(rows)), last_B], out
+  for chosen in prefix.chosen:
+    mine = [item for item in asked if item[:2] in chosen.place]
+    mine.sort(key=lambda item: chosen.place[item[:2]])
+    for first in range(0, len(chosen.h_MD), _HEAD_TOKENS):
+      last = min(first + _HEAD_TOKENS, len(chosen.h_MD))
+      part = [item for item in mine if first <= chosen.place[item[:2]] < last]
+      size = min(_HEAD_TOKENS, round_up(last - first, _HEAD_STEP))
+      h_MD = jnp.pad(chosen.h_MD[first:last], [(0, size - (last - first)), (0, 0)])
+      pick_Q, target_Q = np.zeros((2, round_up(len(part), _HEAD_STEP)), np.int32)
+      pick_Q[: len(part)] = [chosen.place[item[:2]] - first for item in part]
+      target_Q[: len(part)] = [item[3] for item in part]
+      logprob_Q = np.asarray(
+        _logprobs(top, h_MD, jnp.asarray(pick_Q), jnp.asarray(target_Q), arch=model.arch)
+      )
+      for (r, _, n, token), value in zip(part, logprob_Q, strict=False):
+        values[r, n, token] = value
+  of_fed = [
+    np.asarray([values[r, n, token] for n, token in enumerate(ids)], np.float32)
+    for r, ids in enumerate(fed)
+  ]
+  of_finals = [
+    np.asarray([values[r, len(ids), token] for token in ends], np.float32)
+    for r, (ids, ends) in enumerate(zip(fed, finals, strict=True))
+  ]
+  return of_fed, of_finals, prefix
 
 
 def _continuation_ids(
@@ -106,19 +140,6 @@ def _continuation_ids(
       f"continuation {number}: ids {wrong[:8]} lie outside the vocabulary [0, {vocab})."
     )
   return ids
-
-
-def _tiles(order: Sequence[int], length_P: Sequence[int]) -> list[list[int]]:
-  """Cut passes, in this order, into tiles that are bounded in rows and in padded tokens."""
-  tiles: list[list[int]] = []
-  longest = 0
-  for p in order:
-    longest = max(longest, length_P[p]) if tiles else length_P[p]
-    if not tiles or (len(tiles[-1]) + 1) * longest > _TILE_TOKENS or len(tiles[-1]) == _TILE_ROWS:
-      tiles.append([])
-      longest = length_P[p]
-    tiles[-1].append(p)
-  return tiles
 
 
 def score_rows(
@@ -166,19 +187,17 @@ def score_rows(
   edited_P = np.zeros(len(finals), int)
   dose_P = np.full(len(finals), np.nan)
   users = np.bincount([p for p, _ in place], minlength=len(finals))
-  order = sorted(
-    range(len(finals)), key=lambda p: (len(rows[owner[p]].ids), len(conts[owner[p]]), p)
-  )
-  for tile in _tiles(order, [len(conts[owner[p]]) for p in range(len(finals))]):
+  order = sorted(range(len(finals)), key=lambda p: (rows[owner[p]].ids, conts[owner[p]], p))
+  for first in range(0, len(order), _TILE_ROWS):
+    tile = order[first : first + _TILE_ROWS]
     tile_rows = [rows[owner[p]] for p in tile]
     fed = [conts[owner[p]][:-1] for p in tile]
-    fed_BT, final_BM, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])
-    edited_P[tile] = np.asarray(out.edited_B)[: len(tile)]
-    realised_B, requested_B = np.asarray(out.realised_B), np.asarray(out.requested_B)
-    for b, p in enumerate(tile):
-      dose_P[p] = dose_of(realised_B[b], requested_B[b])
-      fed_logprob[p] = fed_BT[b, : len(fed[b])].astype(np.float64)
-      final_logprob[p] = final_BM[b].astype(np.float64)
+    of_fed, of_finals, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])
+    edited_P[tile] = out.edited_R
+    for r, p in enumerate(tile):
+      dose_P[p] = dose_of(out.realised_R[r], out.requested_R[r])
+      fed_logprob[p] = of_fed[r].astype(np.float64)
+      final_logprob[p] = of_finals[r].astype(np.float64)
     if progress is not None:
       progress(int(users[tile].sum()))
   pass_N = [p for p, _ in place]

@@ -97,6 +97,9 @@ class Sharing:
   attention: bool = True
 
 
+ALL_SHARED = Sharing()
+
+
 class Tree:
   """The prefix tree of some rows.
 
@@ -112,7 +115,7 @@ class Tree:
     rows: Sequence[Row],
     stops: Sequence[int],
     *,
-    sharing: Sharing = Sharing(),
+    sharing: Sharing = ALL_SHARED,
     min_run: int = MIN_RUN,
   ):
     """Build the tree.

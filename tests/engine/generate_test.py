@@ -1,7 +1,5 @@
 """Generation against full recompute in float64: caches, windows, batches, stops, samples."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +7,9 @@ import pytest
 import persona_jax as pj
 from persona_jax.engine import decode, forward
 from persona_jax.engine import prefill as prefilling
-from persona_jax.engine.rows import Row, derive_seed, make_row, sampling_keys
+from persona_jax.engine.rows import Row, derive_seed, sampling_keys
 from persona_jax.engine.sampling import Sampling, next_token
+from persona_jax.engine.tree import Tree
 from tests.reference import numpy_llama
 
 PROMPTS = ["w10 w11 w12", "w5", "w20 w21 w22 w23 w24 w25 w26"]
@@ -127,69 +126,6 @@ def test_rows_do_not_depend_on_neighbours_order_or_batch_size(tiny):
     np.testing.assert_allclose(alone.logprobs, together[n].logprobs, atol=5e-5)
 
 
-def test_equal_prefixes_are_computed_once_and_only_if_edits_allow(tiny):
-  from persona_jax.engine.prefill import prefill
-
-  row = make_row(tiny.model.encode(PROMPTS[0]))
-  late, early = steer(tiny, 1.0, "answer")[0], steer(tiny, 1.0, "all")[0]
-  rows = [row, *(dataclasses.replace(row, edits=(e,)) for e in (late, early, early))]
-  out = prefill(tiny.model, rows, num_rows=4, room=1)
-  assert out.num_prefixes == 2 and out.num_tokens == 2 * 4
-  np.testing.assert_array_equal(out.edited_B, [0, 0, 4, 4])
-
-
-def test_common_stems_are_computed_once_and_change_nothing(tiny, monkeypatch):
-  from persona_jax.engine import prefill as prefilling
-
-  system = " ".join(f"w{i}" for i in range(40, 64))
-  chats = [
-    [{"role": "system", "content": s}, {"role": "user", "content": q}]
-    for s in (system, "w9 " + system)
-    for q in ("w10 w11", "w12", "w13 w14 w15")
-  ] + ["w70 w71"]
-  d = tiny.direction(norm=8.0)
-  edits = [pj.add(d, 1.0, unit="raw", blocks=1, tokens="answer"), None] * 3 + [None]
-  rows = [make_row(tiny.model.encode(c)) for c in chats]
-  stems, stem_P = prefilling.find_stems(rows)
-  assert (
-    sorted(map(len, stems)) == [0, 26, 27] and len(set(stem_P[:3])) == len(set(stem_P[3:6])) == 1
-  )
-  out = prefilling.prefill(tiny.model, rows, 8, room=1)
-  assert out.num_tokens == sum(map(len, stems)) + sum(
-    len(r.ids) - 1 - len(stems[s]) for r, s in zip(rows, stem_P, strict=True)
-  )
-  shared = tiny.model.generate(chats, edits=edits, max_new_tokens=3, logprobs=True)
-  monkeypatch.setattr(prefilling, "MIN_SAVING", 2.0)
-  for a, b in zip(
-    shared, tiny.model.generate(chats, edits=edits, max_new_tokens=3, logprobs=True), strict=True
-  ):
-    assert a.token_ids == b.token_ids
-    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=5e-5)
-
-
-def test_personas_that_begin_alike_keep_stems_of_their_own(tiny):
-  opening, texts = tuple(range(2, 22)), [tuple(range(n, n + 40)) for n in (30, 50, 60)]
-  prefixes = [opening + text + (90 + q, 80) for text in texts for q in range(3)]
-  rows = [Row((*ids, 5), len(ids) + 1, (1,) * (len(ids) + 1)) for ids in prefixes]
-  for order in (range(9), range(8, -1, -1), (4, 0, 8, 2, 6, 1, 5, 3, 7)):
-    stems, stem_P = prefilling.find_stems([rows[n] for n in order])
-    assert [len(stem) for stem in stems] == [60, 60, 60]
-    for n, s in zip(order, stem_P, strict=True):
-      assert prefixes[n][:60] == stems[s]
-
-
-def test_stems_are_not_shared_with_rows_whose_edits_reach_into_them(tiny):
-  from persona_jax.engine import prefill as prefilling
-
-  system = " ".join(f"w{i}" for i in range(40, 70))
-  chats = [
-    [{"role": "system", "content": system}, {"role": "user", "content": f"w{i}"}] for i in (8, 9)
-  ]
-  edit = pj.add(tiny.direction(), 1.0, unit="raw", blocks=1, tokens="all")
-  rows = [make_row(tiny.model.encode(c), (edit,)) for c in chats]
-  assert prefilling.find_stems(rows) == ([()], [0, 0])
-
-
 def test_one_amount_a_row_follows_its_row_through_tiles(tiny):
   prompts = [PROMPTS[2], PROMPTS[1], PROMPTS[0]]
   d = tiny.direction(norm=8.0)
@@ -216,20 +152,18 @@ def test_stop_token_ends_a_row_early_and_the_loop_too(tiny):
 
 
 def test_loop_stops_when_all_rows_are_done(tiny):
-  from persona_jax.engine.generate import prefill
-
   stop = reference(tiny, PROMPTS[1], n=1)[0][0]
   row = Row(tuple(ids_of(tiny, PROMPTS[1])), 3, (1,) * 3)
-  prefix = prefill(tiny.model, [row], 1, room=50)
+  prefix = prefilling.prefill(tiny.model, Tree([row], [2]))
+  shared, layouts = prefilling.shared_parts(prefix.waves, range(3), [0], 1)
   start = decode.Start(
     *(jnp.asarray([x], jnp.int32) for x in (row.ids[-1], 1, 2, -1)),
-    jnp.asarray(prefix.position_BS),
     jnp.asarray([False]),
     jnp.asarray([False]),
     sampling_keys([0]),
   )
   out = decode.decode(
-    tiny.model.params, prefix.caches, start, None, jnp.asarray([stop]), jnp.asarray([-1, -1]),
+    tiny.model.params, shared, layouts, start, None, jnp.asarray([stop]), jnp.asarray([-1, -1]),
     arch=tiny.model.arch, sampling=Sampling(), num_steps=50, with_logprobs=False,
     resid_dtype="float32",
   )  # fmt: skip
@@ -287,7 +221,7 @@ def test_no_window_vector_amount_or_row_compiles_anything_new(tiny):
 
   for window in windows:
     run(window, d[0], 1.0, (1, 0, 1, 0))
-  programs = (decode.decode, forward._block, prefilling._gather)
+  programs = (decode.decode, forward._block, prefilling._take)
   before = [program._cache_size() for program in programs]
   for n, window in enumerate(windows):
     run(window, d[1 + n % 3], n - 2.5, (0, 1, 1, 0))

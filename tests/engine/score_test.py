@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.engine import score as scoring
 from persona_jax.engine.score import score_rows
 from tests.reference import numpy_llama
 
@@ -100,15 +99,6 @@ def test_score_and_capture_refuse_rows_that_were_not_edited_as_asked(tiny):
   ):
     with pytest.raises(ValueError, match="of the requested edit arrived.*resid_dtype"):
       call()
-
-
-def test_tiles_are_bounded_in_padded_tokens_and_keep_every_pass():
-  lengths = [3, 900, 20, 7, 1000, 1000, 8] + [4] * 200
-  tiles = scoring._tiles(range(len(lengths)), lengths)
-  assert [p for tile in tiles for p in tile] == list(range(len(lengths)))
-  for tile in tiles:
-    padded = len(tile) * max(lengths[p] for p in tile)
-    assert len(tile) <= 64 and (padded <= 1024 or len(tile) == 1)
 
 
 def test_greedy_logprobs_are_the_scores_of_the_same_tokens(tiny):

@@ -1,0 +1,165 @@
+"""Rows that share prefixes, trunks and prompts get what they would get alone, recomputed whole."""
+
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from persona_jax.edits.table import SITES
+from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.generate import Settings, generate_tile
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.score import score_rows
+from persona_jax.engine.tree import Sharing, Tree
+
+N = 5
+SYSTEM = " ".join(f"w{i}" for i in range(40, 60))
+LONGER = " ".join(f"w{i}" for i in range(60, 75))
+PROMPTS = [
+  pj.Raw("w5"),  # of one token: nothing to share
+  pj.Raw(f"{SYSTEM} w5 w6"),
+  pj.Raw(f"{SYSTEM} {LONGER} w7"),
+  pj.Raw(f"{SYSTEM} {LONGER} w8 w9 w10"),
+  pj.Raw("w20 w21 w22 w23 w24 w25 w26"),
+]
+OFF = {
+  "prefix": Sharing(prefix=False),
+  "trunk": Sharing(trunk=False),
+  "prompt": Sharing(prompt=False),
+  "attention": Sharing(attention=False),
+  "nothing": Sharing(False, False, False, False),
+}
+
+
+def conditions(tiny) -> list[list[pj.Edit]]:
+  """None, and edits with several first blocks, sites, windows, gates: all in one grid."""
+  d, e = tiny.direction(0, norm=6.0), tiny.direction(1, norm=6.0)
+  move = dict(unit="raw", allow_other_site=True)
+  probe = pj.Probe(d, 1, above=0.0)
+  return [
+    [],
+    [pj.add(d, 1.0, blocks=0, tokens="all", site="resid_pre", **move)],
+    [pj.add(d, -1.0, blocks=1, tokens="all", **move)],
+    [pj.add(d, 1.0, blocks=2, tokens="all", **move)],
+    [pj.add(d, 2.0, blocks=1, tokens="all", **move), pj.ablate(e, blocks=2, tokens="generated")],
+    [pj.add(e, 1.5, blocks=1, tokens="last:4", **move)],
+    [pj.ablate(e, blocks="all", tokens="answer")],
+    [pj.add(d, 1.0, blocks=(0, 2), tokens="prompt", **move).when(probe)],
+    [pj.renorm_add(e, 1.0, unit="raw", blocks=1, tokens=pj.Window(start=-6, stop=2))],
+  ]
+
+
+def grid_rows(tiny, prompts=PROMPTS):
+  pairs = [(p, e) for e in conditions(tiny) for p in prompts]
+  return encode_rows(tiny.model, [p for p, _ in pairs], [e for _, e in pairs])
+
+
+def compare(ours, theirs, atol=1e-4):
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.token_ids == b.token_ids
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=atol)
+    assert a.tokens_edited == b.tokens_edited and a.valid == b.valid
+    np.testing.assert_allclose(a.delivered_dose, b.delivered_dose, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def unshared(tiny):
+  """Every row computed whole and for itself."""
+  return generate_tile(
+    tiny.model, grid_rows(tiny), Settings(N, logprobs=True), sharing=OFF["nothing"]
+  )
+
+
+@pytest.mark.parametrize("off", [None, *list(OFF)[:-1]])
+def test_a_grid_that_shares_equals_each_row_alone(tiny, unshared, off):
+  rows = grid_rows(tiny)
+  sharing = {} if off is None else {"sharing": OFF[off]}
+  compare(generate_tile(tiny.model, rows, Settings(N, logprobs=True), **sharing), unshared)
+
+
+def test_a_row_by_itself_is_the_same(tiny, unshared):
+  rows = grid_rows(tiny)
+  for n in (0, 11, 27, 43):
+    compare(generate_tile(tiny.model, [rows[n]], Settings(N, logprobs=True)), [unshared[n]])
+
+
+def test_order_of_rows_changes_nothing(tiny, unshared):
+  rows = grid_rows(tiny)
+  order = np.random.default_rng(3).permutation(len(rows))
+  out = generate_tile(tiny.model, [rows[n] for n in order], Settings(N, logprobs=True))
+  compare(out, [unshared[n] for n in order])
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_trunk_of_every_site_and_block(tiny, site, block):
+  arch = tiny.model.arch
+  v_SLD = np.random.default_rng(5).normal(size=(1, 3, arch.site_width(site)))
+  heads = {"num_heads": arch.num_heads} if site == "head_out" else {}
+  d = pj.Direction(v_SLD, "v", site, **heads)
+  edits = [
+    [pj.add(d, c, unit="unit", blocks=block, tokens="all")] if c else []
+    for c in (0.0, 3.0, -3.0, 6.0)
+  ]
+  rows = encode_rows(tiny.model, [pj.Raw(f"{SYSTEM} w5")] * 4, edits)
+  settings = Settings(3, logprobs=True)
+  ours = generate_tile(tiny.model, rows, settings)
+  theirs = generate_tile(tiny.model, rows, settings, sharing=OFF["nothing"])
+  compare(ours, theirs)
+  assert len({g.logprobs for g in ours}) == 4
+
+
+def test_what_is_computed_is_what_the_tree_says(tiny):
+  rows = grid_rows(tiny)
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows])
+  out = prefill(tiny.model, tree)
+  assert out.passes == tree.passes(3)
+  unshared = sum(3 * (len(row.ids) - 1) for row in rows)
+  assert out.passes < unshared / 2
+
+
+def test_trace_of_shared_rows_is_that_of_rows_alone(tiny):
+  rows = grid_rows(tiny)
+  settings = Settings(3, trace=True)
+  ours = generate_tile(tiny.model, rows, settings)
+  theirs = generate_tile(tiny.model, rows, settings, sharing=OFF["nothing"])
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.trace.places == b.trace.places
+    np.testing.assert_array_equal(a.trace.offsets_T, b.trace.offsets_T)
+    np.testing.assert_allclose(a.trace.change_IT, b.trace.change_IT, atol=1e-4)
+
+
+def test_scores_share_and_change_nothing(tiny):
+  pairs = [(p, e) for e in conditions(tiny) for p in PROMPTS[1:]]
+  texts = [("w30 w31", "w30 w32", "w33")[n % 3] for n in range(len(pairs))]
+  together = score_rows(tiny.model, [p for p, _ in pairs], texts, edits=[e for _, e in pairs])
+  for n in range(0, len(pairs), 7):
+    one = score_rows(tiny.model, [pairs[n][0]], [texts[n]], edits=[pairs[n][1]])
+    np.testing.assert_allclose(together.logprobs[n], one.logprobs[0], atol=1e-4)
+    assert together.tokens_edited[n] == one.tokens_edited[0]
+
+
+def test_last_tokens_are_captured_through_the_tree(tiny):
+  prompts = [p for p in PROMPTS for _ in range(3)]
+  d = tiny.direction(0, norm=6.0)
+  edits = [
+    None,
+    pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"),
+    pj.add(d, 1.0, unit="raw", blocks=2, tokens="all"),
+  ] * len(PROMPTS)
+  sites = ("resid_pre", "mlp_out", "resid_post")
+  last = tiny.model.capture(prompts, pj.Capture(sites, reduce="last"), edits=edits)
+  every = tiny.model.capture(prompts, pj.Capture(sites), edits=edits)
+  for where, x in last.items():
+    for n, row in enumerate(x):
+      seen = every[where][n]
+      np.testing.assert_allclose(row, seen[~np.isnan(seen[:, 0])][-1], atol=2e-5)
+
+
+def test_tiles_of_many_chunks_and_pieces(tiny, monkeypatch):
+  from persona_jax.engine import prefill as prefilling
+
+  rows = grid_rows(tiny)
+  settings = Settings(2, logprobs=True)
+  whole = generate_tile(tiny.model, rows, settings)
+  monkeypatch.setattr(prefilling, "BATCH_TOKENS", 64)
+  compare(generate_tile(tiny.model, rows, settings), whole)
