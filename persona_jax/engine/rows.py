@@ -39,21 +39,6 @@ class Row:
   seed: int = 0
   opens_thought: bool = False
 
-  @property
-  def prefix_key(self) -> tuple[object, ...]:
-    """Equal for rows whose tokens before the last one give the same keys and values.
-
-    Those depend on an edit only if its window reaches a token before the last.
-    """
-    first, stop = -self.prompt_length, len(self.ids) - 1 - self.prompt_length
-    reaching = tuple(
-      id(edit)
-      for edit in self.edits
-      if max(first, edit.window.interval[0]) < min(stop, edit.window.interval[1])
-    )
-    # Windows may ask for roles, and one text can have others: a chat, and the same as pj.Raw.
-    return self.ids[:-1], self.prompt_length, reaching, self.roles[:-1] if reaching else ()
-
   def answer_roles(self, ids: Sequence[int], think_ids: tuple[int, int]) -> list[int]:
     """Return the roles of answer tokens that follow the row's own.
 
@@ -100,11 +85,6 @@ class Row:
       acts = held_T.any() and edit.gate != 0
       starts.append(int(held_T.argmax()) if acts else None)
     return tuple(starts)
-
-  @property
-  def edits_reach_prefix(self) -> bool:
-    """Whether some edit's window holds a token before the last one."""
-    return bool(self.prefix_key[2])
 
 
 def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0) -> Row:
@@ -158,10 +138,10 @@ def row_bucket(n: int) -> int:
 
 
 def tiles(rows: Sequence[Row], max_rows: int = TILE_ROWS) -> list[list[int]]:
-  """Cut rows into tiles of at most `max_rows`, like lengths together; return row numbers.
+  """Cut rows into tiles of at most `max_rows`, like prompts together; return row numbers.
 
   The cut depends only on the rows, so that a run that goes on after a stop makes the same tiles.
   """
-  order = sorted(range(len(rows)), key=lambda n: (len(rows[n].ids), n))
+  order = sorted(range(len(rows)), key=lambda n: (len(rows[n].ids), rows[n].ids, n))
   size = max(1, -(-len(rows) // max(1, -(-len(rows) // max_rows))))  # tiles of equal size
   return [order[i : i + size] for i in range(0, len(order), size)]
