@@ -74,17 +74,16 @@ class Row:
     return counts
 
   @functools.cached_property
-  def edit_starts(self) -> tuple[int | None, ...]:
-    """Return, for each edit, the position of the first token on which it may act, None for none."""
+  def edit_tokens(self) -> tuple[np.ndarray, ...]:
+    """Return, for each edit, the tokens of the row on which it may act, bool [T]."""
     role_T = np.asarray(self.roles)
     offset_T = np.arange(len(role_T)) - self.prompt_length
-    starts: list[int | None] = []
+    held = []
     for edit in self.edits:
       start, stop = edit.window.interval
       held_T = (offset_T >= start) & (offset_T < stop) & (edit.window.role_mask >> role_T & 1 > 0)
-      acts = held_T.any() and edit.gate != 0
-      starts.append(int(held_T.argmax()) if acts else None)
-    return tuple(starts)
+      held.append(held_T if edit.gate != 0 else np.zeros_like(held_T))
+    return tuple(held)
 
 
 def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0) -> Row:

@@ -16,6 +16,8 @@ at any other site the block itself is computed for each.
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.table import FOREVER, SITES
 from persona_jax.engine.rows import Row
@@ -128,9 +130,7 @@ class Tree:
     """
     self.rows, self.stops = list(rows), list(stops)
     self._sharing, self._min_run = sharing, min_run
-    self._starts = [
-      tuple(at if sharing.prompt else 0 for at in row.edit_starts) for row in self.rows
-    ]
+    self._held = [row.edit_tokens for row in self.rows]
     self.nodes: list[Node] = []
     self._leaf: dict[int, int] = {}
     growing = [r for r in range(len(self.rows)) if self.stops[r]]
@@ -161,10 +161,7 @@ class Tree:
 
   def edits(self, row: int, stop: int) -> tuple[Edit, ...]:
     """Return the edits of a row that divide what it shares of the tokens before `stop`."""
-    starts = self._starts[row]
-    return tuple(
-      e for e, at in zip(self.rows[row].edits, starts, strict=True) if at is not None and at < stop
-    )
+    return tuple(self.rows[row].edits[i] for i in self._acting(row, stop))
 
   def groups(self, nodes: Sequence[int], place: int) -> list[Group]:
     """Return the classes at these nodes by all edits before a place; by node, rows in order."""
@@ -197,14 +194,21 @@ class Tree:
         total += (hi - lo) * node.length * len(self.groups([n], body_place(lo)))
     return total
 
-  def _key(self, row: int, stop: int, place: int) -> object:
+  def _acting(self, row: int, stop: int) -> list[int]:
+    every = not self._sharing.prompt
+    return [i for i, held_T in enumerate(self._held[row]) if every or held_T[:stop].any()]
+
+  def _key(self, row: int, stop: int, place: int) -> tuple[object, ...]:
     """Return what is equal for rows of a node that are one class."""
-    acting = self.edits(row, stop)
-    if self._sharing.trunk:
-      acting = tuple(edit for edit in acting if first_place(edit) < place)
-    # Windows count from the end of the prompt and may ask for roles.
-    where = (self.rows[row].prompt_length, self.rows[row].roles[:stop]) if acting else ()
-    return tuple(map(id, acting)), where
+    of, key = self.rows[row], []
+    for i in self._acting(row, stop):
+      edit = of.edits[i]
+      if first_place(edit) < place or not self._sharing.trunk:
+        # The same tokens are edited; ramps and functions also ask how far the prompt's end is.
+        by_offset = edit.ramp is not None or edit.call is not None
+        end = of.prompt_length if by_offset else None
+        key.append((id(edit), self._held[row][i][:stop].tobytes(), end))
+    return tuple(key)
 
   def _grow(self, rows: list[int]) -> None:
     """Add the nodes of rows, which all have tokens."""
@@ -236,10 +240,14 @@ class Tree:
       ids = self.rows[r].ids
       if ids[known:stop] != first[known:stop]:
         stop = next(t for t in range(known, stop) if ids[t] != first[t])
-    if len({self._key(r, stop, FOREVER) for r in rows}) == 1:
+    if stop - known < 2 or len({self._key(r, stop, FOREVER) for r in rows}) == 1:
       return stop
-    starts = {at for r in rows for at in self._starts[r] if at is not None and known < at < stop}
-    return min(starts, default=stop)
+    turns = (
+      known + 1 + np.flatnonzero(held_T[known + 1 : stop] != held_T[known : stop - 1])
+      for r in rows
+      for held_T in self._held[r]
+    )
+    return min((int(at[0]) for at in turns if len(at)), default=stop)
 
   def _add(
     self, parent: int, start: int, stop: int, rows: Sequence[int], ends: Sequence[int]

@@ -20,7 +20,7 @@ EDITS = {
   )
   for site in ("resid_pre", "mlp_in", "resid_post")
   for block in (0, 2, 3, 5)
-  for tokens in ("all", "answer", "generated", "last:3")
+  for tokens in ("all", "answer", "generated", "last:3", pj.Window(start=-5, stop=-2))
 }
 
 
@@ -33,12 +33,14 @@ def least_passes(rows, stops) -> int:
   seen = set()
   for row, stop in zip(rows, stops, strict=True):
     for t in range(stop):
-      acting = [
-        e for e, at in zip(row.edits, row.edit_starts, strict=True) if at is not None and at <= t
-      ]
+      held = {id(e): x[: t + 1] for e, x in zip(row.edits, row.edit_tokens, strict=True)}
       for block in range(BLOCKS):
-        before = tuple(id(e) for e in acting if first_place(e) < body_place(block))
-        seen.add((row.ids[: t + 1], block, before, row.prompt_length if before else None))
+        before = tuple(
+          (id(e), held[id(e)].tobytes())
+          for e in row.edits
+          if held[id(e)].any() and first_place(e) < body_place(block)
+        )
+        seen.add((row.ids[: t + 1], block, before))
   return len(seen)
 
 
@@ -122,6 +124,16 @@ def test_an_edit_from_the_middle_of_the_prompt_divides_it_there():
   tree = Tree(rows, [39, 39])
   assert [(node.start, node.stop) for node in tree.nodes] == [(0, 30), (30, 39)]
   assert tree.passes(BLOCKS) == 30 * BLOCKS + 9 * (2 + 2 * 4)
+
+
+def test_rows_of_other_lengths_share_an_edited_stem_unless_it_counts_from_the_end():
+  stem = list(range(20))
+  prompts = [[*stem, 30], [*stem, 31, 32, 33]]
+  steady = conditions(1, 2, "all")[0]
+  for edit, stems in ((steady, 1), (steady.ramped(pj.Ramp(steps=4)), 2)):
+    rows = [make_row(p, [edit]) for p in prompts]
+    tree = Tree(rows, list(map(len, prompts)))
+    assert len(tree.groups([0], body_place(BLOCKS))) == stems
 
 
 def test_nested_prefixes_and_runs_too_short_to_share():
