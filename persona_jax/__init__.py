@@ -42,7 +42,8 @@ from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
 from persona_jax.engine.trace import EditTrace
 from persona_jax.models.family import Family
-from persona_jax.personas.chat import Raw, split_thinking
+from persona_jax.personas.chat import Raw
+from persona_jax.personas.thinking import split_thinking
 from persona_jax.runs.run import Run, run
 from persona_jax.sharding import make_mesh
 

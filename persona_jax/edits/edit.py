@@ -66,7 +66,7 @@ class Edit:
     site: one of `edits.table.SITES`.
     blocks: 0-based block numbers; the edit acts at that site of each.
     numbers: name → array [L, K, X, …] of what the stage computes with, in the units of h; for the
-      names in `per_row` [L, K, X, B]. Names and meaning: `edits.compile.SLOT_NUMBERS`.
+      names in `per_row` [L, K, X, B]. Names and meaning: `edits.stages.SLOT_NUMBERS`.
     width: D that the activation must have; N H at "head_out".
     window: the tokens it acts on.
     amounts: what the user wrote, e.g. {"coef": 0.3}.

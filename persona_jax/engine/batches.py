@@ -13,7 +13,8 @@ from persona_jax.edits.table import Where
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.forward import run_rows
-from persona_jax.engine.prefill import Prefix, prefill
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.rows import LENGTH_STEP, TILE_ROWS, Row, round_up, row_bucket, tiles
 from persona_jax.engine.tree import Tree
 

@@ -11,7 +11,8 @@ from persona_jax.edits.compile import RowEdits, compile_edits
 from persona_jax.engine import decode as decoding
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.prefill import prefill, shared_parts
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefix import shared_parts
 from persona_jax.engine.rows import (
   Row,
   derive_seed,

@@ -14,8 +14,9 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.forward import head
-from persona_jax.engine.prefill import Prefix, prefill
-from persona_jax.engine.rows import Row, round_up
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefix import Prefix
+from persona_jax.engine.rows import TILE_ROWS, Row, round_up
 from persona_jax.engine.tree import Tree
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
@@ -23,8 +24,6 @@ from persona_jax.personas.chat import Prompt
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
-# Rows that are computed together, and share what they begin with.
-_TILE_ROWS = 256
 # Logits are [tokens, V] float32: 1024 x 49,152 of them are 200 MB.
 _HEAD_TOKENS, _HEAD_STEP = 1024, 32
 
@@ -188,8 +187,8 @@ def score_rows(
   dose_P = np.full(len(finals), np.nan)
   users = np.bincount([p for p, _ in place], minlength=len(finals))
   order = sorted(range(len(finals)), key=lambda p: (rows[owner[p]].ids, conts[owner[p]], p))
-  for first in range(0, len(order), _TILE_ROWS):
-    tile = order[first : first + _TILE_ROWS]
+  for first in range(0, len(order), TILE_ROWS):
+    tile = order[first : first + TILE_ROWS]
     tile_rows = [rows[owner[p]] for p in tile]
     fed = [conts[owner[p]][:-1] for p in tile]
     of_fed, of_finals, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])

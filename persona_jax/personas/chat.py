@@ -10,13 +10,16 @@ import numpy as np
 
 from persona_jax.edits.table import ROLES
 from persona_jax.personas.template import compile_template, option_names
+from persona_jax.personas.thinking import (
+  CLOSING,
+  OPENING,
+  ends_in_opening,
+  mark_thinking,
+  thought_of,
+)
 
 _SYSTEM_DEFAULTS = ("keep", "empty", "drop")
 _SPEAKERS = ("system", "user", "assistant")
-_OPENING, _CLOSING = "<think>", "</think>"
-_THOUGHT = rf"(?P<said>.*?)(?P<end>{_CLOSING}|\Z)"
-_OPENED_BY_ANSWER = re.compile(rf"\s*(?P<all>{_OPENING}{_THOUGHT})", re.DOTALL)
-_OPENED_BY_PROMPT = re.compile(rf"(?P<all>(?:\s*{_OPENING})?{_THOUGHT})", re.DOTALL)
 _SENTINEL = "A system message that is cut out again."
 # Unicode noncharacters: never part of a text, no white space, left alone by `trim`.
 _NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
@@ -57,7 +60,7 @@ class Rendered:
   @property
   def opens_thought(self) -> bool:
     """Whether text + answer leave a thought open, which the model then continues."""
-    thought = _thought(self.answer, _ends_in_opening(self.text))
+    thought = thought_of(self.answer, ends_in_opening(self.text))
     return thought is not None and not thought["end"]
 
 
@@ -133,12 +136,12 @@ class Chat:
       messages = [{"role": "system", "content": ""}, *messages]
     text = self._write(messages)
     roles = self._roles(messages, text)
-    opened = _ends_in_opening(text)
-    if opened and answer.lstrip().startswith(_OPENING):
+    opened = ends_in_opening(text)
+    if opened and answer.lstrip().startswith(OPENING):
       answer = answer.lstrip()
-      answer = answer[_common_prefix(answer, text[text.rindex(_OPENING) :]) :]
+      answer = answer[_common_prefix(answer, text[text.rindex(OPENING) :]) :]
     answer_roles = [ROLES["assistant"]] * len(answer)
-    _mark_thinking(answer, answer_roles, 0, opened)
+    mark_thinking(answer, answer_roles, 0, opened)
     return Rendered(text, answer, _runs(roles + answer_roles))
 
   def _write(self, messages: Sequence[Message]) -> str:
@@ -201,7 +204,7 @@ class Chat:
     opening, start, cut, end = free
     mark = re.compile(f"{opening}(\\d+)([{start}{cut}{end}])")
     for trimmed, trimmed_after_thought in ((False, False), (False, True), (True, True)):
-      closing = re.compile(_CLOSING + (r"\s*" if trimmed_after_thought else ""))
+      closing = re.compile(CLOSING + (r"\s*" if trimmed_after_thought else ""))
       marked = []
       for i, message in enumerate(messages):
         content = message["content"]
@@ -289,23 +292,6 @@ def encode_prompt(tokenizer: ChatTokenizer, chat: Chat, prompt: Prompt) -> Encod
   )
 
 
-def split_thinking(text: str, opened: bool = False) -> tuple[str, str]:
-  """Split what a model generated into (thought, answer), without tags and white space around them.
-
-  Only a thought at the beginning counts. One that is never closed leaves the answer ""; a text
-  without a thought is the answer, unchanged.
-
-  Args:
-    text: the generated text.
-    opened: whether the prompt left a thought open (`Rendered.opens_thought`). The text then begins
-      inside it, and a "<think>" with which the model repeats the opening is no part of it.
-  """
-  thought = _thought(text, opened)
-  if thought is None:
-    return "", text
-  return thought["said"].strip(), text[thought.end() :].lstrip()
-
-
 def _messages(prompt: str | Sequence[Message]) -> list[Message]:
   if isinstance(prompt, str):
     return [{"role": "user", "content": prompt}]
@@ -363,7 +349,7 @@ def _roles_of_marks(
       begin = len(kept) - size
       # After an old thought the mark is surer: that what the template wrote before ends in ">", as
       # "</think>" does, means nothing.
-      if i in cuts and begin > cuts[i] - len(_CLOSING):
+      if i in cuts and begin > cuts[i] - len(CLOSING):
         begin = cuts[i]
       spans.append((i, begin, position))
   for i, position in opened.items():  # the template cut the back of the message off
@@ -373,24 +359,8 @@ def _roles_of_marks(
     role = messages[i]["role"]
     roles[start:end] = [ROLES[role]] * (end - start)
     if role == "assistant":
-      _mark_thinking(text[start:end], roles, start)
+      mark_thinking(text[start:end], roles, start)
   return roles
-
-
-def _ends_in_opening(text: str) -> bool:
-  return text.rstrip().endswith(_OPENING)
-
-
-def _thought(text: str, opened: bool) -> re.Match[str] | None:
-  """Match the thought at the beginning of an answer; `opened` if the prompt has its opening."""
-  return (_OPENED_BY_PROMPT if opened else _OPENED_BY_ANSWER).match(text)
-
-
-def _mark_thinking(text: str, roles: list[int], start: int, opened: bool = False) -> None:
-  thought = _thought(text, opened)
-  if thought is not None:
-    begin, end = thought.span("all")
-    roles[start + begin : start + end] = [ROLES["think"]] * (end - begin)
 
 
 def _common_prefix(a: str, b: str) -> int:

@@ -7,6 +7,7 @@ import pytest
 import persona_jax as pj
 from persona_jax.engine import decode, forward
 from persona_jax.engine import prefill as prefilling
+from persona_jax.engine import prefix as prefixes
 from persona_jax.engine.rows import Row, derive_seed, sampling_keys
 from persona_jax.engine.sampling import Sampling, next_token
 from persona_jax.engine.tree import Tree
@@ -155,7 +156,7 @@ def test_loop_stops_when_all_rows_are_done(tiny):
   stop = reference(tiny, PROMPTS[1], n=1)[0][0]
   row = Row(tuple(ids_of(tiny, PROMPTS[1])), 3, (1,) * 3)
   prefix = prefilling.prefill(tiny.model, Tree([row], [2]))
-  shared, layouts = prefilling.shared_parts(prefix.waves, range(3), [0], 1)
+  shared, layouts = prefixes.shared_parts(prefix.waves, range(3), [0], 1)
   start = decode.Start(
     *(jnp.asarray([x], jnp.int32) for x in (row.ids[-1], 1, 2, -1)),
     jnp.asarray([False]),
@@ -221,7 +222,7 @@ def test_no_window_vector_amount_or_row_compiles_anything_new(tiny):
 
   for window in windows:
     run(window, d[0], 1.0, (1, 0, 1, 0))
-  programs = (decode.decode, forward._block, prefilling._take)
+  programs = (decode.decode, forward._block, prefixes.take)
   before = [program._cache_size() for program in programs]
   for n, window in enumerate(windows):
     run(window, d[1 + n % 3], n - 2.5, (0, 1, 1, 0))

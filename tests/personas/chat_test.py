@@ -15,9 +15,9 @@ from persona_jax.personas.chat import (
   Raw,
   Rendered,
   encode_prompt,
-  split_thinking,
 )
 from persona_jax.personas.template import compile_template
+from persona_jax.personas.thinking import split_thinking
 from tests.reference.chat_templates import CHATS, QWEN3_STYLE, R1_BOS, R1_EOS, SMOLLM2, TEMPLATES
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.make_chat_reference import GOLDEN

@@ -1,0 +1,83 @@
+"""Groups of a tree as the arrays of one pass: padded to a shape, cut where they are too many."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from persona_jax.edits.apply import TokenInfo
+from persona_jax.engine.rows import LENGTH_STEP, round_up, row_bucket
+from persona_jax.engine.tree import Group, Tree
+
+
+class GroupBatch:
+  """Groups that go through a block together, padded to a shape; the padding repeats the first."""
+
+  def __init__(self, tree: Tree, groups: Sequence[Group], length: int):
+    self._tree, self.groups, self.length = tree, list(groups), length
+    self.size = row_bucket(len(self.groups))
+
+  @property
+  def filled(self) -> list[Group]:
+    """The groups, with the padding."""
+    return self.groups + self.groups[:1] * (self.size - len(self.groups))
+
+  def pieces(self, tokens: int) -> Iterator[tuple[slice, "GroupBatch"]]:
+    """Cut into batches of at most so many tokens (and at least one row)."""
+    most = max(1, tokens // self.length)
+    count = -(-self.size // most)
+    if count == 1:
+      yield slice(0, self.size), self
+      return
+    step = row_bucket(-(-len(self.groups) // count))
+    for i in range(0, len(self.groups), step):
+      part = GroupBatch(self._tree, self.groups[i : i + step], self.length)
+      yield slice(i, i + part.size), part
+
+  def _by_token(self, make: Callable[[Group], Sequence[int]], empty: int) -> np.ndarray:
+    out = np.full((self.size, self.length), empty, np.int32)
+    for g, group in enumerate(self.filled):
+      node = self._tree.nodes[group.node]
+      out[g, : node.length] = make(group)[node.start : node.stop]
+    return out
+
+  def ids_GT(self) -> np.ndarray:
+    """Token ids."""
+    return self._by_token(lambda group: self._tree.rows[group.rows[0]].ids, 0)
+
+  def position_GT(self) -> jax.Array:
+    """Positions, those of the padding behind the tokens going on."""
+    start_G = np.asarray([self._tree.nodes[group.node].start for group in self.filled], np.int32)
+    return jnp.asarray(start_G[:, None] + np.arange(self.length, dtype=np.int32))
+
+  def slot_position_GT(self) -> jax.Array:
+    """Positions of the tokens as slots: -1 for padding."""
+    return jnp.where(self.tokens.valid_BT, self.position_GT(), -1)
+
+  @functools.cached_property
+  def tokens(self) -> TokenInfo:
+    """What edit windows need to know."""
+    tree = self._tree
+    end_G = [tree.rows[group.rows[0]].prompt_length for group in self.filled]
+    length_G = np.asarray([tree.nodes[group.node].length for group in self.filled])
+    roles_GT = self._by_token(lambda group: tree.rows[group.rows[0]].roles, 0)
+    return TokenInfo(
+      self.position_GT() - jnp.asarray(end_G, jnp.int32)[:, None],
+      jnp.asarray(roles_GT),
+      jnp.asarray(np.arange(self.length) < length_G[:, None]),
+    )
+
+
+def chunks(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[list[int]]:
+  """Cut nodes into runs of like length that go through the first block together."""
+  order = sorted(nodes, key=lambda n: tree.nodes[n].length)
+  chunk: list[int] = []
+  for n in order:
+    longest = round_up(tree.nodes[n].length, LENGTH_STEP)
+    if chunk and (len(chunk) + 1) * longest > tokens:
+      yield sorted(chunk)
+      chunk = []
+    chunk.append(n)
+  yield sorted(chunk)
