@@ -172,14 +172,14 @@ def decode(
     )
 
   zero_B = jnp.zeros((num_rows,), jnp.float32)
-  own = jnp.zeros((num_rows, arch.num_kv_heads, num_steps, arch.head_dim), _kv_dtype(params))
+  own = KV.empty(num_rows, arch.num_kv_heads, num_steps, arch.head_dim, _kv_dtype(params))
   empty_B = jnp.zeros((num_rows,), jnp.int32)
   state = State(
     step=jnp.int32(0),
     token_B=start.token_B,
     thinking_B=start.thinking_B,
     done_B=start.done_B,
-    caches=[KV(own, own) for _ in range(arch.num_blocks)],
+    caches=[own for _ in range(arch.num_blocks)],
     ids_BN=jnp.zeros((num_rows, num_steps), jnp.int32),
     logprob_BN=jnp.zeros((num_rows, num_steps), jnp.float32) if with_logprobs else None,
     length_B=empty_B,

@@ -97,7 +97,7 @@ class _Prefill:
     for chunk in chunks(tree, nodes, BATCH_TOKENS):
       for block, part in enumerate(self._chunk(chunk, before)):
         parts[block].append(part)
-    slots = max(kv.k_BKSH.shape[2] for _, kv in parts[0])
+    slots = max(kv.num_slots for _, kv in parts[0])
     classes, positions, caches = [], [], []
     for block in range(num_blocks):
       groups = [group for part, _ in parts[block] for group in part]
@@ -327,15 +327,10 @@ def _behind(
 @functools.partial(jax.jit, static_argnames=("count",))
 def _first(parts: list[KV], count: int) -> KV:
   """Put the pieces of a batch together, without its padding."""
-  return KV(*(jnp.concatenate(xs)[:count] for xs in zip(*parts, strict=True)))
+  return jax.tree.map(lambda *xs: jnp.concatenate(xs)[:count], *parts)
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))
 def _join(parts: list[KV], slots: int) -> KV:
   """Put the chunks of one block together, with as many slots each."""
-
-  def whole(xs: Sequence[jax.Array]) -> jax.Array:
-    pads = [[(0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0)] for x in xs]
-    return jnp.concatenate([jnp.pad(x, pad) for x, pad in zip(xs, pads, strict=True)])
-
-  return KV(*(whole(xs) for xs in zip(*parts, strict=True)))
+  return jax.tree.map(lambda *xs: jnp.concatenate(xs), *(part.padded(slots) for part in parts))

@@ -20,7 +20,7 @@ class Wave:
   """Keys and values of the nodes of one depth.
 
   Attributes:
-    kv: by block, [P, K, S, H] for its P classes.
+    kv: by block, of its P classes.
     class_of: by block, int32 [R]: the class of each row, -1 for rows without a node here.
     position_of: by block, int32 [P, S]: position of the token in each slot, -1 where it is empty.
   """
@@ -126,7 +126,7 @@ def shared_parts(
         numbers[key] = used, len(layouts) - 1
       used, number = numbers[key]
       kv = wave.kv[block]
-      if not np.array_equal(used, np.arange(kv.k_BKSH.shape[0])):
+      if not np.array_equal(used, np.arange(kv.num_rows)):
         kv = take(kv, jnp.asarray(used))
       shared[block].append(Part(kv, number))
   return shared, layouts
@@ -135,4 +135,4 @@ def shared_parts(
 @jax.jit
 def take(kv: KV, index: jax.Array) -> KV:
   """Pick classes of one block by number."""
-  return KV(kv.k_BKSH[index], kv.v_BKSH[index])
+  return kv.rows(index)

@@ -1,6 +1,6 @@
 """What a decoder is: the sizes and constants that shape its programs.
 
-Dimension letters used all over the package, as suffixes of array names (`h_BTD`, `k_BKSH`):
+Dimension letters used all over the package, as suffixes of array names (`h_BTD`, `v_BKSH`):
 
   B rows · T query tokens · S key/value slots · D model width · F feed-forward width · N query heads
   K key/value heads · G = N / K queries a key head · H head width · V vocabulary · L blocks

@@ -95,7 +95,7 @@ class Block(nnx.Module):
     if arch.qk_norm:
       q_BTNH, k_BTKH = self._norm(q_BTNH, "q_norm_H"), self._norm(k_BTKH, "k_norm_H")
     q_BTNH, k_BTKH = layers.rotate(q_BTNH, slots.rope), layers.rotate(k_BTKH, slots.rope)
-    kv = KV(*(jnp.moveaxis(z, 1, 2).astype(dtype) for z in (k_BTKH, v_BTKH)))
+    kv = KV.of(k_BTKH, v_BTKH, dtype)
     if slots.kv is not None:
       kv = layers.write_cache(slots.kv, kv, slots.cursor)
     mixed_BTNH = layers.attend(

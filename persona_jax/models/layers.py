@@ -20,21 +20,59 @@ _MASKED = -1e30  # finite, so that a row that may see nothing (a pad) gives no N
 
 
 class KV(NamedTuple):
-  """Keys and values of one block: `k_BKSH` and `v_BKSH`, rotary embedding already applied to keys.
+  """Keys and values of one block: `k_BKHS` and `v_BKSH`, rotary embedding already applied to keys.
 
-  [B, K, S, H] rather than [B, S, K, H]: attention reads it 6 times faster on a CPU (measured, 2
-  cores).
+  Slots stand inside heads, 6 times faster than [B, S, K, H] on a CPU; and those of the keys stand
+  last, as their product with the queries wants them: of 128 rows with 64 slots 0.33 ms instead of
+  0.90 (measured, 2 cores).
   """
 
-  k_BKSH: jax.Array
+  k_BKHS: jax.Array
   v_BKSH: jax.Array
+
+  @classmethod
+  def of(cls, k_BTKH: jax.Array, v_BTKH: jax.Array, dtype: DTypeLike) -> "KV":
+    """Lay out the keys and values of T tokens."""
+    return cls(
+      jnp.transpose(k_BTKH, (0, 2, 3, 1)).astype(dtype),
+      jnp.transpose(v_BTKH, (0, 2, 1, 3)).astype(dtype),
+    )
+
+  @classmethod
+  def empty(cls, rows: int, heads: int, slots: int, width: int, dtype: DTypeLike) -> "KV":
+    """Return a cache of empty slots."""
+    return cls(
+      jnp.zeros((rows, heads, width, slots), dtype), jnp.zeros((rows, heads, slots, width), dtype)
+    )
+
+  @property
+  def num_rows(self) -> int:
+    """B."""
+    return self.v_BKSH.shape[0]
+
+  @property
+  def num_slots(self) -> int:
+    """S."""
+    return self.v_BKSH.shape[2]
+
+  def rows(self, index: jax.Array) -> "KV":
+    """Return the rows `index`, in that order."""
+    return KV(self.k_BKHS[index], self.v_BKSH[index])
+
+  def padded(self, slots: int) -> "KV":
+    """Return it with `slots` slots, empty ones behind."""
+    pad = (0, slots - self.num_slots)
+    none = (0, 0)
+    return KV(
+      jnp.pad(self.k_BKHS, (none, none, none, pad)), jnp.pad(self.v_BKSH, (none, none, pad, none))
+    )
 
 
 class Shared(NamedTuple):
   """Keys and values that several rows read and none writes, such as those of a common prompt.
 
   Attributes:
-    kv: of P groups of rows, [P, K, S, H].
+    kv: of P groups of rows.
     mask_PCTS: bool, the slots that each token of a group's C members may attend to.
     member_PC: int32, row of each member; any row where a group has fewer. None: rows in order,
       B = P C.
@@ -128,10 +166,9 @@ def rotate(x_BTNH: jax.Array, rope: Rotation) -> jax.Array:
 
 def write_cache(cache: KV, new: KV, cursor: jax.Array | int) -> KV:
   """Write T new slots at `cursor` into a cache of S slots; one slot number serves all rows."""
-  start = (0, 0, cursor, 0)
   return KV(
-    jax.lax.dynamic_update_slice(cache.k_BKSH, new.k_BKSH, start),
-    jax.lax.dynamic_update_slice(cache.v_BKSH, new.v_BKSH, start),
+    jax.lax.dynamic_update_slice(cache.k_BKHS, new.k_BKHS, (0, 0, 0, cursor)),
+    jax.lax.dynamic_update_slice(cache.v_BKSH, new.v_BKSH, (0, 0, cursor, 0)),
   )
 
 
@@ -156,7 +193,7 @@ def attend(
   a row's own slots and those it shares.
   """
   b, t, n, h = q_BTNH.shape
-  k = kv.k_BKSH.shape[1]
+  k = kv.v_BKSH.shape[1]
   scale = h**-0.5 if scale is None else scale
   q_BTKGH = (q_BTNH * scale).astype(dtype).reshape(b, t, k, n // k, h)
   if shared:
@@ -164,7 +201,7 @@ def attend(
     parts += [_attend_shared(q_BTKGH, part, cap) for part in shared]
     out_BKGTH = _join_parts(parts)
   else:
-    score_BKGTS = softcap(dot(q_BTKGH, kv.k_BKSH, "BTKGH,BKSH->BKGTS"), cap)
+    score_BKGTS = softcap(dot(q_BTKGH, kv.k_BKHS, "BTKGH,BKHS->BKGTS"), cap)
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, _MASKED)
     weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1)
     # Asked for as BKGTH and moved after: as BTKGH, a CPU took 2.4 times as long (measured).
@@ -181,7 +218,7 @@ class _Part(NamedTuple):
 
 
 def _attend_part(q_BTKGH: jax.Array, kv: KV, mask_BTS: jax.Array, cap: float | None) -> _Part:
-  score_BKGTS = softcap(dot(q_BTKGH, kv.k_BKSH, "BTKGH,BKSH->BKGTS"), cap)
+  score_BKGTS = softcap(dot(q_BTKGH, kv.k_BKHS, "BTKGH,BKHS->BKGTS"), cap)
   score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, _MASKED)
   top_BKGT = jnp.max(score_BKGTS, axis=-1)
   weight_BKGTS = jnp.exp(score_BKGTS - top_BKGT[..., None])

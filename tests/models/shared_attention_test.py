@@ -18,7 +18,9 @@ IN_ORDER = [[0, 1], [2, 3], [4, 5]]
 
 
 def random_kv(rng, rows: int, slots: int) -> KV:
-  return KV(*(jnp.asarray(rng.normal(size=(rows, K, slots, H)), jnp.float32) for _ in range(2)))
+  return KV.of(
+    *(jnp.asarray(rng.normal(size=(rows, slots, K, H)), jnp.float32) for _ in range(2)), jnp.float32
+  )
 
 
 def in_groups(rng, groups: list[list[int]], slots: int) -> tuple[Shared, np.ndarray]:
@@ -45,10 +47,11 @@ def in_groups(rng, groups: list[list[int]], slots: int) -> tuple[Shared, np.ndar
 
 def whole(q_BTNH, keys, values, masks, scale: float, cap: float | None) -> np.ndarray:
   """The definition, on one run of slots a row, all in float64."""
-  k, v = (np.concatenate(x, axis=2).astype(np.float64) for x in (keys, values))
+  k = np.concatenate(keys, axis=3).astype(np.float64)
+  v = np.concatenate(values, axis=2).astype(np.float64)
   mask_BTS = np.concatenate(masks, axis=2)
   q = np.asarray(q_BTNH, np.float64).reshape(B, T, K, G, H) * scale
-  score = np.einsum("btkgh,bksh->bkgts", q, k)
+  score = np.einsum("btkgh,bkhs->bkgts", q, k)
   score = score if cap is None else cap * np.tanh(score / cap)
   score = np.where(mask_BTS[:, None, None], score, -np.inf)
   weight = np.exp(score - score.max(-1, keepdims=True))
@@ -65,7 +68,7 @@ def test_shared_slots_are_as_own_ones(parts, cap):
   q = jnp.asarray(3 * rng.normal(size=(B, T, K * G, H)), jnp.float32)
   own, own_mask = random_kv(rng, B, OWN), rng.random((B, T, OWN)) < 0.5
   own_mask[..., 0] = True
-  shared, keys, values, masks = [], [own.k_BKSH], [own.v_BKSH], [own_mask]
+  shared, keys, values, masks = [], [own.k_BKHS], [own.v_BKSH], [own_mask]
   for name in parts:
     groups = GROUPS.get(name, IN_ORDER)
     part, mask_BTS = in_groups(rng, groups, slots=len(name))
@@ -73,7 +76,7 @@ def test_shared_slots_are_as_own_ones(parts, cap):
     for p, rows in enumerate(groups):
       index[rows] = p
     shared.append(part)
-    keys.append(np.asarray(part.kv.k_BKSH)[index])
+    keys.append(np.asarray(part.kv.k_BKHS)[index])
     values.append(np.asarray(part.kv.v_BKSH)[index])
     masks.append(mask_BTS)
   out = attend(q, own, jnp.asarray(own_mask), jnp.float32, scale=0.5, cap=cap, shared=tuple(shared))
@@ -102,7 +105,7 @@ def test_scores_far_apart_between_parts_do_not_overflow():
   q = jnp.ones((B, T, K * G, H), jnp.float32)
   own, mask = random_kv(rng, B, OWN), jnp.ones((B, T, OWN), bool)
   part, _ = in_groups(rng, IN_ORDER, slots=4)
-  loud = KV(jnp.full_like(part.kv.k_BKSH, 500.0), part.kv.v_BKSH)
+  loud = KV(jnp.full_like(part.kv.k_BKHS, 500.0), part.kv.v_BKSH)
   part = part._replace(kv=loud, mask_PCTS=jnp.ones_like(part.mask_PCTS))
   out = np.asarray(attend(q, own, mask, jnp.float32, shared=(part,)))
   mean = np.asarray(part.kv.v_BKSH).mean(axis=2)[np.asarray([0, 0, 1, 1, 2, 2])]
