@@ -1,6 +1,12 @@
-"""Decode: one compiled `while_loop` over steps, blocks unrolled inside.
+"""Decode: segments of one compiled `while_loop` over steps, blocks unrolled inside.
 
-It stops when all rows are done.
+A segment runs until its caches are full, or until so few rows are left that a smaller batch holds
+them; then the host makes the caches longer or leaves out the rows that are done:
+
+  rows      96  ┌───────────┐
+            72  │           └──────────────┐            one program a (rows, slots)
+            48  │  32 slots    │ 64 slots  └──────┐
+                └──────────────┴──────────────────┴── steps
 """
 
 import functools
@@ -28,8 +34,7 @@ class Start(NamedTuple):
     position_B: int32, its position in the row.
     offset_B: int32, its offset from the end of the prompt (-1, or more in a started answer).
     thinking_B: bool, whether the answer goes on with a thought of the prompt.
-    done_B: bool, rows that only fill the tile.
-    key_B: sampling keys.
+    key_B2: uint32, the words of the sampling keys.
   """
 
   token_B: jax.Array
@@ -37,26 +42,26 @@ class Start(NamedTuple):
   position_B: jax.Array
   offset_B: jax.Array
   thinking_B: jax.Array
-  done_B: jax.Array
-  key_B: jax.Array
+  key_B2: jax.Array
 
 
 class State(NamedTuple):
-  """The loop's carry; after the loop, its result.
+  """The loop's carry, which goes from segment to segment.
 
   Attributes:
-    step: int32, tokens generated so far by the longest row.
+    step: int32, tokens generated so far by the rows that are not done.
     token_B: int32, what is fed next.
     thinking_B: bool, whether the token that is fed next stands inside a thought.
-    done_B: bool, rows that met a stop token.
+    done_B: bool, rows that met a stop token, or that only fill the batch.
     caches: the rows' own keys and values by block; the t-th token that was fed stands at slot t.
-    ids_BN: int32, generated ids; beyond `length_B` they mean nothing.
-    logprob_BN: float32, log-probability of each under the model (temperature 1, no filter), or
+    ids_BS: int32, generated ids; beyond `length_B` they mean nothing.
+    logprob_BS: float32, log-probability of each under the model (temperature 1, no filter), or
       None.
     length_B: int32, generated tokens of each row, the stop token included.
-    realised_B, requested_B: float32, delivery of edits (`edits.apply.Delivery`).
-    edited_B: int32, tokens on which an edit was on.
-    changes: float32 [B, N] by (site, block), how far each fed token was moved, if traced.
+    realised_BS, requested_BS: float32, delivery of edits (`edits.apply.Delivery`) on the token that
+      was fed at each step.
+    edited_BS: bool, whether an edit was on there.
+    changes: float32 [B, S] by (site, block), how far each fed token was moved, if traced.
   """
 
   step: jax.Array
@@ -64,63 +69,95 @@ class State(NamedTuple):
   thinking_B: jax.Array
   done_B: jax.Array
   caches: list[KV]
-  ids_BN: jax.Array
-  logprob_BN: jax.Array | None
+  ids_BS: jax.Array
+  logprob_BS: jax.Array | None
   length_B: jax.Array
-  realised_B: jax.Array
-  requested_B: jax.Array
-  edited_B: jax.Array
+  realised_BS: jax.Array
+  requested_BS: jax.Array
+  edited_BS: jax.Array
   changes: dict[Where, jax.Array]
+
+
+@functools.partial(jax.jit, static_argnames=("arch", "slots", "dtype", "places", "with_logprobs"))
+def begin(
+  start: Start,
+  done_B: jax.Array,
+  *,
+  arch: Arch,
+  slots: int,
+  dtype: Any,
+  places: tuple[Where, ...],
+  with_logprobs: bool,
+) -> State:
+  """Return the state before the first step, with room for `slots` tokens a row.
+
+  `places` are those whose changes are to be traced.
+  """
+  num_rows = start.token_B.shape[0]
+  blank_BS = jnp.zeros((num_rows, slots), jnp.float32)
+  own = KV.empty(num_rows, arch.num_kv_heads, slots, arch.head_dim, dtype)
+  return State(
+    step=jnp.int32(0),
+    token_B=start.token_B,
+    thinking_B=start.thinking_B,
+    done_B=done_B,
+    caches=[own for _ in range(arch.num_blocks)],
+    ids_BS=jnp.zeros((num_rows, slots), jnp.int32),
+    logprob_BS=blank_BS if with_logprobs else None,
+    length_B=jnp.zeros((num_rows,), jnp.int32),
+    realised_BS=blank_BS,
+    requested_BS=blank_BS,
+    edited_BS=jnp.zeros((num_rows, slots), bool),
+    changes=dict.fromkeys(places, blank_BS),
+  )
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=(
-    "arch",
-    "sampling",
-    "num_steps",
-    "with_logprobs",
-    "resid_dtype",
-    "fused",
-    "trace",
-  ),
+  static_argnames=("arch", "sampling", "resid_dtype", "fused", "trace"),
+  donate_argnames=("state",),
 )
-def decode(
+def segment(
   params: Mapping[str, Any],
   shared: Mapping[int, Sequence[Part]],
   layouts: Sequence[Layout],
   start: Start,
   edits: EditTable | None,
+  state: State,
+  until: jax.Array,
+  leave: jax.Array,
   stop_ids_E: jax.Array,
   think_ids_2: jax.Array,
   *,
   arch: Arch,
   sampling: Sampling,
-  num_steps: int,
-  with_logprobs: bool,
   resid_dtype: Any,
   fused: Fused | None = None,
   trace: bool = False,
 ) -> State:
-  """Generate up to `num_steps` tokens for B rows.
+  """Generate tokens for B rows until step `until`, or until at most `leave` rows are not done.
 
   Args:
     params, arch, resid_dtype: the model.
     shared, layouts: keys and values of the prompts but for their last tokens, and how the rows
       read them.
-    start: where each row begins.
+    start: where each row began.
     edits: the rows' edit table.
+    state: where they are; its arrays are reused.
+    until: int32, at most the slots of the state.
+    leave: int32.
     stop_ids_E: int32, ids that end a row.
     think_ids_2: int32, ids of "<think>" and "</think>", see `Row.answer_roles`; -1 for none.
     sampling: how a token is chosen.
-    num_steps: N.
-    with_logprobs: whether to compute log-probabilities (one more pass over the vocabulary).
     fused: the kernel for edits of projections, or None.
     trace: whether to note how far each token was moved at each edited place.
   """
-  num_rows = start.token_B.shape[0]
   # Slots of tokens to come hold later positions than any query's, so they are not seen.
-  slot_position_BS = start.position_B[:, None] + jnp.arange(num_steps)
+  slot_position_BS = start.position_B[:, None] + jnp.arange(state.ids_BS.shape[1])
+  key_B = jax.random.wrap_key_data(start.key_B2, impl="threefry2x32")
+
+  def noted(x_BS: jax.Array, x_B: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice(x_BS, x_B[:, None], (0, t))
 
   def body(state: State) -> State:
     t = state.step
@@ -147,52 +184,61 @@ def decode(
       layouts=layouts,
     )
     logits_BV = arch.family.unembed(arch, params, out.h_BTD[:, 0])
-    token_B = next_token(sampling, logits_BV, start.key_B, t)
-    logprob_BN = state.logprob_BN
-    if logprob_BN is not None:
+    token_B = next_token(sampling, logits_BV, key_B, t)
+    logprob_BS = state.logprob_BS
+    if logprob_BS is not None:
       chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
-      logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
-      logprob_BN = jax.lax.dynamic_update_slice(logprob_BN, logprob_B[:, None], (0, t))
+      logprob_BS = noted(logprob_BS, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1), t)
+    delivery = out.delivery
     return State(
       step=t + 1,
       token_B=token_B,
       thinking_B=jnp.where(t == 0, state.thinking_B, thinking_B & ~closes_B),
       done_B=state.done_B | jnp.any(token_B[:, None] == stop_ids_E, axis=1),
       caches=out.caches,
-      ids_BN=jax.lax.dynamic_update_slice(state.ids_BN, token_B[:, None], (0, t)),
-      logprob_BN=logprob_BN,
+      ids_BS=noted(state.ids_BS, token_B, t),
+      logprob_BS=logprob_BS,
       length_B=state.length_B + live_B,
-      realised_B=state.realised_B + out.delivery.realised_B,
-      requested_B=state.requested_B + out.delivery.requested_B,
-      edited_B=state.edited_B + out.delivery.edited_BT[:, 0],
+      realised_BS=noted(state.realised_BS, delivery.realised_B, t),
+      requested_BS=noted(state.requested_BS, delivery.requested_B, t),
+      edited_BS=noted(state.edited_BS, delivery.edited_BT[:, 0], t),
       changes={
-        place: jax.lax.dynamic_update_slice(change_BN, out.changes[place], (0, t))
-        for place, change_BN in state.changes.items()
+        place: noted(change_BS, out.changes[place][:, 0], t)
+        for place, change_BS in state.changes.items()
       },
     )
 
-  zero_B = jnp.zeros((num_rows,), jnp.float32)
-  own = KV.empty(num_rows, arch.num_kv_heads, num_steps, arch.head_dim, _kv_dtype(params))
-  empty_B = jnp.zeros((num_rows,), jnp.int32)
-  state = State(
-    step=jnp.int32(0),
-    token_B=start.token_B,
-    thinking_B=start.thinking_B,
-    done_B=start.done_B,
-    caches=[own for _ in range(arch.num_blocks)],
-    ids_BN=jnp.zeros((num_rows, num_steps), jnp.int32),
-    logprob_BN=jnp.zeros((num_rows, num_steps), jnp.float32) if with_logprobs else None,
-    length_B=empty_B,
-    realised_B=zero_B,
-    requested_B=zero_B,
-    edited_B=empty_B,
-    changes=dict.fromkeys(
-      edits.sites if trace and edits is not None else (),
-      jnp.zeros((num_rows, num_steps), jnp.float32),
-    ),
+  def goes_on(state: State) -> jax.Array:
+    return (state.step < until) & (jnp.sum(~state.done_B) > leave)
+
+  return jax.lax.while_loop(goes_on, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=("slots",))
+def lengthen(state: State, *, slots: int) -> State:
+  """Make room for `slots` tokens a row."""
+
+  def padded(x_BS: jax.Array) -> jax.Array:
+    return jnp.pad(x_BS, [(0, 0), (0, slots - x_BS.shape[1])])
+
+  notes = (state.ids_BS, state.logprob_BS, state.realised_BS, state.requested_BS, state.edited_BS)
+  ids_BS, logprob_BS, realised_BS, requested_BS, edited_BS = jax.tree.map(padded, notes)
+  return state._replace(
+    caches=[kv.padded(slots) for kv in state.caches],
+    ids_BS=ids_BS,
+    logprob_BS=logprob_BS,
+    realised_BS=realised_BS,
+    requested_BS=requested_BS,
+    edited_BS=edited_BS,
+    changes=jax.tree.map(padded, state.changes),
   )
-  return jax.lax.while_loop(lambda s: (s.step < num_steps) & ~jnp.all(s.done_B), body, state)
 
 
-def _kv_dtype(params: Mapping[str, Any]) -> Any:
-  return params["blocks"][0]["k_DKH"].dtype
+@jax.jit
+def leave_out(
+  start: Start, edits: EditTable | None, state: State, index_B: jax.Array, done_B: jax.Array
+) -> tuple[Start, EditTable | None, State]:
+  """Keep the rows `index_B`, in that order; `done_B` says which of them are done."""
+  start = jax.tree.map(lambda x: x[index_B], start)
+  rows = jax.tree.map(lambda x: x if x.ndim == 0 else x[index_B], state)
+  return start, None if edits is None else edits.rows(index_B), rows._replace(done_B=done_B)

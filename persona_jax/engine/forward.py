@@ -17,6 +17,7 @@ from persona_jax.edits.apply import Delivery, TokenInfo
 from persona_jax.edits.compile import needs_roles
 from persona_jax.edits.table import ROLES, EditTable, Site, Where
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
+from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.taps import Fused, SiteTap
 from persona_jax.models import layers
 from persona_jax.models.arch import Arch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
 Reads = dict[tuple[str, int], jax.Array]
+_FIRST_SLOT = np.int32(0)
 
 
 class Pass(NamedTuple):
@@ -36,15 +38,22 @@ class Pass(NamedTuple):
       values were asked for.
     caches: keys and values, one entry a block that was run.
     reads: captured arrays by (site, block).
-    delivery: what the edits did.
+    deliveries: what the edits did, one entry an edited block.
     changes: float32 [B, T] by (site, block), the lengths of the changes, if `trace`.
+    shape_BT: rows and tokens.
   """
 
   h_BTD: Any
   caches: list[KV]
   reads: Reads
-  delivery: Delivery
+  deliveries: list[Delivery]
   changes: dict[Where, jax.Array]
+  shape_BT: tuple[int, int]
+
+  @property
+  def delivery(self) -> Delivery:
+    """What the edits did, summed over blocks."""
+    return functools.reduce(Delivery.plus, self.deliveries, Delivery.none(self.shape_BT))
 
 
 class Layout(NamedTuple):
@@ -55,9 +64,9 @@ class Layout(NamedTuple):
     member_PC, place_B: int32, or None if the rows stand in order.
   """
 
-  position_PS: jax.Array
-  member_PC: jax.Array | None
-  place_B: jax.Array | None
+  position_PS: jax.Array | np.ndarray
+  member_PC: jax.Array | np.ndarray | None
+  place_B: jax.Array | np.ndarray | None
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +139,7 @@ def run_blocks(
   *,
   slot_position_BS: jax.Array | None = None,
   caches: list[KV] | None = None,
-  cursor: jax.Array | int = 0,
+  cursor: jax.Array | np.int32 = _FIRST_SLOT,
   edits: EditTable | None = None,
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
@@ -140,6 +149,7 @@ def run_blocks(
   shared: Mapping[int, Sequence[Part]] | None = None,
   layouts: Sequence[Layout] = (),
   only_kv: bool = False,
+  run: Runner = DIRECT,
 ) -> Pass:
   """Send embedded tokens through the blocks.
 
@@ -160,12 +170,15 @@ def run_blocks(
     shared: by block, the keys and values that rows share, beside their own.
     layouts: how they read them.
     only_kv: whether of the last block only the keys and values are wanted.
+    run: calls the device.
   """
   if slot_position_BS is None:
     slot_position_BS = position_BT
   blocks = range(arch.num_blocks) if blocks is None else blocks
-  ropes, masks, seen = _by_kind(position_BT, slot_position_BS, tuple(layouts), arch=arch)
-  delivery = Delivery.none(position_BT.shape)
+  ropes, masks, seen = run(
+    "positions", _by_kind, position_BT, slot_position_BS, tuple(layouts), arch=arch
+  )
+  deliveries = []
   new_caches, reads = [], {}
   changes: dict[Where, jax.Array] = {}
   for n, i in enumerate(blocks):
@@ -175,7 +188,9 @@ def run_blocks(
       Shared(part.kv, seen[kind][part.layout], *layouts[part.layout][1:])
       for part in (() if shared is None else shared[i])
     )
-    h_BTD, kv, block_reads, delivered, block_changes = _block(
+    h_BTD, kv, block_reads, delivered, block_changes = run(
+      "block",
+      _block,
       params["blocks"][i],
       h_BTD,
       Slots(position_BT, slot_position_BS, ropes[kind], masks[kind], kv, cursor, parts),
@@ -193,8 +208,8 @@ def run_blocks(
     reads.update({(site, i): value for site, value in block_reads.items()})
     changes.update({(site, i): change for site, change in block_changes.items()})
     if delivered is not None:
-      delivery = delivery.plus(delivered)
-  return Pass(h_BTD, new_caches, reads, delivery, changes)
+      deliveries.append(delivered)
+  return Pass(h_BTD, new_caches, reads, deliveries, changes, np.shape(position_BT))  # type: ignore[arg-type]
 
 
 def run_rows(

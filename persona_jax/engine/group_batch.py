@@ -3,8 +3,6 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
@@ -47,26 +45,24 @@ class GroupBatch:
     """Token ids."""
     return self._by_token(lambda group: self._tree.rows[group.rows[0]].ids, 0)
 
-  def position_GT(self) -> jax.Array:
+  def position_GT(self) -> np.ndarray:
     """Positions, those of the padding behind the tokens going on."""
     start_G = np.asarray([self._tree.nodes[group.node].start for group in self.filled], np.int32)
-    return jnp.asarray(start_G[:, None] + np.arange(self.length, dtype=np.int32))
+    return start_G[:, None] + np.arange(self.length, dtype=np.int32)
 
-  def slot_position_GT(self) -> jax.Array:
+  def slot_position_GT(self) -> np.ndarray:
     """Positions of the tokens as slots: -1 for padding."""
-    return jnp.where(self.tokens.valid_BT, self.position_GT(), -1)
+    return np.where(self.tokens.valid_BT, self.position_GT(), np.int32(-1))
 
   @functools.cached_property
   def tokens(self) -> TokenInfo:
     """What edit windows need to know."""
     tree = self._tree
-    end_G = [tree.rows[group.rows[0]].prompt_length for group in self.filled]
+    end_G = np.asarray([tree.rows[group.rows[0]].prompt_length for group in self.filled], np.int32)
     length_G = np.asarray([tree.nodes[group.node].length for group in self.filled])
     roles_GT = self._by_token(lambda group: tree.rows[group.rows[0]].roles, 0)
-    return TokenInfo(
-      self.position_GT() - jnp.asarray(end_G, jnp.int32)[:, None],
-      jnp.asarray(roles_GT),
-      jnp.asarray(np.arange(self.length) < length_G[:, None]),
+    return TokenInfo(  # type: ignore[arg-type]  # NumPy arrays go to the device with the call
+      self.position_GT() - end_G[:, None], roles_GT, np.arange(self.length) < length_G[:, None]
     )
 
 

@@ -22,9 +22,11 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine import collect as collecting
 from persona_jax.engine import generate as generating
 from persona_jax.engine.capture import Capture
-from persona_jax.engine.generate import Generation, Settings
+from persona_jax.engine.generate import Generation
+from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.score import score_rows
+from persona_jax.engine.settings import Settings
 from persona_jax.engine.taps import Fused, Kernels, choose
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Chat, EncodedPrompt, Prompt, encode_prompt
@@ -117,10 +119,14 @@ class Model:
     """Render and tokenise a prompt (string, chat or `pj.Raw`); see `chat.encode_prompt`."""
     return encode_prompt(self.tokenizer, self.chat, prompt)
 
-  def embed(self, tokens_BT: jax.Array) -> jax.Array:
+  @property
+  def top(self) -> dict[str, Any]:
+    """The parameters outside the blocks: embedding, final norm, head."""
+    return {name: leaf for name, leaf in self.params.items() if name != "blocks"}
+
+  def embed(self, tokens_BT: jax.Array | np.ndarray, *, run: Runner = DIRECT) -> jax.Array:
     """Look token ids up, int32 [B, T]; what enters block 0, [B, T, D] in `resid_dtype`."""
-    top = {name: leaf for name, leaf in self.params.items() if name != "blocks"}
-    h_BTD = _embed(top, tokens_BT, arch=self.arch, resid_dtype=self.resid_dtype)
+    h_BTD = run("embed", _embed, self.top, tokens_BT, arch=self.arch, resid_dtype=self.resid_dtype)
     return sharding.constrain(h_BTD, "BTD", self.mesh)
 
   def generate(
@@ -150,7 +156,8 @@ class Model:
       top_k, top_p, min_p: filters, see `engine.sampling.Sampling`.
       seed: one int, or one a row. A row's noise comes from its seed and its prompt alone:
         neighbours change nothing, and the same prompt with the same seed gives the same sample.
-      stop: ids, or texts of single tokens, that end a row beside the model's own end tokens.
+      stop: ids or texts that end a row, beside the model's own end tokens. A text does so wherever
+        it comes in the answer, also inside tokens, and the answer's text ends before it.
       logprobs: whether to return each token's log-probability.
       trace: whether to return where and how far edits moved each row's activations
         (`Generation.trace`).
@@ -163,7 +170,7 @@ class Model:
       ValueError: prompts, edits or settings do not fit; the message says which and what does.
     """
     sampling = Sampling(float(temperature), top_k, top_p, min_p)
-    settings = Settings(max_new_tokens, sampling, self.stop_ids(stop), logprobs, trace)
+    settings = Settings(max_new_tokens, sampling, *self.stops(stop), logprobs, trace)
     return generating.generate(self, prompts, settings, edits=edits, seed=seed, progress=progress)
 
   @overload
@@ -253,24 +260,28 @@ class Model:
     """
     return collecting.capture(self, prompts, capture, edits=edits, progress=progress)
 
-  def stop_ids(self, stop: Sequence[int | str] = ()) -> tuple[int, ...]:
-    """Return the model's end tokens and `stop`, as ids.
+  def stops(self, stop: Sequence[int | str] = ()) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return what ends a row, beside its budget: the model's end tokens and `stop`.
+
+    Returns:
+      Ids, and texts; a text that is one token is in both, so that the device knows it.
 
     Raises:
-      ValueError: a text that is not one token, or an id outside the vocabulary.
+      ValueError: an empty text, or an id outside the vocabulary.
     """
-    ids = list(self.tokenizer.eos_ids)
+    ids, texts = list(self.tokenizer.eos_ids), []
     if isinstance(stop, str):
-      raise ValueError(f"stop={stop!r}: give a list of ids or of single tokens' texts.")
+      raise ValueError(f"stop={stop!r}: give a list of ids or texts.")
     for item in stop:
       if isinstance(item, str):
+        if not item:
+          raise ValueError("stop holds an empty text, which would end every row at once.")
+        texts.append(item)
         encoded = self.tokenizer.encode(item)
-        if len(encoded) != 1:
-          raise ValueError(
-            f"stop text {item!r} is {len(encoded)} tokens; only single tokens can stop a row."
-          )
+        if len(encoded) != 1 or self.tokenizer.decode(encoded, skip_special=False) != item:
+          continue
         item = encoded[0]
       if not 0 <= item < self.arch.vocab_size:
         raise ValueError(f"stop id {item} lies outside the vocabulary of {self.arch.vocab_size}.")
       ids.append(int(item))
-    return tuple(dict.fromkeys(ids))
+    return tuple(dict.fromkeys(ids)), tuple(dict.fromkeys(texts))

@@ -22,6 +22,7 @@ from persona_jax.engine.capture import CaptureSpec
 from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.group_batch import GroupBatch, chunks
 from persona_jax.engine.prefix import Chosen, Prefix, Reads, Wave, shared_parts, take
+from persona_jax.engine.programs import DIRECT, PROGRAMS, Runner
 from persona_jax.engine.rows import LENGTH_STEP, round_up
 from persona_jax.engine.taps import SiteTap
 from persona_jax.engine.tree import Group, Tree, body_place, keys_place, stages
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # Tokens that go through a block together; bounds the float32 temporaries (tokens x F).
 BATCH_TOKENS = 4096
+_CHOSEN_STEP = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class _Record:
   """What a pass over some blocks noted of the groups it ran; arrays [G, ·], padding behind."""
 
   groups: tuple[Group, ...]
-  delivery: Delivery | None
+  deliveries: tuple[Delivery, ...]
   changes: dict[Where, jax.Array]
   reads: Reads
 
@@ -52,6 +54,7 @@ def prefill(
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
   chosen: Sequence[tuple[int, int]] = (),
+  run: Runner = PROGRAMS,
 ) -> Prefix:
   """Compute the tree of a tile's rows.
 
@@ -61,12 +64,13 @@ def prefill(
     trace: whether to note how far each token was moved at each edited place.
     spec, banks: what to read of every node's tokens (`engine.capture.resolve`).
     chosen: (row, position) of tokens whose activation behind the last block is wanted.
+    run: calls the device; a dry one gives shapes, and nothing that was delivered or read.
   """
-  run = _Prefill(model, tree, trace, spec, banks, chosen)
+  work = _Prefill(model, tree, trace, spec, banks, chosen, run)
   waves: list[Wave] = []
   for nodes in tree.waves:
-    waves.append(run.wave(nodes, waves))
-  return run.result(waves)
+    waves.append(work.wave(nodes, waves))
+  return work.result(waves)
 
 
 class _Prefill:
@@ -80,8 +84,11 @@ class _Prefill:
     spec: CaptureSpec | None,
     banks: Mapping[int, jax.Array] | None,
     chosen: Sequence[tuple[int, int]],
+    run: Runner,
   ):
     self._model, self._tree, self._trace = model, tree, trace
+    # Arrays split over a mesh are left to jit, which knows how they lie.
+    self._run = run if model.mesh is None or run.is_dry else DIRECT
     self._spec, self._banks = spec, banks
     self._wanted: dict[int, list[int]] = {}
     for row, position in chosen:
@@ -109,8 +116,10 @@ class _Prefill:
         position_PS[p, : node.length] = np.arange(node.start, node.stop)
       classes.append(class_R)
       positions.append(position_PS)
-      caches.append(_join([kv for _, kv in parts[block]], slots))
-    return Wave(caches, classes, positions)
+      caches.append([kv for _, kv in parts[block]])
+    if all(len(kvs) == 1 for kvs in caches):
+      return Wave([kvs[0] for kvs in caches], classes, positions)
+    return Wave(self._run("join chunks", _join, caches, slots=slots), classes, positions)
 
   def _chunk(self, nodes: list[int], before: Sequence[Wave]) -> list[tuple[list[Group], KV]]:
     """Send some nodes through the blocks; return the classes and their keys, values by block."""
@@ -125,7 +134,7 @@ class _Prefill:
       finer = tree.groups(nodes, body_place(lo))
       batch = GroupBatch(tree, finer, length)
       if h_GTD is None:
-        h_GTD = model.embed(jnp.asarray(batch.ids_GT()))
+        h_GTD = model.embed(batch.ids_GT(), run=self._run)
       else:
         h_GTD = self._part(h_GTD, groups, batch, lo - 1, body_place(lo - 1) in cuts)
       groups = finer
@@ -136,7 +145,8 @@ class _Prefill:
         keyed = tree.groups(nodes, keys_place(block))
         if len(keyed) < len(groups):  # classes that part inside the block have the same keys
           first = {row: g for g, group in enumerate(groups) for row in group.rows}
-          kv = take(kv, jnp.asarray([first[group.rows[0]] for group in keyed]))
+          index = np.asarray([first[group.rows[0]] for group in keyed], np.int32)
+          kv = self._run("take classes", take, kv, index)
         out.append((keyed if len(keyed) < len(groups) else groups, kv))
       self._passes += (hi - lo) * sum(tree.nodes[g.node].length for g in groups)
     if self._needs_end(nodes):
@@ -181,8 +191,8 @@ class _Prefill:
   ) -> jax.Array:
     """Repeat an activation for the finer classes behind a block; edit it if that was deferred."""
     source = {row: g for g, group in enumerate(coarse) for row in group.rows}
-    index = jnp.asarray([source[group.rows[0]] for group in batch.filled])
-    h_GTD = h_GTD[index]
+    index = np.asarray([source[group.rows[0]] for group in batch.filled], np.int32)
+    h_GTD = self._run("part", _rows, h_GTD, index)
     if not deferred:
       return h_GTD
     table = self._table(batch, range(block, block + 1))
@@ -191,7 +201,9 @@ class _Prefill:
     if spec is not None:
       here = tuple(site for site in spec.sites if site == "resid_post")
       spec = dataclasses.replace(spec, sites=here) if here else None
-    h_GTD, delivery, reads, changes = _behind(
+    h_GTD, delivery, reads, changes = self._run(
+      "behind",
+      _behind,
       h_GTD,
       sites,
       batch.tokens,
@@ -202,7 +214,7 @@ class _Prefill:
     self._records.append(
       _Record(
         tuple(batch.groups),
-        delivery,
+        () if delivery is None else (delivery,),
         {(site, block): x for site, x in changes.items()},
         {(site, block): x for site, x in reads.items()},
       )
@@ -220,18 +232,20 @@ class _Prefill:
   ) -> tuple[jax.Array | None, list[KV]]:
     """Send the groups of a batch through blocks in which none part."""
     ends: list[jax.Array] = []
-    caches: list[list[KV]] = [[] for _ in blocks]
-    for piece, part in batch.pieces(BATCH_TOKENS):
+    caches: list[list[KV]] = []
+    pieces = list(batch.pieces(BATCH_TOKENS))
+    for piece, part in pieces:
       table = self._table(part, blocks)
       if deferred and table is not None:
         left = {w: site for w, site in table.sites.items() if w != ("resid_post", blocks[-1])}
         table = EditTable(left)
       rows = [group.rows[0] for group in part.groups]
-      shared, layouts = shared_parts(before, blocks, rows, part.size)
+      shared, layouts = shared_parts(before, blocks, rows, part.size, run=self._run)
+      whole = len(pieces) == 1
       out = run_blocks(
         self._model.arch,
         self._model.params,
-        h_GTD[piece],
+        h_GTD if whole else self._run("cut", _slice, h_GTD, start=piece.start, stop=piece.stop),
         part.position_GT(),
         part.tokens,
         slot_position_BS=part.slot_position_GT(),
@@ -244,21 +258,23 @@ class _Prefill:
         shared=shared,
         layouts=layouts,
         only_kv=not wanted,
+        run=self._run,
       )
       reads = {
         where: x
         for where, x in out.reads.items()
         if not (deferred and where == ("resid_post", blocks[-1]))
       }
-      delivery = None if table is None else out.delivery
-      self._records.append(_Record(tuple(part.groups), delivery, out.changes, reads))
+      self._records.append(_Record(tuple(part.groups), tuple(out.deliveries), out.changes, reads))
       self._padded += len(blocks) * part.size * part.length
       ends.append(out.h_BTD)
-      for block, kv in enumerate(out.caches):
-        caches[block].append(kv)
+      caches.append(out.caches)
     count = len(batch.groups)
-    h = None if not wanted else ends[0] if len(ends) == 1 else jnp.concatenate(ends)
-    return h, [_first(kvs, count) for kvs in caches]
+    padded = not whole or count < batch.size
+    kept = self._run("keep", _first, caches, count=count) if padded else caches[0]
+    if not wanted:
+      return None, kept
+    return ends[0] if whole else self._run("join pieces", _concatenate, ends), kept
 
   def _choose(self, h_GTD: jax.Array, groups: Sequence[Group]) -> None:
     """Keep the activations that were asked for."""
@@ -276,18 +292,24 @@ class _Prefill:
               index.append(at)
             place[row, position] = number[at]
     if index:
-      at_M2 = np.asarray(index)
-      self._chosen.append(Chosen(h_GTD[at_M2[:, 0], at_M2[:, 1]], place))
+      # Padded, so that few programs serve all.
+      at_M2 = np.zeros((round_up(len(index), _CHOSEN_STEP), 2), np.int32)
+      at_M2[: len(index)] = index
+      self._chosen.append(Chosen(self._run("choose", _pick, h_GTD, at_M2), len(index), place))
 
   def result(self, waves: list[Wave]) -> Prefix:
     """Put the notes together, by row."""
     tree = self._tree
+    if self._run.is_dry:
+      nothing, none = np.zeros(len(tree.rows), np.float32), np.zeros(len(tree.rows), np.int32)
+      chosen, counts = self._chosen, (self._passes, self._padded)
+      return Prefix(waves, nothing, nothing, none, {}, chosen, [], *counts)
     realised, requested = (np.zeros(len(tree.rows), np.float32) for _ in range(2))
     edited = [np.zeros(stop, bool) for stop in tree.stops]
     changes: dict[Where, list[np.ndarray]] = {}
     for record in self._records:
-      if record.delivery is not None:
-        done = [np.asarray(x) for x in record.delivery]
+      for delivery in record.deliveries:
+        done = [np.asarray(x) for x in delivery]
         for g, group in enumerate(record.groups):
           node = tree.nodes[group.node]
           for row in group.rows:
@@ -325,12 +347,35 @@ def _behind(
 
 
 @functools.partial(jax.jit, static_argnames=("count",))
-def _first(parts: list[KV], count: int) -> KV:
-  """Put the pieces of a batch together, without its padding."""
-  return jax.tree.map(lambda *xs: jnp.concatenate(xs)[:count], *parts)
+def _first(pieces: list[list[KV]], count: int) -> list[KV]:
+  """Put the pieces of a batch together, block by block, without its padding."""
+  return jax.tree.map(lambda *xs: jnp.concatenate(xs)[:count], *pieces)
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))
-def _join(parts: list[KV], slots: int) -> KV:
-  """Put the chunks of one block together, with as many slots each."""
-  return jax.tree.map(lambda *xs: jnp.concatenate(xs), *(part.padded(slots) for part in parts))
+def _join(chunks: list[list[KV]], slots: int) -> list[KV]:
+  """Put the chunks of every block together, with as many slots each."""
+  return [
+    jax.tree.map(lambda *xs: jnp.concatenate(xs), *(part.padded(slots) for part in parts))
+    for parts in chunks
+  ]
+
+
+@jax.jit
+def _concatenate(parts: list[jax.Array]) -> jax.Array:
+  return jnp.concatenate(parts)
+
+
+@jax.jit
+def _rows(h_GTD: jax.Array, index: jax.Array) -> jax.Array:
+  return h_GTD[index]
+
+
+@functools.partial(jax.jit, static_argnames=("start", "stop"))
+def _slice(h_GTD: jax.Array, start: int, stop: int) -> jax.Array:
+  return h_GTD[start:stop]
+
+
+@jax.jit
+def _pick(h_GTD: jax.Array, at_M2: jax.Array) -> jax.Array:
+  return h_GTD[at_M2[:, 0], at_M2[:, 1]]

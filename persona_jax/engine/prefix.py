@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.edits.table import Where
 from persona_jax.engine.forward import Layout, Part
+from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.tree import Group
 from persona_jax.models.layers import KV
 
@@ -35,11 +35,13 @@ class Chosen:
   """Activations behind the last block at chosen tokens.
 
   Attributes:
-    h_MD: the activations, each distinct one once.
+    h_MD: the activations, each distinct one once; padding behind.
+    count: how many are no padding.
     place: (row, position) → its number.
   """
 
   h_MD: jax.Array
+  count: int
   place: dict[tuple[int, int], int]
 
 
@@ -90,27 +92,46 @@ def rows_layout(
     The classes that are read, and the layout for them in this order.
   """
   class_B = class_R[list(rows)]
-  if copies:
-    class_B = np.append(class_B, np.full(size - len(class_B), -1, np.int32))
-    position_BS = np.where(class_B[:, None] < 0, -1, position_PS[class_B])
-    return np.maximum(class_B, 0), Layout(jnp.asarray(position_BS), None, None)
   used, first = np.unique(class_B[class_B >= 0], return_index=True)
   used = used[np.argsort(first)] if len(used) else np.zeros(1, np.int32)
   members = [np.flatnonzero(class_B == p) for p in used]
   width = max(1, *map(len, members))
-  member_PC = np.zeros((len(used), width), np.int32)
-  place_B = np.full(size, len(used) * width, np.int32)
+  if copies or (width == 1 and 2 * len(used) > size):
+    return _one_a_row(class_B, position_PS, size)
+  return used, _grouped(members, position_PS[used], width, size)
+
+
+def _one_a_row(
+  class_B: np.ndarray, position_PS: np.ndarray, size: int
+) -> tuple[np.ndarray, Layout]:
+  """Arrange that each row of a batch reads a copy of its own."""
+  class_B = np.append(class_B, np.full(size - len(class_B), -1, np.int32))
+  position_BS = np.where(class_B[:, None] < 0, np.int32(-1), position_PS[class_B])
+  return np.maximum(class_B, 0), Layout(position_BS, None, None)
+
+
+def _grouped(
+  members: Sequence[np.ndarray], position_PS: np.ndarray, width: int, size: int
+) -> Layout:
+  """Arrange that groups of at most `width` rows read one class each."""
+  member_PC = np.zeros((len(members), width), np.int32)
+  place_B = np.full(size, len(members) * width, np.int32)
   for p, mine in enumerate(members):
     member_PC[p, : len(mine)] = mine
-    place_B[mine] = p * width + np.arange(len(mine))
-  position = jnp.asarray(position_PS[used])
-  if np.array_equal(place_B, np.arange(size)) and len(used) * width == size:
-    return used, Layout(position, None, None)
-  return used, Layout(position, jnp.asarray(member_PC), jnp.asarray(place_B))
+    place_B[mine] = p * width + np.arange(len(mine), dtype=np.int32)
+  if np.array_equal(place_B, np.arange(size)) and len(members) * width == size:
+    return Layout(position_PS, None, None)
+  return Layout(position_PS, member_PC, place_B)
 
 
 def shared_parts(
-  waves: Sequence[Wave], blocks: range, rows: Sequence[int], size: int, *, copies: bool = False
+  waves: Sequence[Wave],
+  blocks: range,
+  rows: Sequence[int],
+  size: int,
+  *,
+  copies: bool = False,
+  run: Runner = DIRECT,
 ) -> tuple[dict[int, list[Part]], list[Layout]]:
   """Arrange what a batch of rows reads of the waves before it, by block; see `rows_layout`."""
   layouts: list[Layout] = []
@@ -127,9 +148,70 @@ def shared_parts(
       used, number = numbers[key]
       kv = wave.kv[block]
       if not np.array_equal(used, np.arange(kv.num_rows)):
-        kv = take(kv, jnp.asarray(used))
+        kv = run("take classes", take, kv, used.astype(np.int32))
       shared[block].append(Part(kv, number))
   return shared, layouts
+
+
+def fewer_parts(
+  shared: dict[int, list[Part]],
+  layouts: Sequence[Layout],
+  old_size: int,
+  index_B: np.ndarray,
+  num_rows: int,
+  *,
+  run: Runner,
+) -> tuple[dict[int, list[Part]], list[Layout]]:
+  """Arrange what is left of `shared_parts` for fewer of its rows.
+
+  The shapes depend on the numbers of rows alone, so that the program for a smaller batch can be
+  compiled before it is known which rows it will hold.
+
+  Args:
+    shared, layouts: what the batch reads; `shared` is emptied, so that its memory can go.
+    old_size: rows of the batch, with its padding.
+    index_B: those that are kept, with the padding of the new batch.
+    num_rows: how many of them are no padding.
+    run: calls the device.
+  """
+  size, kept = len(index_B), []
+  new_layouts = []
+  for layout in layouts:
+    position_PS = layout.position_PS
+    classes = len(position_PS)
+    if layout.member_PC is None:
+      width, place_B = old_size // classes, np.arange(old_size)
+    else:
+      width, place_B = np.shape(layout.member_PC)[1], np.asarray(layout.place_B)
+    class_B = np.where(place_B < classes * width, place_B // width, -1)[index_B].astype(np.int32)
+    class_B[num_rows:] = -1
+    classes, width = min(classes, size), min(width, size)
+    if width == 1 and classes == size:
+      used, new = _one_a_row(class_B, position_PS, size)
+    else:
+      used = np.unique(class_B[class_B >= 0])
+      members = [np.flatnonzero(class_B == p) for p in used]
+      members += [used[:0]] * (classes - len(used))
+      used = np.append(used, np.zeros(classes - len(used), used.dtype))
+      new = _grouped(members, position_PS[used], width, size)
+      if new.member_PC is None:  # in order by chance; keep the shape that was announced
+        order = np.arange(size, dtype=np.int32)
+        new = Layout(new.position_PS, order.reshape(classes, width), order)
+    kept.append(used.astype(np.int32))
+    new_layouts.append(new)
+  out: dict[int, list[Part]] = {}
+  for block in list(shared):
+    parts = shared.pop(block)
+    out[block] = [
+      Part(
+        part.kv
+        if np.array_equal(kept[part.layout], np.arange(part.kv.num_rows))
+        else run("take classes", take, part.kv, kept[part.layout]),
+        part.layout,
+      )
+      for part in parts
+    ]
+  return out, new_layouts
 
 
 @jax.jit

@@ -116,10 +116,14 @@ def derive_seed(*parts: object) -> int:
   return int(content_hash(parts)[:16], 16) >> 1
 
 
+def key_words(seeds: Sequence[int]) -> np.ndarray:
+  """Return the two words of a threefry key for each seed, uint32 [B, 2]."""
+  return np.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], np.uint32)
+
+
 def sampling_keys(seeds: Sequence[int]) -> jax.Array:
   """Return one threefry key a seed, [B]."""
-  words = np.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], np.uint32)
-  return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+  return jax.random.wrap_key_data(jnp.asarray(key_words(seeds)), impl="threefry2x32")
 
 
 def round_up(n: int, step: int) -> int:

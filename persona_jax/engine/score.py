@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.edits.compile import RowEdits
@@ -16,6 +15,7 @@ from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.forward import head
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
+from persona_jax.engine.programs import DIRECT, PROGRAMS
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
 from persona_jax.engine.tree import Tree
 from persona_jax.models.arch import Arch
@@ -52,17 +52,19 @@ class Scored(NamedTuple):
     return np.asarray([not problem for problem in self.problems], bool)
 
 
-@functools.partial(jax.jit, static_argnames=("arch",))
+@functools.partial(jax.jit, static_argnames=("arch", "size"))
 def _logprobs(
   params: Mapping[str, Any],
   h_MD: jax.Array,
+  start: jax.Array,
   pick_Q: jax.Array,
   target_Q: jax.Array,
   *,
   arch: Arch,
+  size: int,
 ) -> jax.Array:
-  """Return the log-probabilities of Q next tokens, each after one of M activations."""
-  logits_MV = head(params, h_MD, arch=arch)
+  """Return the log-probabilities of Q next tokens, each after one of `size` activations."""
+  logits_MV = head(params, jax.lax.dynamic_slice_in_dim(h_MD, start, size), arch=arch)
   return logits_MV[pick_Q, target_Q] - jax.nn.logsumexp(logits_MV, axis=-1)[pick_Q]
 
 
@@ -87,23 +89,26 @@ def _score_tile(
     for n, token in [*enumerate(ids), *((len(ids), end) for end in ends)]
   ]
   tree = Tree(whole, [len(row.ids) for row in whole])
+  run = PROGRAMS if model.mesh is None else DIRECT
   prefix = prefill(model, tree, chosen=[(r, position) for r, position, _, _ in asked])
   values: dict[tuple[int, int, int], float] = {}
-  top = {name: leaf for name, leaf in model.params.items() if name != "blocks"}
   for chosen in prefix.chosen:
     mine = [item for item in asked if item[:2] in chosen.place]
     mine.sort(key=lambda item: chosen.place[item[:2]])
-    for first in range(0, len(chosen.h_MD), _HEAD_TOKENS):
-      last = min(first + _HEAD_TOKENS, len(chosen.h_MD))
+    for first in range(0, chosen.count, _HEAD_TOKENS):
+      last = min(first + _HEAD_TOKENS, chosen.count)
       part = [item for item in mine if first <= chosen.place[item[:2]] < last]
-      size = min(_HEAD_TOKENS, round_up(last - first, _HEAD_STEP))
-      h_MD = jnp.pad(chosen.h_MD[first:last], [(0, size - (last - first)), (0, 0)])
+      size = min(_HEAD_TOKENS, round_up(last - first, _HEAD_STEP), len(chosen.h_MD))
       pick_Q, target_Q = np.zeros((2, round_up(len(part), _HEAD_STEP)), np.int32)
       pick_Q[: len(part)] = [chosen.place[item[:2]] - first for item in part]
       target_Q[: len(part)] = [item[3] for item in part]
-      logprob_Q = np.asarray(
-        _logprobs(top, h_MD, jnp.asarray(pick_Q), jnp.asarray(target_Q), arch=model.arch)
-      )
+      start = min(first, len(chosen.h_MD) - size)
+      pick_Q[: len(part)] += first - start
+      out = run(
+        "log-probs", _logprobs, model.top, chosen.h_MD, np.int32(start), pick_Q, target_Q,
+        arch=model.arch, size=size,
+      )  # fmt: skip
+      logprob_Q = np.asarray(out)
       for (r, _, n, token), value in zip(part, logprob_Q, strict=False):
         values[r, n, token] = value
   of_fed = [

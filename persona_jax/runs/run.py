@@ -23,11 +23,12 @@ import tqdm
 from persona_jax.data.hashing import content_hash
 from persona_jax.engine.checks import check_lengths
 from persona_jax.engine.gates import settle
-from persona_jax.engine.generate import Settings, generate_tile
+from persona_jax.engine.generate import generate_tile
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.rows import make_row, plain_prompt, tiles
 from persona_jax.engine.sampling import Sampling
+from persona_jax.engine.settings import Settings
 from persona_jax.scorers.base import Scorer
 
 # Columns of the table. `seed` is the row's final noise seed, already derived from the grid's seed,
@@ -304,7 +305,7 @@ def run(
   ]
   check_lengths(model, rows, grid.max_new_tokens)
   rows = settle(model, rows)
-  settings = Settings(grid.max_new_tokens, Sampling(grid.temperature), model.stop_ids())
+  settings = Settings(grid.max_new_tokens, Sampling(grid.temperature), *model.stops())
   shared = {"model": describe_model(model), "settings": grid.settings()}
   config_hash = {
     c.name: content_hash({**shared, "condition": c.describe()}) for c in grid.conditions

@@ -6,9 +6,10 @@ import pytest
 import persona_jax as pj
 from persona_jax.edits.table import SITES
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.generate import Settings, generate_tile
+from persona_jax.engine.generate import generate_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.score import score_rows
+from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import Sharing, Tree
 
 N = 5

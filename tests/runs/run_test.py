@@ -9,9 +9,10 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.engine import generate as generating
-from persona_jax.engine.generate import Settings, generate_tile
+from persona_jax.engine.generate import generate_tile
 from persona_jax.engine.rows import make_row, plain_prompt
 from persona_jax.engine.sampling import Sampling
+from persona_jax.engine.settings import Settings
 from persona_jax.runs import run as runs
 from persona_jax.scorers import Degenerate
 
@@ -145,7 +146,7 @@ def test_a_row_of_the_table_can_be_sampled_again_from_its_seed(tiny, tmp_path):
   ])  # fmt: skip
   table = pj.run(tiny.model, asked, tmp_path, progress=False).table()
   conditions = {c.name: c for c in asked.conditions}
-  settings = Settings(asked.max_new_tokens, Sampling(asked.temperature), tiny.model.stop_ids())
+  settings = Settings(asked.max_new_tokens, Sampling(asked.temperature), *tiny.model.stops())
   assert len({tuple(ids) for ids in table["token_ids"]}) > 4  # sampled, not greedy
   for row in table.itertuples():
     condition = conditions[row.condition]

@@ -1,0 +1,249 @@
+"""Compiled programs: made once for each shape, ahead if wished, and listed.
+
+The engine's host code calls the device through a `Runner`. `Live` compiles what it has not met and
+runs it; `Dry` only works out shapes and notes which programs would be needed. So a plan is the same
+code as the run, and what it announces is what will be compiled.
+"""
+
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from persona_jax.data.wheels import cache_dir
+
+
+class Runner(Protocol):
+  """Calls a jitted function: `run(name, fn, *args, **static)`."""
+
+  is_dry: bool
+
+  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any: ...
+
+
+class _Direct:
+  """Calls functions as they are: under a trace, or where arrays are split over a mesh."""
+
+  is_dry = False
+
+  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
+    del name
+    return fn(*args, **static)
+
+
+DIRECT: Runner = _Direct()
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One compiled program.
+
+  Attributes:
+    name: what it does.
+    shapes: of its largest arguments, for people.
+    seconds: tracing and compiling, or reading from disk.
+    argument_bytes, temp_bytes, output_bytes, alias_bytes: as the compiler reports; aliased bytes
+      are those of outputs that take the place of donated arguments. -1 where it says nothing.
+    traces: how many times the function was traced for it.
+    calls: how many times it was run.
+  """
+
+  name: str
+  shapes: str
+  seconds: float
+  argument_bytes: int
+  temp_bytes: int
+  output_bytes: int
+  alias_bytes: int
+  traces: int
+  calls: int
+
+  @property
+  def total_bytes(self) -> int:
+    """Device memory while it runs: arguments, outputs that alias none, temporaries."""
+    return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temp_bytes
+
+
+class Need:
+  """A program that is wanted: a function with the shapes of its arguments."""
+
+  def __init__(self, name: str, fn: Any, args: tuple[Any, ...], static: dict[str, Any]):
+    self.name, self._fn, self._static = name, fn, static
+    self._args = jax.tree.map(_shape_of, args)
+    self._device = jax.config.jax_default_device
+    self.key = _key(name, fn, args, static)
+
+  @property
+  def shapes(self) -> str:
+    """Shapes of the largest arguments, repetitions counted."""
+    leaves = jax.tree.leaves(self._args)
+    counts: dict[str, int] = {}
+    for leaf in sorted(leaves, key=lambda leaf: -leaf.size):
+      text = f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
+      counts[text] = counts.get(text, 0) + 1
+    return " ".join(t if n == 1 else f"{n}x{t}" for t, n in list(counts.items())[:5])
+
+  @property
+  def argument_bytes(self) -> int:
+    """Bytes of the arguments."""
+    return tree_bytes(self._args)
+
+  def results(self) -> Any:
+    """Return the results as shapes."""
+    return jax.eval_shape(functools.partial(self._fn, **self._static), *self._args)
+
+  def compile(self) -> tuple[Any, float]:
+    """Compile it; return the program and the seconds that took."""
+    start = time.perf_counter()
+    with jax.default_device(self._device):
+      compiled = self._fn.lower(*self._args, **self._static).compile()
+    return compiled, time.perf_counter() - start
+
+
+class _Entry:
+  """A program of the table, compiled by whoever claims it first."""
+
+  def __init__(self, need: Need):
+    self.need, self.calls = need, 0
+    self._claim = threading.Lock()
+    self._made: Future[tuple[Any, float]] = Future()
+
+  def compile(self) -> None:
+    """Compile it, unless someone already does."""
+    if not self._claim.acquire(blocking=False):
+      return
+    try:
+      self._made.set_result(self.need.compile())
+    except BaseException as error:
+      self._made.set_exception(error)
+
+  @property
+  def failed(self) -> bool:
+    """Whether it could not be compiled."""
+    return self._made.done() and self._made.exception() is not None
+
+  @property
+  def compiled(self) -> Any:
+    """The program; waits for it."""
+    self.compile()
+    return self._made.result()[0]
+
+  def describe(self) -> Program:
+    """Return what is known of it; waits for it."""
+    self.compile()
+    compiled, seconds = self._made.result()
+    memory = compiled.memory_analysis()
+    arguments, temp, output, alias = (
+      int(getattr(memory, f"{kind}_size_in_bytes", -1))
+      for kind in ("argument", "temp", "output", "alias")
+    )
+    need = self.need
+    return Program(need.name, need.shapes, seconds, arguments, temp, output, alias, 1, self.calls)
+
+
+class Live:
+  """Compiles and runs programs; one table serves the process, as JAX's own cache does."""
+
+  is_dry = False
+
+  def __init__(self) -> None:
+    self._entries: dict[Hashable, _Entry] = {}
+    self._lock = threading.Lock()
+    self._ahead = ThreadPoolExecutor(1, thread_name_prefix="compile-ahead")
+
+  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
+    """Run a function on arrays, compiled first if it is new."""
+    key = _key(name, fn, args, static)
+    entry = self._entries.get(key)
+    if entry is None or entry.failed:
+      entry = self._entry(Need(name, fn, args, static))
+    entry.calls += 1
+    return entry.compiled(*args)
+
+  def prepare(self, needs: Iterable[Need]) -> None:
+    """Compile in the background what is not there yet."""
+    for need in needs:
+      self._ahead.submit(self._entry(need).compile)
+
+  def describe(self, needs: Iterable[Need]) -> list[Program]:
+    """Return the programs of these needs, compiled."""
+    return [self._entry(need).describe() for need in needs]
+
+  def _entry(self, need: Need) -> _Entry:
+    with self._lock:
+      entry = self._entries.get(need.key)
+      if entry is None or entry.failed:
+        entry = self._entries[need.key] = _Entry(need)
+      return entry
+
+
+PROGRAMS = Live()
+
+
+class Dry:
+  """Runs nothing: returns shapes, and notes what would be run.
+
+  Attributes:
+    needs: programs by key, in the order of first use.
+    calls: how often each would be run.
+  """
+
+  is_dry = True
+
+  def __init__(self) -> None:
+    self.needs: dict[Hashable, Need] = {}
+    self.calls: dict[Hashable, int] = {}
+    self._results: dict[Hashable, Any] = {}
+
+  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
+    """Return the shapes of a function's results."""
+    key = _key(name, fn, args, static)
+    if key not in self.needs:
+      self.needs[key] = Need(name, fn, args, static)
+      self._results[key] = self.needs[key].results()
+    self.calls[key] = self.calls.get(key, 0) + 1
+    return self._results[key]
+
+  def __iter__(self) -> Iterator[Need]:
+    return iter(self.needs.values())
+
+
+def _key(name: str, fn: Callable[..., Any], args: Any, static: dict[str, Any]) -> Hashable:
+  leaves, tree = jax.tree.flatten(args)
+  shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
+  return name, fn, tree, shapes, tuple(sorted(static.items()))
+
+
+def tree_bytes(tree: Any) -> int:
+  """Return the bytes of the arrays, or shapes of arrays, in a pytree."""
+  return sum(int(np.prod(np.shape(x))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+
+
+def keep_on_disk() -> Path | None:
+  """Let JAX keep compiled programs on disk, so that the next process reads them.
+
+  Does nothing where the user has set a directory of his own (`jax_compilation_cache_dir`, the
+  variable JAX_COMPILATION_CACHE_DIR) or switched JAX's cache off. Otherwise it is a folder of the
+  cache that models and prompts are in.
+
+  Returns:
+    The directory, or None where the cache is off.
+  """
+  if not jax.config.jax_enable_compilation_cache:
+    return None
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
+    # JAX leaves out programs that compile in under a second; here they are many.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  return Path(jax.config.jax_compilation_cache_dir)
