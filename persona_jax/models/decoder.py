@@ -108,7 +108,16 @@ class Block(nnx.Module):
       shared=slots.shared,
     )
     mixed_BTNH = tap("head_out", mixed_BTNH)
-    return self._product(mixed_BTNH, "o_NHD", "BTNH,NHD->BTD", "o_bias_D"), kv
+    return self._output(mixed_BTNH), kv
+
+  def _output(self, mixed_BTNH: jax.Array) -> jax.Array:
+    """Multiply by the output projection, heads one after another; float32.
+
+    Left as a product over two axes, XLA for CPUs transposes the weights at every step.
+    """
+    x_BTX = mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1)
+    out_BTD = layers.dot(x_BTX, self.o_NHD[...].reshape(x_BTX.shape[-1], -1), "BTX,XD->BTD")
+    return out_BTD + self.o_bias_D[...].astype(jnp.float32) if self.arch.o_bias else out_BTD
 
   def _feed_forward(self, x_BTD: jax.Array) -> jax.Array:
     """Gate one product by the other (GLU variants, Shazeer 2020); float32."""
