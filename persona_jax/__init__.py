@@ -40,6 +40,7 @@ from persona_jax.engine.generate import Generation
 from persona_jax.engine.grid import Condition, Grid
 from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
+from persona_jax.engine.plan import Plan, ProgramTable, compile, plan
 from persona_jax.engine.trace import EditTrace
 from persona_jax.models.family import Family
 from persona_jax.personas.chat import Raw
@@ -61,7 +62,9 @@ __all__ = [
   "Generation",
   "Grid",
   "Model",
+  "Plan",
   "Probe",
+  "ProgramTable",
   "Ramp",
   "Raw",
   "Run",
@@ -73,6 +76,7 @@ __all__ = [
   "add",
   "cap",
   "clamp",
+  "compile",
   "compile_edits",
   "compose",
   "custom_edit",
@@ -87,6 +91,7 @@ __all__ = [
   "loreft",
   "low_rank",
   "make_mesh",
+  "plan",
   "project",
   "renorm_add",
   "resolve_gates",

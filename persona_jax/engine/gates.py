@@ -93,6 +93,22 @@ def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
   return out
 
 
+def taken_as_on(rows: Sequence[Row]) -> tuple[list[Row], int]:
+  """Return the rows with every gate that is not decided taken as 1, and how many rows have one."""
+  made: dict[int, Edit] = {}  # rows that share an edit go on sharing it
+  out, count = [], 0
+  for row in rows:
+    if all(_settled(edit) for edit in row.edits):
+      out.append(row)
+      continue
+    for edit in row.edits:
+      if id(edit) not in made:
+        made[id(edit)] = edit if _settled(edit) else dataclasses.replace(edit, gate=1.0)
+    out.append(dataclasses.replace(row, edits=tuple(made[id(edit)] for edit in row.edits)))
+    count += 1
+  return out, count
+
+
 def _settled(edit: Edit) -> bool:
   return isinstance(edit.gate, float)
 

@@ -1,7 +1,8 @@
 """Generation of a tile of rows, each with its own edits, and of lists of prompts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,10 +10,13 @@ import numpy as np
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.memory import in_halves
+from persona_jax.engine.plan import cut, plan_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.rows import Row, derive_seed, plain_prompt, tiles
-from persona_jax.engine.segments import Answer, Work, decode_rows
+from persona_jax.engine.programs import PROGRAMS
+from persona_jax.engine.rows import Row, derive_seed, plain_prompt
+from persona_jax.engine.segments import AHEAD_STEPS, Answer, Work, decode_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.stops import stop_place
 from persona_jax.engine.trace import EditTrace, of_row
@@ -90,6 +94,32 @@ def run_tile(
   ], work
 
 
+def run_tiles(
+  model: "Model", rows: Sequence[Row], settings: Settings, tiled: Sequence[list[int]]
+) -> Iterator[tuple[list[int], list[Generation]]]:
+  """Generate tile after tile; yield row numbers and their generations.
+
+  The next tile's programs are compiled while one runs. A tile that does not fit into memory after
+  all is run in halves, with a warning.
+
+  Raises:
+    MemoryError: a row by itself does not fit.
+  """
+
+  def told(size: int) -> None:
+    warnings.warn(f"a tile of {size} rows ran out of memory; running it in halves", stacklevel=2)
+
+  def run(numbers: list[int]) -> list[Generation]:
+    return generate_tile(model, [rows[n] for n in numbers], settings)
+
+  for i, tile in enumerate(tiled):
+    if model.mesh is None and settings.max_new_tokens > AHEAD_STEPS:
+      for j in (0, 1) if i == 0 else (i + 1,):
+        if j < len(tiled):
+          PROGRAMS.prepare(lambda j=j: plan_tile(model, rows, tiled[j], settings).needs)  # type: ignore[misc]
+    yield tile, in_halves(run, tile, told)
+
+
 def _generation(
   model: "Model", row: Row, answer: Answer | None, settings: Settings, prefix: Prefix, n: int
 ) -> Generation:
@@ -141,8 +171,7 @@ def generate(
     for row, s, p in zip(rows, seeds, prompts, strict=True)
   ]
   out: list[Generation | None] = [None] * len(rows)
-  for tile in tiles(rows):
-    generations = generate_tile(model, [rows[n] for n in tile], settings)
+  for tile, generations in run_tiles(model, rows, settings, cut(model, rows, settings)):
     for n, generation in zip(tile, generations, strict=True):
       out[n] = generation
     if progress is not None:

@@ -75,15 +75,19 @@ class Need:
   """A program that is wanted: a function with the shapes of its arguments."""
 
   def __init__(self, name: str, fn: Any, args: tuple[Any, ...], static: dict[str, Any]):
-    self.name, self._fn, self._static = name, fn, static
-    self._args = jax.tree.map(_shape_of, args)
+    self.name, self._fn, self.static = name, fn, static
+    self.args = jax.tree.map(_shape_of, args)
     self._device = jax.config.jax_default_device
     self.key = _key(name, fn, args, static)
+
+  @functools.cached_property
+  def _traced(self) -> Any:
+    return self._fn.trace(*self.args, **self.static)
 
   @property
   def shapes(self) -> str:
     """Shapes of the largest arguments, repetitions counted."""
-    leaves = jax.tree.leaves(self._args)
+    leaves = jax.tree.leaves(self.args)
     counts: dict[str, int] = {}
     for leaf in sorted(leaves, key=lambda leaf: -leaf.size):
       text = f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
@@ -93,17 +97,27 @@ class Need:
   @property
   def argument_bytes(self) -> int:
     """Bytes of the arguments."""
-    return tree_bytes(self._args)
+    return tree_bytes(self.args)
+
+  @property
+  def new_result_bytes(self) -> int:
+    """Bytes of the results that take no donated argument's place."""
+    given = sum(
+      int(np.prod(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(self._traced.args_info)
+      if leaf.donated
+    )
+    return max(0, tree_bytes(self.results()) - given)
 
   def results(self) -> Any:
     """Return the results as shapes."""
-    return jax.eval_shape(functools.partial(self._fn, **self._static), *self._args)
+    return jax.tree.map(_shape_of, self._traced.out_info)
 
   def compile(self) -> tuple[Any, float]:
     """Compile it; return the program and the seconds that took."""
     start = time.perf_counter()
     with jax.default_device(self._device):
-      compiled = self._fn.lower(*self._args, **self._static).compile()
+      compiled = self._traced.lower().compile()
     return compiled, time.perf_counter() - start
 
 
@@ -167,10 +181,28 @@ class Live:
     entry.calls += 1
     return entry.compiled(*args)
 
-  def prepare(self, needs: Iterable[Need]) -> None:
-    """Compile in the background what is not there yet."""
-    for need in needs:
-      self._ahead.submit(self._entry(need).compile)
+  def __len__(self) -> int:
+    """Return how many programs there are, or are being compiled."""
+    return len(self._entries)
+
+  def count(self, name: str) -> int:
+    """Return how many of them have a name."""
+    return sum(entry.need.name == name for entry in list(self._entries.values()))
+
+  def prepare(self, needed: Callable[[], Iterable[Need]]) -> None:
+    """Compile in the background what is not there yet.
+
+    Args:
+      needed: called in the background too; gives the programs.
+    """
+
+    def compile_all() -> None:
+      # The longest first: who calls this is about to need the others, and compiles them himself.
+      for need in sorted(needed(), key=lambda need: need.name != "decode"):
+        if threading.main_thread().is_alive():  # at exit, what is still queued is of no use
+          self._entry(need).compile()
+
+    self._ahead.submit(compile_all)
 
   def describe(self, needs: Iterable[Need]) -> list[Program]:
     """Return the programs of these needs, compiled."""

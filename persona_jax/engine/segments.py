@@ -11,7 +11,7 @@ import numpy as np
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.table import Where
 from persona_jax.engine import decode
-from persona_jax.engine.prefix import Wave, fewer_parts, shared_parts
+from persona_jax.engine.prefix import Wave, fewer_parts, merged, shared_parts
 from persona_jax.engine.programs import DIRECT, PROGRAMS, Dry, Runner
 from persona_jax.engine.rows import Row, key_words, row_bucket
 from persona_jax.engine.settings import Settings
@@ -26,7 +26,7 @@ FIRST_SLOTS = 32
 # Steps after which the host looks for stop texts, which the device does not know.
 LOOK_STEPS = 16
 # Smaller budgets do not wait long for a program, so none is compiled ahead.
-_AHEAD_STEPS = 32
+AHEAD_STEPS = 32
 
 
 def levels(size: int) -> list[int]:
@@ -151,6 +151,8 @@ class _Batch:
     self._levels = levels(size)
     self.numbers = np.asarray([*order, *[-1] * (size - len(rows))])
     blocks = range(model.arch.num_blocks)
+    if not copies:
+      waves = merged(waves, size * min(FIRST_SLOTS, settings.max_new_tokens), run=self._run)
     self._shared, self._layouts = shared_parts(
       waves, blocks, order, size, copies=copies, run=self._run
     )
@@ -330,14 +332,14 @@ class _Batch:
 
   def compile_ahead(self) -> None:
     """Have the programs compiled in the background that are likely to be needed next."""
-    if self._run is not PROGRAMS or self._settings.max_new_tokens <= _AHEAD_STEPS:
+    if self._run is not PROGRAMS or self._settings.max_new_tokens <= AHEAD_STEPS:
       return
-    dry = Dry()
+    dry = Dry()  # here, for what follows changes this batch
     if self._slots < self._settings.max_new_tokens:
-      self._next(dry)._lengthen_and_call()
+      self._next(dry).lengthen_and_call()
     if self._can_end and self._next_level:
-      self._next(dry)._leave_out_and_call(self._next_level)
-    PROGRAMS.prepare(dry)
+      self._next(dry).leave_out_and_call(self._next_level)
+    PROGRAMS.prepare(lambda: dry)
 
   def _next(self, dry: Dry) -> "_Batch":
     """Return a batch like this one that runs dry."""
@@ -345,11 +347,11 @@ class _Batch:
     other._run, other._shared = dry, dict(self._shared)
     return other
 
-  def _lengthen_and_call(self) -> None:
+  def lengthen_and_call(self) -> None:
     self._lengthen()
     self._call(0, 0)
 
-  def _leave_out_and_call(self, size: int) -> None:
+  def leave_out_and_call(self, size: int) -> None:
     self._done = np.arange(len(self.numbers)) >= size
     self._leave_out(size)
     self._call(0, 0)

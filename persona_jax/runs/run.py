@@ -21,14 +21,12 @@ import pandas as pd
 import tqdm
 
 from persona_jax.data.hashing import content_hash
-from persona_jax.engine.checks import check_lengths
-from persona_jax.engine.gates import settle
-from persona_jax.engine.generate import generate_tile
+from persona_jax.engine.generate import run_tiles
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
-from persona_jax.engine.rows import make_row, plain_prompt, tiles
-from persona_jax.engine.sampling import Sampling
-from persona_jax.engine.settings import Settings
+from persona_jax.engine.plan import cut, grid_rows, grid_settings
+from persona_jax.engine.programs import keep_on_disk
+from persona_jax.engine.rows import plain_prompt
 from persona_jax.scorers.base import Scorer
 
 # Columns of the table. `seed` is the row's final noise seed, already derived from the grid's seed,
@@ -293,24 +291,14 @@ def run(
   """
   _check_scorers(scorers, Path(out))
   this = _start(model, grid, Path(out))
-  cells = grid.cells()
-  assert isinstance(grid.prompts, dict)
-  rows = [
-    make_row(
-      model.encode(cell.condition.apply(grid.prompts[cell.prompt_id])),
-      cell.condition.edits,
-      cell.seed,
-    )
-    for cell in cells
-  ]
-  check_lengths(model, rows, grid.max_new_tokens)
-  rows = settle(model, rows)
-  settings = Settings(grid.max_new_tokens, Sampling(grid.temperature), *model.stops())
+  keep_on_disk()
+  cells, rows = grid_rows(model, grid)
+  settings = grid_settings(model, grid)
   shared = {"model": describe_model(model), "settings": grid.settings()}
   config_hash = {
     c.name: content_hash({**shared, "condition": c.describe()}) for c in grid.conditions
   }
-  plan = tiles(rows)
+  plan = cut(model, rows, settings)
   files = [this.directory / "results" / f"tile-{i:05d}.parquet" for i in range(len(plan))]
   planned = [[cells[n].row_id for n in tile] for tile in plan]
   _check_tiles(this.directory, dict(zip(files, planned, strict=True)))
@@ -324,8 +312,8 @@ def run(
   )
   tokens, start = 0, time.monotonic()
   with bar:
-    for i in todo:
-      generations = generate_tile(model, [rows[n] for n in plan[i]], settings)
+    done = run_tiles(model, rows, settings, [plan[i] for i in todo])
+    for i, (_, generations) in zip(todo, done, strict=True):
       records = [
         {
           "cell": n,

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.engine import decode, forward
-from persona_jax.engine import prefill as prefilling
-from persona_jax.engine import prefix as prefixes
+from persona_jax.engine import generate as generating
+from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import Row, derive_seed, sampling_keys
 from persona_jax.engine.sampling import Sampling, next_token
-from persona_jax.engine.tree import Tree
+from persona_jax.engine.settings import Settings
 from tests.reference import numpy_llama
 
 PROMPTS = ["w10 w11 w12", "w5", "w20 w21 w22 w23 w24 w25 w26"]
@@ -155,20 +154,8 @@ def test_stop_token_ends_a_row_early_and_the_loop_too(tiny):
 def test_loop_stops_when_all_rows_are_done(tiny):
   stop = reference(tiny, PROMPTS[1], n=1)[0][0]
   row = Row(tuple(ids_of(tiny, PROMPTS[1])), 3, (1,) * 3)
-  prefix = prefilling.prefill(tiny.model, Tree([row], [2]))
-  shared, layouts = prefixes.shared_parts(prefix.waves, range(3), [0], 1)
-  start = decode.Start(
-    *(jnp.asarray([x], jnp.int32) for x in (row.ids[-1], 1, 2, -1)),
-    jnp.asarray([False]),
-    jnp.asarray([False]),
-    sampling_keys([0]),
-  )
-  out = decode.decode(
-    tiny.model.params, shared, layouts, start, None, jnp.asarray([stop]), jnp.asarray([-1, -1]),
-    arch=tiny.model.arch, sampling=Sampling(), num_steps=50, with_logprobs=False,
-    resid_dtype="float32",
-  )  # fmt: skip
-  assert int(out.step) == 1 and int(out.length_B[0]) == 1
+  _, work = generating.run_tile(tiny.model, [row], Settings(50, stop_ids=(stop,)))
+  assert work.decoding.segments == [(1, 32, 1)] and work.decoding.used_row_steps == 1
 
 
 def test_steered_row_with_no_edited_token_is_invalid(tiny):
@@ -222,18 +209,17 @@ def test_no_window_vector_amount_or_row_compiles_anything_new(tiny):
 
   for window in windows:
     run(window, d[0], 1.0, (1, 0, 1, 0))
-  programs = (decode.decode, forward._block, prefixes.take)
-  before = [program._cache_size() for program in programs]
+  before = len(PROGRAMS)
   for n, window in enumerate(windows):
     run(window, d[1 + n % 3], n - 2.5, (0, 1, 1, 0))
-  assert [program._cache_size() for program in programs] == before
+  assert len(PROGRAMS) == before
 
 
 def test_one_decode_program_serves_all_vectors_amounts_windows_and_rows(tiny):
   run = lambda edits: tiny.model.generate([PROMPTS[0]] * 4, edits=edits, max_new_tokens=4)
   d = [tiny.direction(s) for s in range(4)]
   run([pj.add(d[0], 1, unit="raw", blocks=1), None, None, None])
-  before = decode.decode._cache_size()
+  before = PROGRAMS.count("decode")
   windows = ("answer", "generated", "last:1", pj.Window(start=1, stop=3))
   run(
     [
@@ -242,7 +228,7 @@ def test_one_decode_program_serves_all_vectors_amounts_windows_and_rows(tiny):
     ]
   )
   run([None, None, pj.add(d[3], 7, unit="gap", blocks=1), None])
-  assert decode.decode._cache_size() == before
+  assert PROGRAMS.count("decode") == before
 
 
 def test_same_seed_same_sample_other_seed_another(tiny):

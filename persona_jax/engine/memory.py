@@ -1,0 +1,100 @@
+"""Device memory: what there is, what a program will take, and what to do when it was too little."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from persona_jax.engine.programs import Need, tree_bytes
+from persona_jax.models.arch import Arch
+
+T = TypeVar("T")
+
+# Share of the memory that a plan may fill: the rest is for fragmentation and what others hold.
+_SHARE = 0.9
+# Of a host, whose memory other processes and the page cache use too.
+_HOST_SHARE = 0.6
+
+
+def memory_limit(mesh: Mesh | None) -> int:
+  """Return how many bytes a plan may take on one device (on a CPU: of the host)."""
+  device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+  stats = device.memory_stats() if device.platform != "cpu" else None
+  if stats and "bytes_limit" in stats:
+    return int(_SHARE * stats["bytes_limit"])
+  return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def program_bytes(need: Need, arch: Arch) -> int:
+  """Predict the memory that a program takes while it runs, arguments and results included.
+
+  Arguments and results are known. Of the temporaries, the logits of a step of decoding and the
+  widest arrays of a block of prefill are counted.
+  """
+  return need.argument_bytes + need.new_result_bytes + _temporaries(need, arch)
+
+
+def _temporaries(need: Need, arch: Arch) -> int:
+  if need.name == "decode":
+    rows = need.args[3].token_B.shape[0]
+    return 4 * rows * arch.vocab_size
+  if need.name == "block":
+    h_BTD, slots = need.args[1], need.args[2]
+    rows, tokens, _ = h_BTD.shape
+    scores = rows * tokens * arch.num_heads * slots.mask_BTS.shape[-1]
+    scores += sum(part.mask_PCTS.size * arch.num_heads for part in slots.shared)
+    return 4 * max(2 * scores, 3 * rows * tokens * arch.ffw_width)
+  if need.name == "log-probs":
+    return 8 * need.static["size"] * arch.vocab_size
+  return 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether an error says that the device had too little memory."""
+  if isinstance(error, MemoryError):
+    return True
+  text = str(error)
+  known = ("RESOURCE_EXHAUSTED", "Out of memory", "exceeds available HBM")
+  return isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in known)
+
+
+def in_halves(
+  run: Callable[[list[int]], Sequence[T]],
+  numbers: Sequence[int],
+  told: Callable[[int], Any] | None = None,
+) -> list[T]:
+  """Run a tile; where memory does not suffice, its halves, and so on.
+
+  Args:
+    run: takes row numbers and returns one result for each.
+    numbers: of the tile's rows.
+    told: called with the number of rows of a tile that was too large.
+
+  Raises:
+    MemoryError: one row by itself is too large.
+  """
+  try:
+    return list(run(list(numbers)))
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if not is_out_of_memory(error):
+      raise
+    if len(numbers) == 1:
+      raise MemoryError(
+        f"row {numbers[0]} does not fit into the device's memory by itself; use a smaller "
+        f"max_new_tokens, a shorter prompt, or a mesh of more devices ({error})"
+      ) from error
+  # Outside the handler: the error's traceback would keep the arrays of the failed tile.
+  if told is not None:
+    told(len(numbers))
+  half = -(-len(numbers) // 2)
+  return [x for part in (numbers[:half], numbers[half:]) for x in in_halves(run, part, told)]
+
+
+def params_bytes(params: Any) -> int:
+  """Return the bytes of a model's parameters on one device."""
+  leaves = jax.tree.leaves(params)
+  if all(isinstance(leaf, jax.Array) for leaf in leaves):
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+  return tree_bytes(params)

@@ -1,0 +1,384 @@
+"""`pj.plan`: what a grid will take, found by going through the run with shapes in place of arrays.
+
+Nothing runs on the device and nothing is compiled; prompts are rendered and tokenised, tiles are
+cut, and the host code of prefill and decoding is gone through dry (`engine.programs.Dry`).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persona_jax.engine.checks import check_lengths
+from persona_jax.engine.gates import settle, taken_as_on
+from persona_jax.engine.grid import Cell, Grid
+from persona_jax.engine.memory import memory_limit, params_bytes, program_bytes
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.programs import (
+  PROGRAMS,
+  Dry,
+  Need,
+  Program,
+  keep_on_disk,
+  tree_bytes,
+)
+from persona_jax.engine.rows import TILE_ROWS, Row, make_row, tiles
+from persona_jax.engine.sampling import Sampling
+from persona_jax.engine.segments import Work, decode_rows, levels
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class TilePlan:
+  """What one tile takes.
+
+  Attributes:
+    rows: numbers of its rows.
+    batch: rows of the decoding batch, with padding.
+    lanes: (P, M) by first block: from that block on, P copies of prompts serve M rows each.
+    passes: times that a prompt's token is sent through a block.
+    padded_passes: the same with padding.
+    unshared_passes: what it would be if every row computed its own.
+    decoding: the steps of decoding, if answers are as long as was assumed.
+    peak_bytes: most memory at one time, predicted.
+    needs: the programs.
+  """
+
+  rows: tuple[int, ...]
+  batch: int
+  lanes: dict[int, tuple[tuple[int, int], ...]]
+  passes: int
+  padded_passes: int
+  unshared_passes: int
+  decoding: Work
+  peak_bytes: int
+  needs: tuple[Need, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How a grid will be run; `str(plan)` is the report.
+
+  Attributes:
+    grid: the grid.
+    model_name: name and dtype of the model.
+    num_blocks: L.
+    row_tokens: prompt tokens of each row.
+    tiles: the tiles, in order.
+    least_passes: fewest token-block passes that give every row its prompt's keys and values.
+    memory_bytes: what may be filled.
+    params_bytes: of the model.
+    assumed: what answers' lengths were taken to be, in words.
+    undecided: rows with a gate that only their prompt's activations can decide; taken as on.
+  """
+
+  grid: Grid
+  model_name: str
+  num_blocks: int
+  row_tokens: tuple[int, ...]
+  tiles: tuple[TilePlan, ...]
+  least_passes: int
+  memory_bytes: int
+  params_bytes: int
+  assumed: str
+  undecided: int
+
+  @property
+  def needs(self) -> list[Need]:
+    """The programs of all tiles, each once, in the order of first use."""
+    return list({need.key: need for tile in self.tiles for need in tile.needs}.values())
+
+  @property
+  def passes(self) -> int:
+    """Times that a prompt's token is sent through a block, padding aside."""
+    return sum(tile.passes for tile in self.tiles)
+
+  @property
+  def unshared_passes(self) -> int:
+    """The same if every row computed its own prompt."""
+    return sum(tile.unshared_passes for tile in self.tiles)
+
+  @property
+  def padding(self) -> float:
+    """Share of prefill that is padding."""
+    padded = sum(tile.padded_passes for tile in self.tiles)
+    return 1 - self.passes / padded if padded else 0.0
+
+  @property
+  def wasted_row_steps(self) -> float:
+    """Share of decoding's row-steps that serve no row."""
+    row_steps = sum(tile.decoding.row_steps for tile in self.tiles)
+    used = sum(tile.decoding.used_row_steps for tile in self.tiles)
+    return 1 - used / row_steps if row_steps else 0.0
+
+  @property
+  def peak_bytes(self) -> int:
+    """Most device memory at one time, predicted."""
+    return max(tile.peak_bytes for tile in self.tiles)
+
+  def __str__(self) -> str:
+    grid, blocks = self.grid, self.num_blocks
+    saved = self.unshared_passes / self.passes if self.passes else 1.0
+    over = self.passes / self.least_passes if self.least_passes else 1.0
+    sizes: dict[tuple[int, int], int] = {}
+    for tile in self.tiles:
+      key = (len(tile.rows), tile.batch)
+      sizes[key] = sizes.get(key, 0) + 1
+    lines = [
+      f"{len(self.row_tokens):,} rows = {len(grid.prompts)} prompts x {len(grid.conditions)} "
+      f"conditions x {grid.samples} samples, {self.model_name}",
+      f"prompts   {sum(self.row_tokens):,} tokens, {self.unshared_passes / blocks:,.0f} to prefill "
+      f"without sharing, {self.passes / blocks:,.0f} with (whole passes of {blocks} blocks; "
+      f"{saved:.2f}x fewer, {over:.2f}x the least possible); {self.padding:.1%} of prefill is "
+      "padding",
+      f"decoding  {grid.max_new_tokens} tokens a row; {self.wasted_row_steps:.1%} of row-steps "
+      f"wasted if {self.assumed}",
+      "tiles     "
+      + ", ".join(
+        f"{count} of {rows} rows (batch {batch})" for (rows, batch), count in sizes.items()
+      ),
+    ]
+    for first, lanes in self.tiles[0].lanes.items():
+      shown = " + ".join(f"({p}, {m})" for p, m in lanes)
+      lines.append(f"  lanes from block {first}: {shown or 'none: prompts of one token'}")
+    lines.append(
+      f"memory    {_size(self.peak_bytes)} at most predicted (parameters "
+      f"{_size(self.params_bytes)}), {_size(self.memory_bytes)} may be filled"
+    )
+    if self.undecided:
+      lines.append(
+        f"gates     {self.undecided} rows have a gate that is decided by their prompt's "
+        "activations when the grid runs; taken as on here"
+      )
+    needs = self.needs
+    lines.append(f"programs  {len(needs)}")
+    for need in needs:
+      lines.append(f"  {need.name:<16} {need.shapes}")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+  return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
+
+
+def grid_rows(
+  model: "Model", grid: Grid, *, decide_gates: bool = True
+) -> tuple[list[Cell], list[Row]]:
+  """Return the cells of a grid and the row of each.
+
+  Args:
+    model: the model.
+    grid: the grid.
+    decide_gates: whether gates that depend on the prompt are decided, which runs the model.
+  """
+  assert isinstance(grid.prompts, dict)
+  cells = grid.cells()
+  rows = [
+    make_row(
+      model.encode(cell.condition.apply(grid.prompts[cell.prompt_id])),
+      cell.condition.edits,
+      cell.seed,
+    )
+    for cell in cells
+  ]
+  check_lengths(model, rows, grid.max_new_tokens)
+  return cells, settle(model, rows) if decide_gates else rows
+
+
+def grid_settings(model: "Model", grid: Grid) -> Settings:
+  """Return how the rows of a grid are decoded."""
+  ids, texts = model.stops()
+  return Settings(grid.max_new_tokens, Sampling(grid.temperature), ids, texts)
+
+
+def plan_tile(
+  model: "Model",
+  rows: Sequence[Row],
+  numbers: Sequence[int],
+  settings: Settings,
+  *,
+  lengths: Sequence[int] | None = None,
+  sharing: Sharing = ALL_SHARED,
+) -> TilePlan:
+  """Go through one tile dry; `numbers` says which of the rows are in it."""
+  dry = Dry()
+  arch, mine = model.arch, [rows[n] for n in numbers]
+  tree = Tree(mine, [len(row.ids) - 1 for row in mine], sharing=sharing)
+  prefix = prefill(model, tree, run=dry)
+  prompts = sum(tree_bytes(wave.kv) for wave in prefix.waves)
+  fixed = params_bytes(model.params)
+  peak = fixed
+  for need in dry:
+    own = tree_bytes(need.args[0]) if need.name in ("block", "embed") else 0  # parameters
+    peak = max(peak, fixed + prompts + program_bytes(need, arch) - own)
+  before = set(dry.needs)
+  _, work = decode_rows(
+    model,
+    mine,
+    prefix.waves,
+    settings,
+    order=tree.order,
+    copies=not sharing.attention,
+    run=dry,
+    lengths=lengths,
+  )
+  lanes: dict[int, tuple[tuple[int, int], ...]] = {}
+  for key, need in dry.needs.items():
+    if key in before:
+      continue
+    with_params = need.name == "decode"
+    peak = max(peak, program_bytes(need, arch) + (0 if with_params else fixed + prompts))
+    if with_params and not lanes:
+      lanes = _lanes(need)
+  batch = work.segments[0][0] if work.segments else 0
+  unshared = arch.num_blocks * sum(len(row.ids) - 1 for row in mine)
+  return TilePlan(
+    tuple(numbers),
+    batch,
+    lanes,
+    prefix.passes,
+    prefix.padded_passes,
+    unshared,
+    work,
+    peak,
+    tuple(dry),
+  )
+
+
+def _lanes(need: Need) -> dict[int, tuple[tuple[int, int], ...]]:
+  """Read the lanes off the arguments of a decoding program."""
+  shared, layouts, start = need.args[1], need.args[2], need.args[3]
+  batch = start.token_B.shape[0]
+  out: dict[int, tuple[tuple[int, int], ...]] = {}
+  last: tuple[tuple[int, int], ...] | None = None
+  for block, parts in shared.items():
+    found = []
+    for part in parts:
+      layout = layouts[part.layout]
+      p = layout.position_PS.shape[0]
+      found.append((p, batch // p if layout.member_PC is None else layout.member_PC.shape[1]))
+    if tuple(found) != last:
+      last = out[block] = tuple(found)
+  return out
+
+
+def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[int]]:
+  """Cut rows into the largest tiles that fit into memory.
+
+  The cut depends on the rows, the model and the size of the memory alone, so that a run that goes
+  on after a stop makes the same tiles.
+  """
+  limit = memory_limit(model.mesh)
+  sizes = levels(TILE_ROWS)
+  for size in sizes:
+    tiled = tiles(rows, size)
+    # The tile that takes most: of those with the most rows the one with the most tokens.
+    largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
+    if plan_tile(model, rows, largest, settings).peak_bytes <= limit or size == sizes[-1]:
+      return tiled
+  raise AssertionError("the smallest size is always taken")
+
+
+def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) -> Plan:
+  """Work out how a grid will be run, without running any of it.
+
+  Args:
+    model: the model.
+    grid: the grid.
+    lengths: answer lengths to reckon with, in tokens, such as `n_tokens` of an earlier run; a
+      row's is drawn from them, with the grid's seed. Default: every answer takes its budget.
+
+  Returns:
+    The plan; print it.
+
+  Raises:
+    ValueError: as `pj.run`; or `lengths` holds none, or one below 1.
+  """
+  _, rows = grid_rows(model, grid, decide_gates=False)
+  settings = grid_settings(model, grid)
+  assumed = "every answer takes its whole budget"
+  length_R = np.full(len(rows), grid.max_new_tokens)
+  if lengths is not None:
+    given = np.asarray(list(lengths))
+    if not given.size or given.min() < 1:
+      raise ValueError(
+        f"lengths={given[:8].tolist()}: give answer lengths in tokens, each at least 1."
+      )
+    drawn = np.random.default_rng(grid.seed).choice(given, len(rows))
+    length_R = np.minimum(drawn, grid.max_new_tokens)
+    assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
+  rows, undecided = taken_as_on(rows)
+  tiled = cut(model, rows, settings)
+  whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
+  return Plan(
+    grid,
+    f"{model.identity.name} in {model.dtype}",
+    model.arch.num_blocks,
+    tuple(len(row.ids) for row in rows),
+    tuple(
+      plan_tile(model, rows, tile, settings, lengths=length_R[tile].tolist()) for tile in tiled
+    ),
+    whole.passes(model.arch.num_blocks),
+    memory_limit(model.mesh),
+    params_bytes(model.params),
+    assumed,
+    undecided,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramTable:
+  """Compiled programs; `str(table)` lists them.
+
+  Attributes:
+    programs: in the order of first use.
+  """
+
+  programs: tuple[Program, ...]
+
+  @property
+  def seconds(self) -> float:
+    """Seconds that compiling took, or reading from disk."""
+    return sum(program.seconds for program in self.programs)
+
+  def __str__(self) -> str:
+    lines = [
+      f"{'program':<16} {'seconds':>8} {'MiB':>9} {'temp':>8} {'traces':>6} {'calls':>6}  shapes"
+    ]
+    for p in self.programs:
+      lines.append(
+        f"{p.name:<16} {p.seconds:8.2f} {p.total_bytes / 2**20:8.1f} {p.temp_bytes / 2**20:8.1f} "
+        f"{p.traces:8d} {p.calls:8d}  {p.shapes}"
+      )
+    lines.append(f"{len(self.programs)} programs, {self.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def compile(model: "Model", plan: Plan) -> ProgramTable:
+  """Compile the programs of a plan, so that the run starts at once.
+
+  They stay in this process, and on disk for the next one (`engine.programs.keep_on_disk`). `pj.run`
+  does the same by itself, in the background.
+
+  Args:
+    model: the model that the plan was made for.
+    plan: of `pj.plan`.
+
+  Returns:
+    Name, shapes, seconds, bytes and counts of each program.
+
+  Raises:
+    ValueError: the model lies on a mesh: its programs are compiled when they are first called.
+  """
+  if model.mesh is not None:
+    raise ValueError(
+      "a model on a mesh compiles its programs when they are first called: how arrays lie on the "
+      "devices is known only then."
+    )
+  keep_on_disk()
+  return ProgramTable(tuple(PROGRAMS.describe(plan.needs)))
