@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from persona_jax.edits import ramp
 from persona_jax.edits.table import (
+  AFTER_THOUGHT,
   AddEdit,
   AffineEdit,
   CustomEdit,
@@ -29,11 +30,14 @@ class TokenInfo(NamedTuple):
     offset_BT: int32, position relative to the end of the prompt (0 = first answer token).
     role_BT: int32, one of `edits.table.ROLES`.
     valid_BT: bool, false at padding and in rows that are done; such tokens are never edited.
+    after_BT: int32, position relative to the end of the thought before the token
+      (`edits.window.after_thought`); None where no row has a thought.
   """
 
   offset_BT: jax.Array
   role_BT: jax.Array
   valid_BT: jax.Array
+  after_BT: jax.Array | None = None
 
 
 class Delivery(NamedTuple):
@@ -70,6 +74,11 @@ def _inside(
 ) -> jax.Array:
   """Return bool [B, T, W]: the tokens inside each window."""
   offset_BT1 = tokens.offset_BT[..., None]
+  if tokens.after_BT is None:
+    roles_BW = jnp.where(roles_BW & AFTER_THOUGHT, 0, roles_BW)  # such a window holds no token
+  else:
+    from_thought = (roles_BW[:, None] & AFTER_THOUGHT) != 0
+    offset_BT1 = jnp.where(from_thought, tokens.after_BT[..., None], offset_BT1)
   inside = (offset_BT1 >= start_BW[:, None]) & (offset_BT1 < stop_BW[:, None])
   has_role = (roles_BW[:, None] >> tokens.role_BT[..., None]) & 1
   return inside & (has_role == 1) & tokens.valid_BT[..., None]

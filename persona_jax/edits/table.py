@@ -25,6 +25,8 @@ HEAD_SITE = "head_out"
 # Every token has a role, given when a chat is rendered; generated tokens are the assistant's.
 ROLES = {"system": 0, "user": 1, "assistant": 2, "think": 3, "template": 4}
 ALL_ROLES = (1 << len(ROLES)) - 1
+# Set in a mask of roles where the window counts from the end of a thought, not of the prompt.
+AFTER_THOUGHT = 1 << 8
 
 MAX_SLOTS = 8
 FOREVER = np.iinfo(np.int32).max
@@ -37,7 +39,8 @@ class When(NamedTuple):
   Attributes:
     start_BS, stop_BS: int32 [B, S], half-open interval of token offsets from the end of the prompt
       (0 = first generated token); an unused slot's is empty.
-    roles_BS: int32 [B, S], bit mask of the roles (`ROLES`) that the window covers.
+    roles_BS: int32 [B, S], bit mask of the roles (`ROLES`) that the window covers, and whether it
+      counts from the end of a thought (`AFTER_THOUGHT`).
     gate_BS: float32 [B, S], factor on the change, from a condition on the prompt; 0 is off.
     ramp_BSR: float32 [B, S, 7], the factor over the steps, see `edits.ramp.Ramp.numbers`; None
       where no slot has a ramp.

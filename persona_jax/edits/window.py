@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
+from typing import Literal
 
 import numpy as np
 
-from persona_jax.edits.table import ALL_ROLES, ALWAYS, FOREVER, ROLES
+from persona_jax.edits.table import AFTER_THOUGHT, ALL_ROLES, ALWAYS, FOREVER, ROLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +21,18 @@ class Window:
     roles: names out of `edits.table.ROLES`, or None for all.
     start: first offset, or None for the beginning of the sequence.
     stop: offset after the last, or None for no end.
+    origin: "prompt", or "thought" to count from the end of the last thought before a token: offset
+      0 is then the token after "</think>". Tokens with no thought before them are not in such a
+      window, and before its end nobody knows where a thought will end, so `start` is at least 0.
 
   Raises:
-    ValueError: an unknown role, no role, or an empty interval.
+    ValueError: an unknown role, no role, an unknown origin, or an empty interval.
   """
 
   roles: tuple[str, ...] | None = None
   start: int | None = None
   stop: int | None = None
+  origin: Literal["prompt", "thought"] = "prompt"
 
   def __post_init__(self) -> None:
     if self.roles is not None:
@@ -41,26 +46,59 @@ class Window:
     for name, n in (("start", self.start), ("stop", self.stop)):
       if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer))):
         raise ValueError(f"window {name}={n!r}: give a whole number of tokens, or None.")
+    if self.origin not in ("prompt", "thought"):
+      raise ValueError(f"window origin={self.origin!r}: use 'prompt' or 'thought'.")
+    if self.origin == "thought" and self.start is not None and self.start < 0:
+      raise ValueError(
+        f"window start={self.start} before the end of a thought: which tokens those are is not "
+        "known when they are generated; use the role 'think', or a start of at least 0."
+      )
     if self.interval[0] >= self.interval[1]:
       raise ValueError(f"window [{self.start}, {self.stop}) is empty; stop must exceed start.")
 
   @property
   def interval(self) -> tuple[int, int]:
     """(start, stop) as integers."""
+    first = 0 if self.origin == "thought" else ALWAYS
     return (
-      ALWAYS if self.start is None else self.start,
+      first if self.start is None else self.start,
       FOREVER if self.stop is None else self.stop,
     )
 
   @property
   def role_mask(self) -> int:
-    """Bit mask over `ROLES`."""
-    return ALL_ROLES if self.roles is None else sum(1 << ROLES[r] for r in set(self.roles))
+    """Bit mask over `ROLES`, with `AFTER_THOUGHT` where that is the origin."""
+    roles = ALL_ROLES if self.roles is None else sum(1 << ROLES[r] for r in set(self.roles))
+    return roles | (AFTER_THOUGHT if self.origin == "thought" else 0)
+
+  def holds(self, offset_T: np.ndarray, role_T: np.ndarray) -> np.ndarray:
+    """Return which tokens of one sequence the window holds, bool [T].
+
+    Args:
+      offset_T: int, offset of each token from the end of the prompt.
+      role_T: int, role of each.
+    """
+    start, stop = self.interval
+    at_T = offset_T if self.origin == "prompt" else after_thought(role_T)
+    return (at_T >= start) & (at_T < stop) & (self.role_mask >> role_T & 1 > 0)
 
   def __str__(self) -> str:
     start = "" if self.start is None else self.start
     stop = "" if self.stop is None else self.stop
-    return f"[{start}:{stop}]" + ("" if self.roles is None else f" {'+'.join(self.roles)}")
+    roles = "" if self.roles is None else f" {'+'.join(self.roles)}"
+    return f"[{start}:{stop}]" + roles + (" after thought" if self.origin == "thought" else "")
+
+
+def after_thought(role_T: np.ndarray) -> np.ndarray:
+  """Return the offset of each token from the end of the thought before it, int32 [..., T].
+
+  0 is the first token after the thought, `ALWAYS` (which no window holds) a token of a thought or
+  one with none before it.
+  """
+  position_T = np.arange(role_T.shape[-1])
+  thought_T = role_T == ROLES["think"]
+  last_T = np.maximum.accumulate(np.where(thought_T, position_T, -1), axis=-1)
+  return np.where(thought_T | (last_T < 0), ALWAYS, position_T - last_T - 1).astype(np.int32)
 
 
 _NAMED = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.edit import DirectionLike
-from persona_jax.edits.table import SITES
+from persona_jax.edits.table import ALWAYS, SITES
 from persona_jax.edits.window import Window, as_window
 from persona_jax.models.arch import Arch
 
@@ -150,7 +150,10 @@ def read(
     last_B = jnp.argmax(index_BT, axis=1)
     return jnp.take_along_axis(out, last_B[:, None, None], axis=1)[:, 0]
   start, stop = spec.window.interval
-  inside_BT = tokens.valid_BT & (tokens.offset_BT >= start) & (tokens.offset_BT < stop)
+  at_BT = tokens.offset_BT
+  if spec.window.origin == "thought":
+    at_BT = jnp.full_like(at_BT, ALWAYS) if tokens.after_BT is None else tokens.after_BT
+  inside_BT = tokens.valid_BT & (at_BT >= start) & (at_BT < stop)
   inside_BT &= ((spec.window.role_mask >> tokens.role_BT) & 1) == 1
   total = jnp.sum(jnp.where(inside_BT[..., None], out.astype(jnp.float32), 0.0), axis=1)
   return total / jnp.sum(inside_BT, axis=1, keepdims=True)

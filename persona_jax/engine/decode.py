@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from persona_jax.edits.apply import TokenInfo
-from persona_jax.edits.table import ROLES, EditTable, Where
+from persona_jax.edits.table import ALWAYS, ROLES, EditTable, Where
 from persona_jax.engine.forward import Layout, Part, run_blocks
 from persona_jax.engine.sampling import Sampling, next_token
 from persona_jax.engine.taps import Fused
@@ -34,6 +34,8 @@ class Start(NamedTuple):
     position_B: int32, its position in the row.
     offset_B: int32, its offset from the end of the prompt (-1, or more in a started answer).
     thinking_B: bool, whether the answer goes on with a thought of the prompt.
+    after_B: int32, its offset from the end of the thought before it, see
+      `edits.window.after_thought`.
     key_B2: uint32, the words of the sampling keys.
   """
 
@@ -42,6 +44,7 @@ class Start(NamedTuple):
   position_B: jax.Array
   offset_B: jax.Array
   thinking_B: jax.Array
+  after_B: jax.Array
   key_B2: jax.Array
 
 
@@ -52,6 +55,7 @@ class State(NamedTuple):
     step: int32, tokens generated so far by the rows that are not done.
     token_B: int32, what is fed next.
     thinking_B: bool, whether the token that is fed next stands inside a thought.
+    after_B: int32, its offset from the end of the thought before it.
     done_B: bool, rows that met a stop token, or that only fill the batch.
     caches: the rows' own keys and values by block; the t-th token that was fed stands at slot t.
     ids_BS: int32, generated ids; beyond `length_B` they mean nothing.
@@ -67,6 +71,7 @@ class State(NamedTuple):
   step: jax.Array
   token_B: jax.Array
   thinking_B: jax.Array
+  after_B: jax.Array
   done_B: jax.Array
   caches: list[KV]
   ids_BS: jax.Array
@@ -100,6 +105,7 @@ def begin(
     step=jnp.int32(0),
     token_B=start.token_B,
     thinking_B=start.thinking_B,
+    after_B=start.after_B,
     done_B=done_B,
     caches=[own for _ in range(arch.num_blocks)],
     ids_BS=jnp.zeros((num_rows, slots), jnp.int32),
@@ -166,8 +172,12 @@ def segment(
     thinking_B = (state.thinking_B | opens_B) & (t > 0)
     role_B = jnp.where(thinking_B, ROLES["think"], ROLES["assistant"])
     role_B = jnp.where(t == 0, start.role_B, role_B)
-    closes_B = (t > 0) & (state.token_B == think_ids_2[1])
-    tokens = TokenInfo((start.offset_B + t)[:, None], role_B[:, None], live_B[:, None])
+    closes_B = state.token_B == think_ids_2[1]
+    goes_on_B = jnp.where(t == 0, state.thinking_B, thinking_B & ~closes_B)
+    in_thought_B = role_B == ROLES["think"]
+    after_B = jnp.where(in_thought_B, ALWAYS, state.after_B)
+    tokens = TokenInfo(*(x[:, None] for x in (start.offset_B + t, role_B, live_B, after_B)))
+    next_B = jnp.where(in_thought_B & ~goes_on_B, 0, jnp.where(after_B < 0, ALWAYS, after_B + 1))
     out = run_blocks(
       arch,
       params,
@@ -193,7 +203,8 @@ def segment(
     return State(
       step=t + 1,
       token_B=token_B,
-      thinking_B=jnp.where(t == 0, state.thinking_B, thinking_B & ~closes_B),
+      thinking_B=goes_on_B,
+      after_B=next_B,
       done_B=state.done_B | jnp.any(token_B[:, None] == stop_ids_E, axis=1),
       caches=out.caches,
       ids_BS=noted(state.ids_BS, token_B, t),

@@ -15,7 +15,7 @@ import numpy as np
 
 from persona_jax.edits.apply import Delivery, TokenInfo
 from persona_jax.edits.compile import needs_roles
-from persona_jax.edits.table import ROLES, EditTable, Site, Where
+from persona_jax.edits.table import ALWAYS, ROLES, EditTable, Site, Where
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
 from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.taps import Fused, SiteTap
@@ -296,7 +296,9 @@ def forward(
   elif jnp.shape(roles_BT) != (b, t):
     raise ValueError(f"roles_BT has shape {jnp.shape(roles_BT)}, tokens_BT {(b, t)}.")
   valid_BT = position_T < lengths_B[:, None]
-  tokens = TokenInfo(offset_BT, jnp.asarray(roles_BT, jnp.int32), valid_BT)
+  tokens = TokenInfo(
+    offset_BT, jnp.asarray(roles_BT, jnp.int32), valid_BT, _after_thought(roles_BT)
+  )
   spec, banks = (None, None) if capture is None else resolve(capture, arch)
 
   out = run_rows(model, tokens_BT, tokens, edits=edits, spec=spec, banks=banks)
@@ -306,6 +308,14 @@ def forward(
   if logits == "last":
     h_BTD = jnp.take_along_axis(h_BTD, jnp.maximum(lengths_B - 1, 0)[:, None, None], axis=1)[:, 0]
   return head(params, h_BTD, arch=arch), out.reads
+
+
+def _after_thought(roles_BT: jax.Array) -> jax.Array:
+  """Return what `edits.window.after_thought` does, of traced roles."""
+  position_T = jnp.arange(roles_BT.shape[1], dtype=jnp.int32)
+  thought_BT = jnp.asarray(roles_BT) == ROLES["think"]
+  last_BT = jax.lax.cummax(jnp.where(thought_BT, position_T, -1), axis=1)
+  return jnp.where(thought_BT | (last_BT < 0), ALWAYS, position_T - last_BT - 1)
 
 
 def _check_ids(tokens_BT: jax.Array, vocab_size: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
+from persona_jax.edits.table import ALWAYS
 from persona_jax.engine.rows import LENGTH_STEP, round_up, row_bucket
 from persona_jax.engine.tree import Group, Tree
 
@@ -62,7 +63,10 @@ class GroupBatch:
     length_G = np.asarray([tree.nodes[group.node].length for group in self.filled])
     roles_GT = self._by_token(lambda group: tree.rows[group.rows[0]].roles, 0)
     return TokenInfo(  # type: ignore[arg-type]  # NumPy arrays go to the device with the call
-      self.position_GT() - end_G[:, None], roles_GT, np.arange(self.length) < length_G[:, None]
+      self.position_GT() - end_G[:, None],
+      roles_GT,
+      np.arange(self.length) < length_G[:, None],
+      self._by_token(lambda group: tree.rows[group.rows[0]].after_thought_T, ALWAYS),
     )
 
 

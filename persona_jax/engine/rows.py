@@ -12,6 +12,7 @@ import numpy as np
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.table import ROLES
+from persona_jax.edits.window import after_thought
 from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 
 TILE_ROWS = 144  # rows of a decode tile; far fewer would leave 2 CPU cores' matrix units idle
@@ -66,8 +67,7 @@ class Row:
     offset_T = np.arange(len(role_T)) - self.prompt_length
     counts = []
     for edit in self.edits:
-      start, stop = edit.window.interval
-      held_T = (offset_T >= start) & (offset_T < stop) & (edit.window.role_mask >> role_T & 1 > 0)
+      held_T = edit.window.holds(offset_T, role_T)
       if edit.ramp is not None:
         held_T &= edit.ramp.at(offset_T) != 0
       counts.append(int(held_T.sum()))
@@ -80,10 +80,14 @@ class Row:
     offset_T = np.arange(len(role_T)) - self.prompt_length
     held = []
     for edit in self.edits:
-      start, stop = edit.window.interval
-      held_T = (offset_T >= start) & (offset_T < stop) & (edit.window.role_mask >> role_T & 1 > 0)
+      held_T = edit.window.holds(offset_T, role_T)
       held.append(held_T if edit.gate != 0 else np.zeros_like(held_T))
     return tuple(held)
+
+  @functools.cached_property
+  def after_thought_T(self) -> np.ndarray:
+    """Offset of each token from the end of the thought before it, int32 [T]."""
+    return after_thought(np.asarray(self.roles))
 
 
 def make_row(encoded: EncodedPrompt, edits: tuple[Edit, ...] = (), seed: int = 0) -> Row:

@@ -166,6 +166,7 @@ class _Batch:
       position_B=last_B,
       offset_B=last_B - np.asarray([row.prompt_length for row in filled], np.int32),
       thinking_B=np.asarray([row.opens_thought for row in filled]),
+      after_B=np.asarray([row.after_thought_T[-1] for row in filled]),
       key_B2=key_words([row.seed for row in filled]),
     )
     self._slots = min(FIRST_SLOTS, settings.max_new_tokens)

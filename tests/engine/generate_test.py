@@ -295,7 +295,8 @@ ERRORS = {
   "filter without temperature": (dict(top_k=3), "change nothing at temperature=0"),
   "top_p out of range": (dict(temperature=1.0, top_p=1.5), "top_p=1.5"),
   "seeds for other rows": (dict(seed=[1]), "seed has 1 items for 3"),
-  "stop of two tokens": (dict(stop=["w8 w9"]), "single tokens"),
+  "empty stop text": (dict(stop=[""]), "empty text"),
+  "stop that is no list": (dict(stop="w8"), "list of ids or texts"),
   "stop out of range": (dict(stop=[1000]), "vocabulary of 101"),
   "too long": (dict(max_new_tokens=100000), "positions"),
 }

@@ -1,0 +1,170 @@
+"""What a plan announces is what the run does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from persona_jax.engine import generate as generating
+from persona_jax.engine import plan as planning
+from persona_jax.engine.memory import in_halves, is_out_of_memory, program_bytes
+from persona_jax.engine.plan import grid_rows, grid_settings
+from persona_jax.engine.programs import PROGRAMS
+
+STEM = " ".join(f"w{i}" for i in range(20, 60))
+
+
+def steered(tiny, count, block=1, tokens="all"):
+  d = tiny.direction()
+  return [
+    pj.Condition(f"c{c}", edits=pj.add(d, c, unit="unit", blocks=block, tokens=tokens))
+    for c in range(1, count + 1)
+  ]
+
+
+def grid(tiny, conditions, prompts=3, **options):
+  texts = [pj.Raw(f"{STEM} w{i} w{i + 1} w{i + 2} w{i + 7}") for i in range(prompts)]
+  return pj.Grid(texts, conditions, max_new_tokens=4, **options)
+
+
+def test_a_plan_compiles_and_runs_nothing(tiny):
+  before = len(PROGRAMS), sum(entry.calls for entry in PROGRAMS._entries.values())
+  pj.plan(tiny.model, grid(tiny, steered(tiny, 5), prompts=2))
+  assert before == (len(PROGRAMS), sum(entry.calls for entry in PROGRAMS._entries.values()))
+
+
+@pytest.mark.parametrize(
+  ("block", "tokens", "fewer"),
+  # Of L blocks those up to the edit's are shared: 20 L / (l + 1 + 20 (L - l - 1)).
+  [(1, "all", 20 * 3 / (2 + 20)), (0, "all", 20 * 3 / (1 + 40)), (1, "generated", 20.0)],
+)
+def test_passes_are_near_the_least_there_are(tiny, block, tokens, fewer):
+  # One prompt, so that conditions alone share.
+  asked = grid(tiny, steered(tiny, 20, block, tokens), prompts=1)
+  plan = pj.plan(tiny.model, asked)
+  assert plan.passes <= 1.1 * plan.least_passes
+  np.testing.assert_allclose(plan.unshared_passes / plan.passes, fewer, rtol=1e-6)
+  _, rows = grid_rows(tiny.model, asked)
+  _, work = generating.run_tile(tiny.model, rows, grid_settings(tiny.model, asked))
+  assert work.passes == plan.passes and work.padded_passes == plan.tiles[0].padded_passes
+
+
+def test_announced_programs_are_those_of_the_run(tiny, tmp_path):
+  asked = grid(tiny, [pj.Condition("none"), *steered(tiny, 6)], prompts=4)
+  plan = pj.plan(tiny.model, asked)
+  table = pj.compile(tiny.model, plan)
+  before = len(PROGRAMS)
+  pj.run(tiny.model, asked, out=tmp_path, progress=False)
+  assert len(PROGRAMS) == before
+  again = pj.compile(tiny.model, plan)
+  assert [p.name for p in again.programs] == [p.name for p in table.programs]
+  assert all(p.calls > 0 and p.traces == 1 and p.seconds > 0 for p in again.programs)
+  assert {"embed", "block", "decode"} <= {p.name for p in again.programs}
+
+
+def test_donated_caches_alias(tiny):
+  plan = pj.plan(tiny.model, grid(tiny, steered(tiny, 2)))
+  (decode,) = [p for p in pj.compile(tiny.model, plan).programs if p.name == "decode"]
+  arch = tiny.model.arch
+  caches = 4 * 2 * 8 * arch.num_blocks * arch.num_kv_heads * 4 * arch.head_dim
+  assert caches <= decode.alias_bytes <= decode.output_bytes < decode.alias_bytes + 1024
+
+
+def test_report_says_what_a_reader_needs(tiny):
+  plan = pj.plan(tiny.model, grid(tiny, steered(tiny, 20), prompts=1), lengths=[2, 4])
+  text = str(plan)
+  tokens = 44
+  assert plan.row_tokens == (tokens,) * 20
+  assert "20 rows = 1 prompts x 20 conditions x 1 samples" in text
+  assert f"{20 * (tokens - 1)} to prefill without sharing" in text and "2.73x fewer" in text
+  assert "lanes from block 0: (1, 24)" in text and "lanes from block 2: (24, 1)" in text
+  assert "answers are as long as the 2 given (mean 3.0 tokens)" in text
+  assert 0 < plan.wasted_row_steps < 0.6 and f"{plan.wasted_row_steps:.1%}" in text
+
+
+def test_gates_are_taken_as_on_and_named(tiny):
+  probe = pj.Probe(tiny.direction(), 1, above=0.0)
+  gated = pj.Condition(
+    "gated", edits=pj.add(tiny.direction(), 1.0, unit="unit", blocks=1).when(probe)
+  )
+  plan = pj.plan(tiny.model, grid(tiny, [gated]))
+  assert plan.undecided == 3 and "3 rows have a gate" in str(plan)
+
+
+def test_lengths_are_checked(tiny):
+  for wrong in ([], [0, 3]):
+    with pytest.raises(ValueError, match="at least 1"):
+      pj.plan(tiny.model, grid(tiny, steered(tiny, 1)), lengths=wrong)
+
+
+def test_predicted_memory_is_that_of_the_compiler(smollm2):
+  d = pj.Direction(np.ones((1, 30, 576)), "ones")
+  edits = [pj.add(d, c, unit="unit", blocks=15, tokens="all") for c in (1.0, 2.0)]
+  conditions = [pj.Condition(f"c{i}", edits=e) for i, e in enumerate(edits)]
+  asked = pj.Grid(["How was your day?", "What is fun?"], conditions, max_new_tokens=8)
+  plan = pj.plan(smollm2, asked)
+  largest = max(plan.needs, key=lambda need: program_bytes(need, smollm2.arch))
+  (program,) = PROGRAMS.describe([largest])
+  assert largest.name == "decode"
+  assert 0.9 < program_bytes(largest, smollm2.arch) / program.total_bytes < 1.1
+  assert 0.9 < plan.peak_bytes / program.total_bytes < 1.1
+
+
+def test_the_largest_tile_that_fits_is_chosen(tiny, monkeypatch):
+  asked = grid(tiny, steered(tiny, 20), prompts=8)
+  _, rows = grid_rows(tiny.model, asked)
+  settings = grid_settings(tiny.model, asked)
+  peaks = {
+    size: planning.plan_tile(tiny.model, rows, range(size), settings).peak_bytes
+    for size in (144, 112, 72, 56)
+  }
+  limit = (peaks[72] + peaks[112]) // 2
+  monkeypatch.setattr(planning, "memory_limit", lambda mesh: limit)
+  tiled = planning.cut(tiny.model, rows, settings)
+  assert sorted(n for tile in tiled for n in tile) == list(range(160))
+  assert max(map(len, tiled)) in range(50, 73)
+
+
+def too_large(size: int) -> jax.Array:
+  return jnp.zeros((size, 1 << 48), jnp.int8).block_until_ready()
+
+
+def test_a_tile_that_is_out_of_memory_is_halved_and_no_row_is_lost():
+  told = []
+
+  def run(numbers):
+    if len(numbers) > 3:
+      too_large(len(numbers))  # a real error of the device
+    return [n * n for n in numbers]
+
+  assert in_halves(run, range(11), told.append) == [n * n for n in range(11)]
+  assert told == [11, 6, 5]
+  with pytest.raises(MemoryError, match="row 7 does not fit"):
+    in_halves(lambda numbers: [too_large(1 << 8)], [7])
+  with pytest.raises(ZeroDivisionError):
+    in_halves(lambda numbers: [1 // 0], [7])
+
+
+def test_only_errors_of_memory_are_taken_for_such():
+  with pytest.raises(jax.errors.JaxRuntimeError) as error:
+    too_large(4)
+  assert is_out_of_memory(error.value) and is_out_of_memory(MemoryError())
+  assert not is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: other"))
+
+
+def test_generate_goes_on_in_halves(tiny, monkeypatch):
+  real, sizes = generating.generate_tile, []
+
+  def small(model, rows, settings):
+    sizes.append(len(rows))
+    if len(rows) > 2:
+      raise MemoryError
+    return real(model, rows, settings)
+
+  prompts = [f"w{i}" for i in range(5, 10)]
+  expected = tiny.model.generate(prompts, max_new_tokens=3)
+  monkeypatch.setattr(generating, "generate_tile", small)
+  with pytest.warns(UserWarning, match="5 rows ran out of memory"):
+    got = tiny.model.generate(prompts, max_new_tokens=3)
+  assert sizes == [5, 3, 2, 1, 2] and [g.token_ids for g in got] == [g.token_ids for g in expected]

@@ -1,0 +1,99 @@
+"""Programs are compiled once, ahead if asked for, and kept on disk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from persona_jax.engine.programs import Dry, Live, keep_on_disk
+
+
+@jax.jit
+def double(x):
+  return {"twice": 2 * x, "sum": x.sum()}
+
+
+def test_a_shape_is_compiled_once_and_a_dry_run_says_which():
+  live, dry = Live(), Dry()
+  xs = [np.ones(3, np.float32), np.ones(3, np.float32), np.ones(4, np.float32)]
+  for x in xs:
+    shapes, real = dry("double", double, x), live("double", double, x)
+    assert jax.tree.map(lambda s: (s.shape, s.dtype), shapes) == jax.tree.map(
+      lambda r: (r.shape, r.dtype), real
+    )
+    np.testing.assert_array_equal(real["twice"], 2 * x)
+  assert len(live) == len(list(dry)) == 2 and list(dry.calls.values()) == [2, 1]
+  first, second = live.describe(dry)
+  assert (first.calls, second.calls) == (2, 1) and first.shapes == "float32[3]"
+  assert first.argument_bytes == 12 and first.output_bytes >= 16
+
+
+def test_programs_made_ahead_are_used():
+  live, dry = Live(), Dry()
+  dry("double", double, jnp.ones(5))
+  live.prepare(lambda: dry)
+  (program,) = live.describe(dry)
+  live("double", double, jnp.ones(5))
+  assert len(live) == 1 and program.calls == 0 and live.describe(dry)[0].calls == 1
+
+
+def test_a_program_that_failed_may_be_tried_again():
+  live, broken = Live(), [True]
+
+  @jax.jit
+  def moody(x):
+    if broken:
+      raise ValueError("not now")
+    return x + 1
+
+  with pytest.raises(ValueError, match="not now"):
+    live("moody", moody, np.ones(2, np.float32))
+  broken.clear()
+  np.testing.assert_array_equal(live("moody", moody, np.ones(2, np.float32)), [2, 2])
+
+
+SCRIPT = """
+import numpy as np, jax
+from persona_jax.engine.programs import Live, keep_on_disk
+print(keep_on_disk())
+Live()("triple", jax.jit(lambda x: 3 * x), np.ones(7, np.float32))
+"""
+
+
+def run_script(**env) -> Path:
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT],
+    env={**os.environ, **env},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return Path(done.stdout.strip())
+
+
+def test_the_next_process_reads_programs_from_disk(tmp_path):
+  where = run_script(XDG_CACHE_HOME=str(tmp_path))
+  assert where == tmp_path / "persona_jax" / "programs"
+  made = {p.name for p in where.iterdir() if p.name.endswith("-cache")}
+  assert made
+  run_script(XDG_CACHE_HOME=str(tmp_path))
+  assert {p.name for p in where.iterdir() if p.name.endswith("-cache")} == made
+
+
+def test_a_directory_of_the_users_own_is_kept(tmp_path):
+  own = str(tmp_path / "own")
+  assert run_script(JAX_COMPILATION_CACHE_DIR=own) == Path(own)
+
+
+def test_a_cache_that_is_off_stays_off():
+  old = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  try:
+    assert keep_on_disk() is None
+  finally:
+    jax.config.update("jax_enable_compilation_cache", old)

@@ -1,0 +1,109 @@
+"""Decoding in segments: rows that are done leave, caches grow, and nothing else changes."""
+
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from persona_jax.engine import segments
+from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.generate import generate_tile, run_tile
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.programs import Dry
+from persona_jax.engine.segments import decode_rows, levels
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tree import Tree
+
+STEM = " ".join(f"w{i}" for i in range(40, 60))
+# Ends answers of the tiny model at many different lengths.
+STOPS = (3, 8, 13, 17, 29, 33, 41, 57)
+
+
+def grid_rows(tiny, prompts=10):
+  d, e = tiny.direction(0, norm=6.0), tiny.direction(1, norm=6.0)
+  edits = [
+    [],
+    [pj.add(d, 1.0, unit="raw", blocks=1, tokens="all")],
+    [pj.ablate(e, blocks=2, tokens="generated"), pj.add(e, 1.0, unit="raw", blocks=0)],
+  ]
+  pairs = [(pj.Raw(f"{STEM} w{p} w{p + 30}"), e) for p in range(prompts) for e in edits]
+  return encode_rows(tiny.model, [p for p, _ in pairs], [e for _, e in pairs])
+
+
+def test_rows_that_leave_and_caches_that_grow_change_nothing(tiny):
+  rows, settings = grid_rows(tiny), Settings(80, stop_ids=STOPS, logprobs=True, trace=True)
+  together, work = run_tile(tiny.model, rows, settings)
+  lengths = [len(g.token_ids) for g in together]
+  sizes = [size for size, _, _ in work.decoding.segments]
+  assert len(set(lengths)) > 8 and len(set(sizes)) > 2 and sizes == sorted(sizes, reverse=True)
+  for n in range(0, len(rows), 4):
+    (alone,) = generate_tile(tiny.model, [rows[n]], settings)
+    assert together[n].token_ids == alone.token_ids
+    assert together[n].finish_reason == alone.finish_reason
+    assert together[n].tokens_edited == alone.tokens_edited
+    np.testing.assert_allclose(together[n].logprobs, alone.logprobs, atol=1e-4)
+    np.testing.assert_allclose(together[n].delivered_dose, alone.delivered_dose, atol=1e-4)
+    np.testing.assert_allclose(
+      together[n].trace.change_IT, alone.trace.change_IT, atol=2e-4, rtol=1e-4
+    )
+
+
+def test_work_counts_every_step_of_every_row(tiny):
+  rows = grid_rows(tiny)
+  generations, work = run_tile(tiny.model, rows, Settings(80, stop_ids=STOPS))
+  done = work.decoding
+  assert done.used_row_steps == sum(len(g.token_ids) for g in generations)
+  assert done.row_steps == sum(size * steps for size, _, steps in done.segments)
+  assert done.steps == max(len(g.token_ids) for g in generations)
+  assert all(slots >= 32 for _, slots, _ in done.segments)
+
+
+def test_dry_run_foretells_segments_and_programs(tiny):
+  rows, settings = grid_rows(tiny), Settings(80, stop_ids=STOPS)
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows])
+  generations, work = run_tile(tiny.model, rows, settings)
+  dry = Dry()
+  waves = prefill(tiny.model, tree, run=dry).waves
+  lengths = [len(g.token_ids) for g in generations]
+  answers, foretold = decode_rows(
+    tiny.model, rows, waves, settings, order=tree.order, run=dry, lengths=lengths
+  )
+  assert foretold == work.decoding and answers == [None] * len(rows)
+  decodes = {need.key for need in dry if need.name == "decode"}
+  assert len(decodes) == len({(size, slots) for size, slots, _ in foretold.segments})
+
+
+def test_programs_compiled_ahead_are_those_needed(tiny):
+  rows, settings = grid_rows(tiny), Settings(80, stop_ids=STOPS)
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows])
+  waves = prefill(tiny.model, tree).waves
+  ahead, real = Dry(), Dry()
+  make = lambda run: segments._Batch(
+    tiny.model, rows, waves, settings, tree.order, False, run, [40] * 20 + [5] * 10
+  )
+  batch = make(Dry())
+  batch._next(ahead).leave_out_and_call(24)
+  batch = make(real)
+  before = set(real.needs)
+  batch._done[:10] = True  # other rows than the first
+  batch._leave_out(24)
+  batch._call(0, 0)
+  assert set(real.needs) - before == set(ahead.needs)
+
+
+def test_levels_are_halves_and_three_quarters():
+  assert levels(128) == [128, 96, 64, 48, 32, 24, 16, 8]
+  assert levels(144) == [144, 112, 72, 56, 40, 32, 24, 16, 8]
+  assert levels(8) == [8] and levels(1) == [1]
+
+
+@pytest.mark.parametrize("mean", [20, 60])
+def test_few_row_steps_are_wasted_at_a_constant_rate_of_ends(tiny, mean):
+  row = grid_rows(tiny, 1)[0]
+  rows, rng = [row] * 144, np.random.default_rng(mean)
+  lengths = np.minimum(rng.geometric(1 / mean, len(rows)), 128)
+  tree, dry = Tree(rows, [len(row.ids) - 1] * len(rows)), Dry()
+  waves = prefill(tiny.model, tree, run=dry).waves
+  _, work = decode_rows(
+    tiny.model, rows, waves, Settings(128), order=tree.order, run=dry, lengths=lengths
+  )
+  assert work.used_row_steps == lengths.sum() and work.wasted < 0.16
