@@ -296,9 +296,8 @@ def forward(
   elif jnp.shape(roles_BT) != (b, t):
     raise ValueError(f"roles_BT has shape {jnp.shape(roles_BT)}, tokens_BT {(b, t)}.")
   valid_BT = position_T < lengths_B[:, None]
-  tokens = TokenInfo(
-    offset_BT, jnp.asarray(roles_BT, jnp.int32), valid_BT, _after_thought(roles_BT)
-  )
+  roles_BT = jnp.asarray(roles_BT, jnp.int32)
+  tokens = TokenInfo(offset_BT, roles_BT, valid_BT, _after_thought(roles_BT))
   spec, banks = (None, None) if capture is None else resolve(capture, arch)
 
   out = run_rows(model, tokens_BT, tokens, edits=edits, spec=spec, banks=banks)

@@ -27,7 +27,7 @@ def read(model, edit, table):
     table,
     pj.Capture(where[:1], blocks=where[1]),
     prompt_lengths_B=np.asarray([len(ids)]),
-    roles_BT=np.full((1, 3 * len(ids)), 1),
+    roles_BT=np.asarray([[1] * len(ids) + [3, 3] + [2] * (2 * len(ids) - 2)]),
   )[1]
   return np.asarray(reads[where])
 
