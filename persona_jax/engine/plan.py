@@ -14,7 +14,7 @@ from persona_jax.engine.checks import check_lengths
 from persona_jax.engine.gates import settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.memory import memory_limit, params_bytes, program_bytes
-from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.programs import (
   PROGRAMS,
   Dry,
@@ -23,7 +23,15 @@ from persona_jax.engine.programs import (
   keep_on_disk,
   tree_bytes,
 )
-from persona_jax.engine.rows import TILE_ROWS, Row, make_row, tiles
+from persona_jax.engine.rows import (
+  LENGTH_STEP,
+  Row,
+  make_row,
+  most_rows,
+  round_up,
+  row_bucket,
+  tiles,
+)
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.segments import Work, decode_rows, levels
 from persona_jax.engine.settings import Settings
@@ -274,14 +282,32 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
   on after a stop makes the same tiles.
   """
   limit = memory_limit(model.mesh)
-  sizes = levels(TILE_ROWS)
+  sizes = levels(most_rows(model.mesh))
   for size in sizes:
     tiled = tiles(rows, size)
     # The tile that takes most: of those with the most rows the one with the most tokens.
     largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
-    if plan_tile(model, rows, largest, settings).peak_bytes <= limit or size == sizes[-1]:
+    if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
+      return tiled
+    planned = plan_tile(model, rows, largest, settings)
+    PROGRAMS.know(planned.needs)  # what was traced need not be again
+    if planned.peak_bytes <= limit:
       return tiled
   raise AssertionError("the smallest size is always taken")
+
+
+def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit: int) -> bool:
+  """Whether a tile fits even if its rows share nothing, which takes no dry run to know."""
+  arch = model.arch
+  item = model.params["blocks"][0]["k_DKH"].dtype.itemsize
+  token_bytes = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
+  longest = round_up(max(len(row.ids) for row in rows), LENGTH_STEP)
+  # Prompts and caches twice: while they are copied, the old ones are still there.
+  slots = 2 * row_bucket(len(rows)) * (longest + settings.max_new_tokens)
+  logits = 4 * 4 * row_bucket(len(rows)) * arch.vocab_size
+  block = 4 * BATCH_TOKENS * (2 * arch.num_heads * 2 * longest + 4 * arch.ffw_width)
+  stream = 4 * 4 * row_bucket(len(rows)) * longest * arch.width
+  return params_bytes(model.params) + token_bytes * slots + logits + block + stream <= limit
 
 
 def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) -> Plan:

@@ -189,6 +189,11 @@ class Live:
     """Return how many of them have a name."""
     return sum(entry.need.name == name for entry in list(self._entries.values()))
 
+  def know(self, needs: Iterable[Need]) -> None:
+    """Take programs in that are traced, to be compiled when they are called."""
+    for need in needs:
+      self._entry(need)
+
   def prepare(self, needed: Callable[[], Iterable[Need]]) -> None:
     """Compile in the background what is not there yet.
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
@@ -15,7 +16,10 @@ from persona_jax.edits.table import ROLES
 from persona_jax.edits.window import after_thought
 from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 
-TILE_ROWS = 144  # rows of a decode tile; far fewer would leave 2 CPU cores' matrix units idle
+# Rows of a tile. On a CPU more bring nothing. Elsewhere a step reads all weights for few rows as for
+# many, so there are as many as fit into memory, up to where products are no longer bound by that.
+TILE_ROWS = 144
+_MOST_ROWS = 512
 LENGTH_STEP = 16  # prompts are padded to a multiple of this, so that few programs serve all
 
 
@@ -133,6 +137,12 @@ def sampling_keys(seeds: Sequence[int]) -> jax.Array:
 def round_up(n: int, step: int) -> int:
   """Round n up to a multiple of `step`."""
   return -(-n // step) * step
+
+
+def most_rows(mesh: Mesh | None) -> int:
+  """Return how many rows a tile of decoding may have on the devices at hand."""
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return TILE_ROWS if device.platform == "cpu" else _MOST_ROWS
 
 
 def row_bucket(n: int) -> int:

@@ -121,6 +121,7 @@ def test_the_largest_tile_that_fits_is_chosen(tiny, monkeypatch):
   }
   limit = (peaks[72] + peaks[112]) // 2
   monkeypatch.setattr(planning, "memory_limit", lambda mesh: limit)
+  monkeypatch.setattr(planning, "_surely_fits", lambda *args: False)
   tiled = planning.cut(tiny.model, rows, settings)
   assert sorted(n for tile in tiled for n in tile) == list(range(160))
   assert max(map(len, tiled)) in range(50, 73)
@@ -168,3 +169,12 @@ def test_generate_goes_on_in_halves(tiny, monkeypatch):
   with pytest.warns(UserWarning, match="5 rows ran out of memory"):
     got = tiny.model.generate(prompts, max_new_tokens=3)
   assert sizes == [5, 3, 2, 1, 2] and [g.token_ids for g in got] == [g.token_ids for g in expected]
+
+
+def test_what_surely_fits_does(tiny):
+  asked = grid(tiny, steered(tiny, 20), prompts=4)
+  _, rows = grid_rows(tiny.model, asked)
+  settings = grid_settings(tiny.model, asked)
+  peak = planning.plan_tile(tiny.model, rows, range(len(rows)), settings).peak_bytes
+  assert not planning._surely_fits(tiny.model, rows, settings, peak)
+  assert planning._surely_fits(tiny.model, rows, settings, 1 << 34)
