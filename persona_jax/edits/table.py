@@ -241,7 +241,7 @@ class EditTable(NamedTuple):
       return windows(site.stages[0])[0].shape[0]
     return 0
 
-  def rows(self, index_B: np.ndarray) -> "EditTable":
+  def rows(self, index_B: np.ndarray | jax.Array) -> "EditTable":
     """Return the table of the rows `index_B`, in that order."""
     return EditTable({where: site.rows(index_B) for where, site in self.sites.items()})
 

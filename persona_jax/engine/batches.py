@@ -15,7 +15,7 @@ from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.forward import run_rows
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.rows import LENGTH_STEP, TILE_ROWS, Row, round_up, row_bucket, tiles
+from persona_jax.engine.rows import TILE_ROWS, Row, length_bucket, row_bucket, tiles
 from persona_jax.engine.tree import Tree
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def batches(
   for tile in tiles(rows, _BATCH_ROWS):
     size = row_bucket(len(tile))
     filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
-    t = round_up(max(len(row.ids) for row in filled), LENGTH_STEP)
+    t = length_bucket(max(len(row.ids) for row in filled))
     ids_BT, roles_BT = np.zeros((size, t), np.int32), np.zeros((size, t), np.int32)
     for b, row in enumerate(filled):
       ids_BT[b, : len(row.ids)] = row.ids

@@ -59,14 +59,16 @@ class Pass(NamedTuple):
 class Layout(NamedTuple):
   """How rows read keys and values that they share; see `models.layers.Shared`.
 
+  The host makes them as NumPy arrays.
+
   Attributes:
     position_PS: int32, position of the token in each slot; negative where it is empty.
     member_PC, place_B: int32, or None if the rows stand in order.
   """
 
-  position_PS: jax.Array | np.ndarray
-  member_PC: jax.Array | np.ndarray | None
-  place_B: jax.Array | np.ndarray | None
+  position_PS: Any
+  member_PC: Any
+  place_B: Any
 
 
 @jax.tree_util.register_dataclass

@@ -2,17 +2,21 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.table import ALWAYS
-from persona_jax.engine.rows import LENGTH_STEP, round_up, row_bucket
+from persona_jax.engine.rows import length_bucket, row_bucket
 from persona_jax.engine.tree import Group, Tree
 
 
 class GroupBatch:
-  """Groups that go through a block together, padded to a shape; the padding repeats the first."""
+  """Groups that go through a block together, padded to a shape; the padding repeats the first.
+
+  Its arrays are NumPy's, typed `Any`: they go to the device with the call.
+  """
 
   def __init__(self, tree: Tree, groups: Sequence[Group], length: int):
     self._tree, self.groups, self.length = tree, list(groups), length
@@ -35,7 +39,7 @@ class GroupBatch:
       part = GroupBatch(self._tree, self.groups[i : i + step], self.length)
       yield slice(i, i + part.size), part
 
-  def _by_token(self, make: Callable[[Group], Sequence[int]], empty: int) -> np.ndarray:
+  def _by_token(self, make: Callable[[Group], Any], empty: int) -> Any:
     out = np.full((self.size, self.length), empty, np.int32)
     for g, group in enumerate(self.filled):
       node = self._tree.nodes[group.node]
@@ -46,12 +50,12 @@ class GroupBatch:
     """Token ids."""
     return self._by_token(lambda group: self._tree.rows[group.rows[0]].ids, 0)
 
-  def position_GT(self) -> np.ndarray:
+  def position_GT(self) -> Any:
     """Positions, those of the padding behind the tokens going on."""
     start_G = np.asarray([self._tree.nodes[group.node].start for group in self.filled], np.int32)
     return start_G[:, None] + np.arange(self.length, dtype=np.int32)
 
-  def slot_position_GT(self) -> np.ndarray:
+  def slot_position_GT(self) -> Any:
     """Positions of the tokens as slots: -1 for padding."""
     return np.where(self.tokens.valid_BT, self.position_GT(), np.int32(-1))
 
@@ -62,10 +66,11 @@ class GroupBatch:
     end_G = np.asarray([tree.rows[group.rows[0]].prompt_length for group in self.filled], np.int32)
     length_G = np.asarray([tree.nodes[group.node].length for group in self.filled])
     roles_GT = self._by_token(lambda group: tree.rows[group.rows[0]].roles, 0)
-    return TokenInfo(  # type: ignore[arg-type]  # NumPy arrays go to the device with the call
+    valid_GT: Any = np.arange(self.length) < length_G[:, None]
+    return TokenInfo(
       self.position_GT() - end_G[:, None],
       roles_GT,
-      np.arange(self.length) < length_G[:, None],
+      valid_GT,
       self._by_token(lambda group: tree.rows[group.rows[0]].after_thought_T, ALWAYS),
     )
 
@@ -75,7 +80,7 @@ def chunks(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[list[int]]
   order = sorted(nodes, key=lambda n: tree.nodes[n].length)
   chunk: list[int] = []
   for n in order:
-    longest = round_up(tree.nodes[n].length, LENGTH_STEP)
+    longest = length_bucket(tree.nodes[n].length)
     if chunk and (len(chunk) + 1) * longest > tokens:
       yield sorted(chunk)
       chunk = []

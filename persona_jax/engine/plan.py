@@ -24,11 +24,10 @@ from persona_jax.engine.programs import (
   tree_bytes,
 )
 from persona_jax.engine.rows import (
-  LENGTH_STEP,
   Row,
+  length_bucket,
   make_row,
   most_rows,
-  round_up,
   row_bucket,
   tiles,
 )
@@ -301,7 +300,7 @@ def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit:
   arch = model.arch
   item = model.params["blocks"][0]["k_DKH"].dtype.itemsize
   token_bytes = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
-  longest = round_up(max(len(row.ids) for row in rows), LENGTH_STEP)
+  longest = length_bucket(max(len(row.ids) for row in rows))
   # Prompts and caches twice: while they are copied, the old ones are still there.
   slots = 2 * row_bucket(len(rows)) * (longest + settings.max_new_tokens)
   logits = 4 * 4 * row_bucket(len(rows)) * arch.vocab_size

@@ -23,7 +23,7 @@ from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.group_batch import GroupBatch, chunks
 from persona_jax.engine.prefix import Chosen, Prefix, Reads, Wave, shared_parts, take
 from persona_jax.engine.programs import DIRECT, PROGRAMS, Runner
-from persona_jax.engine.rows import LENGTH_STEP, round_up
+from persona_jax.engine.rows import length_bucket, round_up
 from persona_jax.engine.taps import SiteTap
 from persona_jax.engine.tree import Group, Tree, body_place, keys_place, stages
 from persona_jax.models.layers import KV
@@ -125,7 +125,7 @@ class _Prefill:
     """Send some nodes through the blocks; return the classes and their keys, values by block."""
     tree, model = self._tree, self._model
     num_blocks = model.arch.num_blocks
-    length = round_up(max(tree.nodes[n].length for n in nodes), LENGTH_STEP)
+    length = length_bucket(max(tree.nodes[n].length for n in nodes))
     cuts = tree.cuts(nodes)
     out: list[tuple[list[Group], KV]] = []
     groups: list[Group] = []
@@ -302,8 +302,8 @@ class _Prefill:
     tree = self._tree
     if self._run.is_dry:
       nothing, none = np.zeros(len(tree.rows), np.float32), np.zeros(len(tree.rows), np.int32)
-      chosen, counts = self._chosen, (self._passes, self._padded)
-      return Prefix(waves, nothing, nothing, none, {}, chosen, [], *counts)
+      passes = (self._passes, self._padded)
+      return Prefix(waves, nothing, nothing, none, {}, self._chosen, [], *passes)
     realised, requested = (np.zeros(len(tree.rows), np.float32) for _ in range(2))
     edited = [np.zeros(stop, bool) for stop in tree.stops]
     changes: dict[Where, list[np.ndarray]] = {}

@@ -77,7 +77,7 @@ class Need:
   def __init__(self, name: str, fn: Any, args: tuple[Any, ...], static: dict[str, Any]):
     self.name, self._fn, self.static = name, fn, static
     self.args = jax.tree.map(_shape_of, args)
-    self._device = jax.config.jax_default_device
+    self._device = jax.config.jax_default_device  # type: ignore[attr-defined]
     self.key = _key(name, fn, args, static)
 
   @functools.cached_property
@@ -277,10 +277,11 @@ def keep_on_disk() -> Path | None:
   Returns:
     The directory, or None where the cache is off.
   """
-  if not jax.config.jax_enable_compilation_cache:
+  config: Any = jax.config
+  if not config.jax_enable_compilation_cache:
     return None
-  if jax.config.jax_compilation_cache_dir is None:
+  if config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     # JAX leaves out programs that compile in under a second; here they are many.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  return Path(jax.config.jax_compilation_cache_dir)
+  return Path(config.jax_compilation_cache_dir)

@@ -21,7 +21,6 @@ from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 # there are as many as fit into memory, up to where products are no longer bound by that.
 TILE_ROWS = 256
 _MOST_ROWS = 512
-LENGTH_STEP = 16  # prompts are padded to a multiple of this, so that few programs serve all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,6 +137,15 @@ def sampling_keys(seeds: Sequence[int]) -> jax.Array:
 def round_up(n: int, step: int) -> int:
   """Round n up to a multiple of `step`."""
   return -(-n // step) * step
+
+
+def length_bucket(n: int) -> int:
+  """Round a number of tokens up to one of few: 8, 16, 24, …, 128, 144, …, 256, 288, …
+
+  At most an eighth is padding from 64 tokens on.
+  """
+  step = max(8, 1 << max(0, (n - 1).bit_length() - 4))
+  return round_up(n, step)
 
 
 def most_rows(mesh: Mesh | None) -> int:

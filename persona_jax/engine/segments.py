@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -160,15 +160,17 @@ class _Batch:
     edited = any(row.edits for row in rows)
     self._edits = compile_edits(model, [row.edits for row in filled]) if edited else None
     last_B = np.asarray([len(row.ids) - 1 for row in filled], np.int32)
-    self._start = decode.Start(  # type: ignore[arg-type]  # NumPy arrays go along with the call
-      token_B=np.asarray([row.ids[-1] for row in filled], np.int32),
-      role_B=np.asarray([row.roles[-1] for row in filled], np.int32),
-      position_B=last_B,
-      offset_B=last_B - np.asarray([row.prompt_length for row in filled], np.int32),
-      thinking_B=np.asarray([row.opens_thought for row in filled]),
-      after_B=np.asarray([row.after_thought_T[-1] for row in filled]),
-      key_B2=key_words([row.seed for row in filled]),
-    )
+    # NumPy's arrays: they go to the device with the call.
+    start: dict[str, Any] = {
+      "token_B": np.asarray([row.ids[-1] for row in filled], np.int32),
+      "role_B": np.asarray([row.roles[-1] for row in filled], np.int32),
+      "position_B": last_B,
+      "offset_B": last_B - np.asarray([row.prompt_length for row in filled], np.int32),
+      "thinking_B": np.asarray([row.opens_thought for row in filled]),
+      "after_B": np.asarray([row.after_thought_T[-1] for row in filled]),
+      "key_B2": key_words([row.seed for row in filled]),
+    }
+    self._start = decode.Start(**start)
     self._slots = min(FIRST_SLOTS, settings.max_new_tokens)
     self._step = 0
     self._done = self.numbers < 0

@@ -106,7 +106,7 @@ class Slots(NamedTuple):
   rope: "Rotation"
   mask_BTS: jax.Array
   kv: KV | None
-  cursor: jax.Array | int
+  cursor: jax.Array | np.int32
   shared: tuple[Shared, ...] = ()
 
 
@@ -164,7 +164,7 @@ def rotate(x_BTNH: jax.Array, rope: Rotation) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def write_cache(cache: KV, new: KV, cursor: jax.Array | int) -> KV:
+def write_cache(cache: KV, new: KV, cursor: jax.Array | np.int32) -> KV:
   """Write T new slots at `cursor` into a cache of S slots; one slot number serves all rows."""
   return KV(
     jax.lax.dynamic_update_slice(cache.k_BKHS, new.k_BKHS, (0, 0, 0, cursor)),
