@@ -32,10 +32,10 @@ def grid(tiny, **changes) -> pj.Grid:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-  def by_four(rows):
+  def by_four(model, rows, settings):
     return [list(range(i, min(i + 4, len(rows)))) for i in range(0, len(rows), 4)]
 
-  monkeypatch.setattr(runs, "tiles", by_four)
+  monkeypatch.setattr(runs, "cut", by_four)
 
 
 def test_table_has_a_row_for_every_cell_with_all_columns(tiny, tmp_path):
@@ -70,7 +70,7 @@ def test_table_has_a_row_for_every_cell_with_all_columns(tiny, tmp_path):
 
 def test_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch):
   whole = pj.run(tiny.model, grid(tiny), tmp_path / "whole", progress=False).table()
-  real, calls = runs.generate_tile, []
+  real, calls = generating.generate_tile, []
 
   def interrupted(*args):
     calls.append(1)
@@ -78,7 +78,7 @@ def test_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return real(*args)
 
-  monkeypatch.setattr(runs, "generate_tile", interrupted)
+  monkeypatch.setattr(generating, "generate_tile", interrupted)
   with pytest.raises(KeyboardInterrupt):
     pj.run(tiny.model, grid(tiny), tmp_path / "cut", progress=False)
   assert len(pj.Run.open(tmp_path / "cut").table()) == 8
