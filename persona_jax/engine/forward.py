@@ -21,7 +21,9 @@ from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.taps import Fused, SiteTap
 from persona_jax.models import layers
 from persona_jax.models.arch import Arch
-from persona_jax.models.layers import KV, Rotation, Shared, Slots
+from persona_jax.models.attention import Shared, Slots, masks_are_whole, shared_mask
+from persona_jax.models.fused_attention import FusedAttention
+from persona_jax.models.layers import KV, Rotation
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -57,7 +59,7 @@ class Pass(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """How rows read keys and values that they share; see `models.layers.Shared`.
+  """How rows read keys and values that they share; see `models.attention.Shared`.
 
   The host makes them as NumPy arrays.
 
@@ -109,27 +111,24 @@ def _by_kind(
   layouts: tuple[Layout, ...],
   *,
   arch: Arch,
-) -> tuple[list[Rotation], list[jax.Array], list[list[jax.Array]]]:
+) -> tuple[list[Rotation], list[jax.Array | None], list[list[jax.Array | None]]]:
   """Compute rotations and masks, one a kind of block, which its blocks share.
 
   Returns:
-    By kind: rotations, masks of the rows' own slots, and masks of each layout.
+    By kind: rotations, masks of the rows' own slots, and masks of each layout; None for masks that
+    attention is to make of a long prompt, chunk by chunk.
   """
+  ropes = [layers.rotation(position_BT, kind.rope, arch.head_dim) for kind in arch.kinds]
+  if not masks_are_whole(position_BT.shape[1]):
+    return ropes, [None for _ in arch.kinds], [[None for _ in layouts] for _ in arch.kinds]
   return (
-    [layers.rotation(position_BT, kind.rope, arch.head_dim) for kind in arch.kinds],
+    ropes,
     [layers.visible(position_BT, slot_position_BS, kind.window) for kind in arch.kinds],
-    [[_seen(position_BT, x, kind.window) for x in layouts] for kind in arch.kinds],
+    [
+      [shared_mask(position_BT, x.position_PS, x.member_PC, kind.window) for x in layouts]
+      for kind in arch.kinds
+    ],
   )
-
-
-def _seen(position_BT: jax.Array, layout: Layout, window: int | None) -> jax.Array:
-  """Return bool [P, C, T, S]: the shared slots that each token of each member may attend to."""
-  p, s = layout.position_PS.shape
-  t = position_BT.shape[1]
-  if layout.member_PC is not None:
-    position_BT = position_BT[layout.member_PC.reshape(-1)]
-  seen_PXS = layers.visible(position_BT.reshape(p, -1), layout.position_PS, window)
-  return seen_PXS.reshape(p, -1, t, s)
 
 
 def run_blocks(
@@ -146,6 +145,7 @@ def run_blocks(
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
   fused: Fused | None = None,
+  attention: FusedAttention | None = None,
   trace: bool = False,
   blocks: range | None = None,
   shared: Mapping[int, Sequence[Part]] | None = None,
@@ -158,15 +158,17 @@ def run_blocks(
   Args:
     arch, params: the model.
     h_BTD: embedded tokens.
-    position_BT: int32, position of each token in its row; a token attends to slots of positions up
-      to its own.
+    position_BT: int32, position of each token in its row, ascending; a token attends to slots of
+      positions up to its own.
     tokens: what edit windows need to know.
     slot_position_BS: int32, position of the token in each slot of the caches, the T tokens' own
-      included; negative where a slot is empty. Default, without caches, the tokens' own.
+      included; negative where a slot is empty, without caches only behind the filled ones. Default,
+      without caches, the tokens' own.
     caches: per block, keys and values of S slots; the T tokens are written from slot `cursor` on.
     edits: the edit table of the B rows, or None for the model without hooks.
     spec, banks: what to read (see `engine.capture.resolve`).
     fused: the kernel for edits of projections; None is plain XLA, which has derivatives.
+    attention: the kernel for attention of long prompts; None is plain XLA, which has derivatives.
     trace: whether to note how far each token was moved at each edited place.
     blocks: those to run; default all.
     shared: by block, the keys and values that rows share, beside their own.
@@ -186,16 +188,26 @@ def run_blocks(
   for n, i in enumerate(blocks):
     kind = arch.pattern[i]
     kv = None if caches is None else caches[n]
-    parts = tuple(
-      Shared(part.kv, seen[kind][part.layout], *layouts[part.layout][1:])
-      for part in (() if shared is None else shared[i])
-    )
+    parts = []
+    for part in () if shared is None else shared[i]:
+      layout, mask_PCTS = layouts[part.layout], seen[kind][part.layout]
+      parts.append(Shared(part.kv, layout.position_PS, mask_PCTS, layout.member_PC, layout.place_B))
     h_BTD, kv, block_reads, delivered, block_changes = run(
       "block",
       _block,
       params["blocks"][i],
       h_BTD,
-      Slots(position_BT, slot_position_BS, ropes[kind], masks[kind], kv, cursor, parts),
+      Slots(
+        position_BT=position_BT,
+        slot_position_BS=slot_position_BS,
+        rope=ropes[kind],
+        mask_BTS=masks[kind],
+        kv=kv,
+        cursor=cursor,
+        shared=tuple(parts),
+        window=arch.kinds[kind].window,
+        fused=attention,
+      ),
       {} if edits is None else edits.of_block(i),
       tokens,
       None if banks is None else banks.get(i),
@@ -223,6 +235,7 @@ def run_rows(
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
   fused: Fused | None = None,
+  attention: FusedAttention | None = None,
 ) -> Pass:
   """Send left-aligned rows of token ids, [B, T], through every block; see `run_blocks`."""
   position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
@@ -236,6 +249,7 @@ def run_rows(
     spec=spec,
     banks=banks,
     fused=fused,
+    attention=attention,
   )
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from persona_jax.engine.programs import Need, tree_bytes
 from persona_jax.models.arch import Arch
+from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
 
 T = TypeVar("T")
 
@@ -43,9 +44,12 @@ def _temporaries(need: Need, arch: Arch) -> int:
   if need.name == "block":
     h_BTD, slots = need.args[1], need.args[2]
     rows, tokens, _ = h_BTD.shape
-    scores = rows * tokens * arch.num_heads * slots.mask_BTS.shape[-1]
-    scores += sum(part.mask_PCTS.size * arch.num_heads for part in slots.shared)
-    return 4 * max(2 * scores, 3 * rows * tokens * arch.ffw_width)
+    queries = tokens if masks_are_whole(tokens) else CHUNK_TOKENS
+    seen = slots.slot_position_BS.size
+    for part in slots.shared:
+      groups = rows if part.member_PC is None else part.member_PC.size
+      seen += groups * part.position_PS.shape[1]
+    return 4 * max(2 * queries * arch.num_heads * seen, 3 * rows * tokens * arch.ffw_width)
   if need.name == "log-probs":
     return 8 * need.static["size"] * arch.vocab_size
   return 0

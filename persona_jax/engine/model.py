@@ -29,6 +29,7 @@ from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.taps import Fused, Kernels, choose
 from persona_jax.models.arch import Arch
+from persona_jax.models.fused_attention import FusedAttention, choose_attention
 from persona_jax.personas.chat import Chat, EncodedPrompt, Prompt, encode_prompt
 
 Progress = Callable[[int], None]  # called with the number of rows just finished
@@ -83,6 +84,11 @@ class Model:
   def fused(self) -> Fused | None:
     """The kernel that `kernels` means on this machine; None is plain XLA."""
     return choose(self.kernels, self.mesh)
+
+  @property
+  def attention(self) -> FusedAttention | None:
+    """The kernel for attention of long prompts on this machine; None is plain XLA."""
+    return None if self.kernels == "xla" else choose_attention(self.mesh)
 
   @property
   def think_ids(self) -> tuple[int, int]:

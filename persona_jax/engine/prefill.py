@@ -253,6 +253,7 @@ class _Prefill:
         spec=self._spec,
         banks=self._banks,
         fused=self._model.fused,
+        attention=self._model.attention,
         trace=self._trace,
         blocks=blocks,
         shared=shared,

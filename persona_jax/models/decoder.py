@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persona_jax.models import layers
+from persona_jax.models import attention, layers
 from persona_jax.models.arch import Arch, Weight
-from persona_jax.models.layers import KV, Slots
+from persona_jax.models.attention import Slots
+from persona_jax.models.layers import KV
 from persona_jax.models.tap import Norm, Tap
 
 
@@ -98,14 +99,8 @@ class Block(nnx.Module):
     kv = KV.of(k_BTKH, v_BTKH, dtype)
     if slots.kv is not None:
       kv = layers.write_cache(slots.kv, kv, slots.cursor)
-    mixed_BTNH = layers.attend(
-      q_BTNH,
-      kv,
-      slots.mask_BTS,
-      dtype,
-      scale=arch.attn_scale,
-      cap=arch.attn_softcap,
-      shared=slots.shared,
+    mixed_BTNH = attention.attend(
+      q_BTNH, kv, slots, dtype, scale=arch.attn_scale, cap=arch.attn_softcap
     )
     mixed_BTNH = tap("head_out", mixed_BTNH)
     return self._output(mixed_BTNH), kv

@@ -1,12 +1,10 @@
-"""Parts shared by the families: norm, rotary embedding, masks, attention.
+"""Parts shared by the families: norm, rotary embedding, masks, keys and values.
 
 All are pure functions of arrays. Products run in the weights' dtype with float32 accumulation;
-norms, rotations and softmax run in float32. Float32 weights ask for the device's full float32
+norms and rotations run in float32. Float32 weights ask for the device's full float32
 product, which on GPU and TPU is not the default.
 """
 
-import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,8 +13,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from persona_jax.models.rope import Rope
-
-_MASKED = -1e30  # finite, so that a row that may see nothing (a pad) gives no NaN
 
 
 class KV(NamedTuple):
@@ -66,48 +62,6 @@ class KV(NamedTuple):
     return KV(
       jnp.pad(self.k_BKHS, (none, none, none, pad)), jnp.pad(self.v_BKSH, (none, none, pad, none))
     )
-
-
-class Shared(NamedTuple):
-  """Keys and values that several rows read and none writes, such as those of a common prompt.
-
-  Attributes:
-    kv: of P groups of rows.
-    mask_PCTS: bool, the slots that each token of a group's C members may attend to.
-    member_PC: int32, row of each member; any row where a group has fewer. None: rows in order,
-      B = P C.
-    place_B: int32, each row's place in the P C members, one after another; P C for a row that reads
-      none of them. None with `member_PC`.
-  """
-
-  kv: KV
-  mask_PCTS: jax.Array
-  member_PC: jax.Array | None
-  place_B: jax.Array | None
-
-
-class Slots(NamedTuple):
-  """Where a block's T tokens stand, and what they may attend to.
-
-  Attributes:
-    position_BT: int32, position of each token in its row.
-    slot_position_BS: int32, position of the token in each slot, the T tokens' own included;
-      negative where a slot is empty.
-    rope: rotation of the T tokens for this kind of block.
-    mask_BTS: bool, the slots each token may attend to in this kind of block.
-    kv: keys and values of S slots, into which the tokens are written from slot `cursor` on; None
-      if the T tokens are the slots.
-    cursor: int32.
-    shared: what the rows see beside their own slots.
-  """
-
-  position_BT: jax.Array
-  slot_position_BS: jax.Array
-  rope: "Rotation"
-  mask_BTS: jax.Array
-  kv: KV | None
-  cursor: jax.Array | np.int32
-  shared: tuple[Shared, ...] = ()
 
 
 class Rotation(NamedTuple):
@@ -175,87 +129,3 @@ def write_cache(cache: KV, new: KV, cursor: jax.Array | np.int32) -> KV:
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
   """Bound smoothly to (-cap, cap): cap · tanh(x / cap); x itself if cap is None."""
   return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def attend(
-  q_BTNH: jax.Array,
-  kv: KV,
-  mask_BTS: jax.Array,
-  dtype: DTypeLike,
-  *,
-  scale: float | None = None,
-  cap: float | None = None,
-  shared: Sequence[Shared] = (),
-) -> jax.Array:
-  """Attend, in groups of queries; `mask_BTS` is true where a query may see a slot; [B, T, N, H].
-
-  Scores are multiplied by `scale` (None: H ** -0.5) and soft-capped by `cap`. One softmax goes over
-  a row's own slots and those it shares.
-  """
-  b, t, n, h = q_BTNH.shape
-  k = kv.v_BKSH.shape[1]
-  scale = h**-0.5 if scale is None else scale
-  q_BKGTH = jnp.moveaxis((q_BTNH * scale).astype(dtype).reshape(b, t, k, n // k, h), 1, 3)
-  if shared:
-    parts = [_attend_part(q_BKGTH, kv, mask_BTS, cap)]
-    parts += [_attend_shared(q_BKGTH, part, cap) for part in shared]
-    out_BKGTH = _join_parts(parts)
-  else:
-    score_BKGTS = softcap(dot(q_BKGTH, kv.k_BKHS, "BKGTH,BKHS->BKGTS"), cap)
-    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, _MASKED)
-    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1)
-    # Asked for as BKGTH and moved after: as BTKGH, a CPU took 2.4 times as long (measured).
-    out_BKGTH = dot(weight_BKGTS, kv.v_BKSH, "BKGTS,BKSH->BKGTH")
-  return jnp.moveaxis(out_BKGTH, 3, 1).reshape(b, t, n, h).astype(dtype)
-
-
-class _Part(NamedTuple):
-  """Attention to some of the slots: values summed by exp(score - top), and that sum of weights."""
-
-  out_BKGTH: jax.Array
-  total_BKGT: jax.Array
-  top_BKGT: jax.Array
-
-
-def _attend_part(q_BKGTH: jax.Array, kv: KV, mask_BTS: jax.Array, cap: float | None) -> _Part:
-  score_BKGTS = softcap(dot(q_BKGTH, kv.k_BKHS, "BKGTH,BKHS->BKGTS"), cap)
-  score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, _MASKED)
-  top_BKGT = jnp.max(score_BKGTS, axis=-1)
-  weight_BKGTS = jnp.exp(score_BKGTS - top_BKGT[..., None])
-  out_BKGTH = dot(weight_BKGTS, kv.v_BKSH, "BKGTS,BKSH->BKGTH")
-  return _Part(out_BKGTH, jnp.sum(weight_BKGTS, axis=-1), top_BKGT)
-
-
-def _attend_shared(q_BKGTH: jax.Array, part: Shared, cap: float | None) -> _Part:
-  """Attend to shared slots: the members of a group are as many more queries of one product."""
-  p, c, t, s = part.mask_PCTS.shape
-  q = q_BKGTH if part.member_PC is None else q_BKGTH[part.member_PC.reshape(-1)]
-  k, g, h = q.shape[1], q.shape[2], q.shape[4]
-  q = jnp.moveaxis(q.reshape(p, c, k, g, t, h), 1, 3).reshape(p, k, g, c * t, h)
-  by_group = _attend_part(q, part.kv, part.mask_PCTS.reshape(p, c * t, s), cap)
-
-  def by_row(x: jax.Array, none: float) -> jax.Array:
-    kgt = x.shape[1:3]
-    x = jnp.moveaxis(x.reshape(p, *kgt, c, t, *x.shape[4:]), 3, 1)
-    x = x.reshape(p * c, *kgt, t, *x.shape[5:])
-    if part.place_B is None:
-      return x
-    x = jnp.concatenate([x, jnp.full((1, *x.shape[1:]), none, x.dtype)])
-    return x[part.place_B]
-
-  return _Part(
-    by_row(by_group.out_BKGTH, 0.0),
-    by_row(by_group.total_BKGT, 0.0),
-    by_row(by_group.top_BKGT, _MASKED),
-  )
-
-
-def _join_parts(parts: Sequence[_Part]) -> jax.Array:
-  """Join the softmaxes of several parts into one; [B, K, G, T, H]."""
-  top_BKGT = functools.reduce(jnp.maximum, [part.top_BKGT for part in parts])
-  factors = [jnp.exp(part.top_BKGT - top_BKGT) for part in parts]
-  total_BKGT, out_BKGTH = jnp.zeros_like(top_BKGT), jnp.zeros_like(parts[0].out_BKGTH)
-  for factor_BKGT, part in zip(factors, parts, strict=True):
-    total_BKGT += factor_BKGT * part.total_BKGT
-    out_BKGTH += factor_BKGT[..., None] * part.out_BKGTH
-  return out_BKGTH / total_BKGT[..., None]
