@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from persona_jax.models import fused_attention
@@ -77,7 +78,7 @@ class Slots:
   rope: Rotation
   mask_BTS: jax.Array | None
   kv: KV | None = None
-  cursor: jax.Array | int = 0
+  cursor: jax.Array | np.int32 = np.int32(0)
   shared: tuple[Shared, ...] = ()
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
   fused: FusedAttention | None = dataclasses.field(default=None, metadata={"static": True})
@@ -233,7 +234,8 @@ def _scores(q_BTKGH: jax.Array, kv: KV, cap: float | None) -> jax.Array:
   """Return the scores of every slot, [B, K, G, T, S].
 
   Tokens are moved behind the queries of a group first: the product keeps its operands' order, and
-  to reorder the scores instead takes an eighth of a decoding step (128 rows, 2 CPU cores, measured).
+  to reorder the scores instead takes an eighth of a decoding step (128 rows, 2 CPU cores,
+  measured).
   """
   q_BKGTH = jnp.moveaxis(q_BTKGH, 1, 3)
   return softcap(dot(q_BKGTH, kv.k_BKHS, "BKGTH,BKHS->BKGTS"), cap)
