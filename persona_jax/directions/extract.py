@@ -36,14 +36,15 @@ def _group_sums(
   """Sum activations within groups of rows, on the device; return float64 [G, L, D]."""
   num_groups, arch = int(group_N.max()) + 1, model.arch
   sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.site_width(capture.sites[0])))
-  for batch, reads in batches(model, rows, capture):
-    group_B = jnp.asarray(group_N[batch])
+  for tile in batches(model, rows, capture):
+    reads, size = tile.by_row(), len(tile.numbers)
+    group_B = jnp.asarray(group_N[tile.numbers])
     for block in range(arch.num_blocks):
-      h_BD = reads[capture.sites[0], block][: len(batch)].astype(jnp.float32)
+      h_BD = reads[capture.sites[0], block][:size]
       # Only the sums of a batch leave the device; batches are added in float64.
       sums_GLD[:, block] += np.asarray(jax.ops.segment_sum(h_BD, group_B, num_groups), np.float64)
     if progress is not None:
-      progress(len(batch))
+      progress(size)
   return sums_GLD
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,16 @@ class Window:
   def role_mask(self) -> int:
     """Bit mask over `ROLES`."""
     return ALL_ROLES if self.roles is None else sum(1 << ROLES[r] for r in set(self.roles))
+
+  def holds(self, offset: Any, role: Any) -> Any:
+    """Say of tokens whether they lie in the window, bool; arrays of numpy or of JAX.
+
+    Args:
+      offset: int, position relative to the end of the prompt.
+      role: int, number of the role in `edits.table.ROLES`.
+    """
+    start, stop = self.interval
+    return (offset >= start) & (offset < stop) & ((self.role_mask >> role) & 1 == 1)
 
   def __str__(self) -> str:
     start = "" if self.start is None else self.start
