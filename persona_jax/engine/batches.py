@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from persona_jax.edits.table import Where
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
@@ -35,12 +36,14 @@ class ReadTile:
     numbers: of the rows, in the order of everything here.
     tree: the rows and what they share.
     held: of each row, the tokens that it reads, bool [T].
+    places: by (site, block), the width of what is read.
     prefix: the pass.
   """
 
   numbers: list[int]
   tree: Tree
   held: list[np.ndarray]
+  places: dict[Where, int]
   prefix: Prefix
 
   @property
@@ -49,8 +52,11 @@ class ReadTile:
     return self.prefix.reads
 
   def by_row(self) -> Reads:
-    """Return what each row reads, [B, ·] on the device; for reduce="last" and "mean"."""
-    return by_row(self.notes, self.held)
+    """Return what each row reads, [B, ·] on the device; for reduce="last" and "mean".
+
+    B is the number of rows, rounded up; NaN stands for a row whose window holds no token.
+    """
+    return by_row(self.notes, self.held, self.places)
 
 
 def cut(rows: Sequence[Row], *, whole: bool = False) -> tuple[list[list[int]], list[int]]:
@@ -104,8 +110,11 @@ def batches(
     ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
       asked for.
   """
+  if not rows:
+    return
   check_lengths(model, rows, 0)
   spec, banks = resolve(capture, model.arch)
+  places = spec.places(banks, model.arch)
   for tile in cut(rows)[0] if tiles is None else tiles:
     mine = [rows[n] for n in tile]
     tree = Tree(mine, [len(row.ids) for row in mine], min_run=MIN_RUN)
@@ -113,7 +122,7 @@ def batches(
     out = prefill(model, tree, reading=reading)
     names = tile if numbers is None else [numbers[n] for n in tile]
     _check_delivered(names, mine, out.realised_R, out.requested_R)
-    yield ReadTile(list(tile), tree, reading.held, out)
+    yield ReadTile(list(tile), tree, reading.held, places, out)
 
 
 def _check_delivered(

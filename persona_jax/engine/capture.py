@@ -1,7 +1,7 @@
 """What to read out of a forward pass: activations, or their projections on a bank of directions."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.edit import DirectionLike
-from persona_jax.edits.table import SITES
+from persona_jax.edits.table import SITES, Where
 from persona_jax.edits.window import Window, as_window
 from persona_jax.models.arch import Arch
 
@@ -25,9 +25,9 @@ class Capture:
     sites: names out of `edits.table.SITES`; what is read is the activation after its edits. At
       "head_out" D is N H: the heads' outputs one after another.
     blocks: "all", an int or ints; block i is layer i from 0.
-    reduce: "all" keeps every token in `tokens` [B, T, ·] (NaN for the others); "last" the row's last
-      token [B, ·]; "mean" the mean over the row's tokens in `tokens` [B, ·] (NaN for a row with none
-      there).
+    reduce: "all" keeps every token in `tokens` [B, T, ·] (NaN for the others); "last" the row's
+      last token [B, ·]; "mean" the mean over the row's tokens in `tokens` [B, ·] (NaN for a row
+      with none there).
     bank: None for activations [·, D]; vectors [R, D] (the same at each block), one Direction or
       several (their unit vectors, per block) for projections [·, R], in float32.
     tokens: which tokens are read; for reduce="last" leave it at "all".
@@ -75,6 +75,14 @@ class CaptureSpec:
     if len(widths) > 1:
       raise ValueError(f"sites {self.sites} have widths {sorted(widths)}; one bank has one width.")
     return widths.pop()
+
+  def places(self, banks: Mapping[int, jax.Array] | None, arch: Arch) -> dict[Where, int]:
+    """Return the width of what is read, by (site, block)."""
+    return {
+      (site, block): arch.site_width(site) if banks is None else banks[block].shape[0]
+      for block in self.blocks
+      for site in self.sites
+    }
 
   def reads(self, block: int) -> "CaptureSpec | None":
     """Return the spec if `block` is captured; its number does not enter the block's trace."""

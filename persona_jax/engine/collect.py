@@ -8,7 +8,7 @@ import numpy as np
 from persona_jax.edits.compile import RowEdits
 from persona_jax.edits.edit import DirectionLike
 from persona_jax.engine.batches import ReadTile, batches
-from persona_jax.engine.capture import Capture
+from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.encode import encode_rows
 from persona_jax.personas.chat import Prompt
 
@@ -29,29 +29,28 @@ def capture(
   if not rows:
     raise ValueError("capture needs at least one prompt.")
   longest = max(len(row.ids) for row in rows)
-  out: dict[tuple[str, int], np.ndarray] = {}
+  spec, banks = resolve(what, model.arch)
+  tail = (longest,) if what.reduce == "all" else ()
+  out = {
+    where: np.full((len(rows), *tail, width), np.nan, np.float32)
+    for where, width in spec.places(banks, model.arch).items()
+  }
   for tile in batches(model, rows, what):
     if what.reduce == "all":
-      _every_token(tile, len(rows), longest, out)
+      _every_token(tile, out)
     else:
       for where, x_BD in tile.by_row().items():
-        if where not in out:
-          out[where] = np.full((len(rows), x_BD.shape[-1]), np.nan, np.float32)
         out[where][tile.numbers] = np.asarray(x_BD)[: len(tile.numbers)]
     if progress is not None:
       progress(len(tile.numbers))
   return out
 
 
-def _every_token(
-  tile: ReadTile, num_rows: int, longest: int, out: dict[tuple[str, int], np.ndarray]
-) -> None:
+def _every_token(tile: ReadTile, out: dict[tuple[str, int], np.ndarray]) -> None:
   """Write every token that the rows of a tile read to its place in [N, T, ·]."""
   for note in tile.notes:
     for where, x_GTD in note.arrays.items():
       array = np.asarray(x_GTD, np.float32)
-      if where not in out:
-        out[where] = np.full((num_rows, longest, array.shape[-1]), np.nan, np.float32)
       for g, group in enumerate(note.groups):
         node = tile.tree.nodes[group.node]
         for row in group.rows:

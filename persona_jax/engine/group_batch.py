@@ -76,7 +76,7 @@ def chunks(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[list[int]]
   chunk: list[int] = []
   for n in order:
     longest = round_up(tree.nodes[n].length, LENGTH_STEP)
-    if chunk and (len(chunk) + 1) * longest > tokens:
+    if chunk and row_bucket(len(chunk) + 1) * longest > tokens:
       yield sorted(chunk)
       chunk = []
     chunk.append(n)

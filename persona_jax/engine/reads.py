@@ -63,9 +63,7 @@ class Reading:
     held: of each row, bool [T]: the tokens that it reads.
   """
 
-  def __init__(
-    self, rows: Sequence[Row], spec: CaptureSpec, banks: Mapping[int, jax.Array] | None
-  ):
+  def __init__(self, rows: Sequence[Row], spec: CaptureSpec, banks: Mapping[int, jax.Array] | None):
     self.held = [held_tokens(row, spec) for row in rows]
     self.every = spec.reduce == "all"
     reduce = "all" if self.every else "sets"
@@ -113,12 +111,15 @@ def held_tokens(row: Row, spec: CaptureSpec) -> np.ndarray:
   return spec.window.holds(position_T - row.prompt_length, np.asarray(row.roles))
 
 
-def by_row(notes: Sequence[NodeReads], held: Sequence[np.ndarray]) -> Reads:
+def by_row(
+  notes: Sequence[NodeReads], held: Sequence[np.ndarray], places: Mapping[Where, int]
+) -> Reads:
   """Return the mean over the tokens that each row reads, float32, on the device.
 
   Args:
     notes: sums over sets of tokens.
     held: of each row, the tokens that it reads.
+    places: by (site, block), the width of what is read.
 
   Returns:
     By (site, block), [B, ·]: NaN for a row that reads nothing; B is the number of rows, rounded up.
@@ -130,9 +131,12 @@ def by_row(notes: Sequence[NodeReads], held: Sequence[np.ndarray]) -> Reads:
     index_B[: len(held)] = note.index_R
     before = {where: total[where] for where in note.arrays if where in total}
     total |= _add(before, note.arrays, jnp.asarray(index_B))
+  for where in places.keys() - total.keys():  # no row reads a token
+    total[where] = jnp.zeros((size, places[where]), jnp.float32)
   count_B = np.ones(size, np.float32)
   count_B[: len(held)] = [held_T.sum() for held_T in held]
-  return _divide(total, jnp.asarray(count_B))
+  total = _divide(total, jnp.asarray(count_B))
+  return {where: total[where] for where in places}
 
 
 @functools.partial(jax.jit, donate_argnames="total")
