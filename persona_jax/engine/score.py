@@ -17,7 +17,7 @@ from persona_jax.engine.forward import head
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
-from persona_jax.engine.tree import Tree
+from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
 
@@ -39,12 +39,16 @@ class Scored(NamedTuple):
     tokens_edited: int [N], tokens on which an edit was on.
     delivered_dose: float64 [N], NaN where nothing was requested.
     problems: for each row "", or why it is not valid: an edit met no token, or the dose is off.
+    passes: times that a token was sent through a block, for all rows.
+    padded_passes: the same with padding.
   """
 
   logprobs: list[np.ndarray]
   tokens_edited: np.ndarray
   delivered_dose: np.ndarray
   problems: list[str]
+  passes: int = 0
+  padded_passes: int = 0
 
   @property
   def valid(self) -> np.ndarray:
@@ -67,7 +71,11 @@ def _logprobs(
 
 
 def _score_tile(
-  model: "Model", rows: Sequence[Row], fed: Sequence[tuple[int, ...]], finals: Sequence[list[int]]
+  model: "Model",
+  rows: Sequence[Row],
+  fed: Sequence[tuple[int, ...]],
+  finals: Sequence[list[int]],
+  sharing: Sharing,
 ) -> tuple[list[np.ndarray], list[np.ndarray], Prefix]:
   """Score passes: row r is fed `fed[r]` after its own tokens, `finals[r]` may follow.
 
@@ -86,7 +94,7 @@ def _score_tile(
     for r, (row, ids, ends) in enumerate(zip(rows, fed, finals, strict=True))
     for n, token in [*enumerate(ids), *((len(ids), end) for end in ends)]
   ]
-  tree = Tree(whole, [len(row.ids) for row in whole])
+  tree = Tree(whole, [len(row.ids) for row in whole], sharing=sharing)
   prefix = prefill(model, tree, chosen=[(r, position) for r, position, _, _ in asked])
   values: dict[tuple[int, int, int], float] = {}
   top = {name: leaf for name, leaf in model.params.items() if name != "blocks"}
@@ -148,8 +156,12 @@ def score_rows(
   *,
   edits: Sequence[RowEdits] | None = None,
   progress: Callable[[int], None] | None = None,
+  sharing: Sharing = ALL_SHARED,
 ) -> Scored:
   """Score continuations as `Model.score` does, and say what the edits of each row delivered.
+
+  `sharing` can be switched off, to compare: without prefixes every continuation is a pass of its
+  own.
 
   Raises:
     ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, or the
@@ -172,7 +184,8 @@ def score_rows(
   owner: list[int] = []
   for n, (row, cont) in enumerate(zip(rows, conts, strict=True)):
     mine = tuple(id(e) for e in row.edits)
-    key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1])
+    own = None if sharing.prefix else n
+    key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1], own)
     p = passes.setdefault(key, len(passes))
     if p == len(finals):
       finals.append([])
@@ -185,13 +198,15 @@ def score_rows(
   final_logprob: dict[int, np.ndarray] = {}
   edited_P = np.zeros(len(finals), int)
   dose_P = np.full(len(finals), np.nan)
+  total = padded = 0
   users = np.bincount([p for p, _ in place], minlength=len(finals))
   order = sorted(range(len(finals)), key=lambda p: (rows[owner[p]].ids, conts[owner[p]], p))
   for first in range(0, len(order), TILE_ROWS):
     tile = order[first : first + TILE_ROWS]
     tile_rows = [rows[owner[p]] for p in tile]
     fed = [conts[owner[p]][:-1] for p in tile]
-    of_fed, of_finals, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])
+    of_fed, of_finals, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile], sharing)
+    total, padded = total + out.passes, padded + out.padded_passes
     edited_P[tile] = out.edited_R
     for r, p in enumerate(tile):
       dose_P[p] = dose_of(out.realised_R[r], out.requested_R[r])
@@ -209,4 +224,6 @@ def score_rows(
       problem_of(row, row.answer_roles(cont[:-1], model.think_ids), dose)
       for row, cont, dose in zip(rows, conts, dose_N, strict=True)
     ],
+    total,
+    padded,
   )
