@@ -240,7 +240,6 @@ def run_rows(
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
   fused: Fused | None = None,
-  attention: FusedAttention | None = None,
 ) -> Pass:
   """Send left-aligned rows of token ids, [B, T], through every block; see `run_blocks`."""
   position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
@@ -254,7 +253,6 @@ def run_rows(
     spec=spec,
     banks=banks,
     fused=fused,
-    attention=attention,
   )
 
 

@@ -10,7 +10,12 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.engine import batches, stream
+from persona_jax.engine.capture import resolve
+from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.moments import Moments, RunningMoments, Work
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.programs import Dry
+from persona_jax.engine.reads import Reading, by_row
 from persona_jax.engine.tree import Tree
 
 SYSTEM = " ".join(f"w{i}" for i in range(40, 64))
@@ -285,6 +290,16 @@ def test_windows_of_all_tokens_leave_the_others_out(tiny):
   )
   lacking = np.isnan(np.asarray(reads[PLACE])[0, :, 0])
   assert lacking[:30].all() and not lacking[30:].any()
+
+
+def test_a_dry_run_reads_shapes(tiny):
+  rows = encode_rows(tiny.model, PROMPTS, None)
+  spec, banks = resolve(pj.Capture(SITES, reduce="mean"), tiny.model.arch)
+  tree, reading = Tree(rows, [len(row.ids) for row in rows]), Reading(rows, spec, banks)
+  dry, places = Dry(), spec.places(banks, tiny.model.arch)
+  out = prefill(tiny.model, tree, reading=reading, run=dry)
+  reads = by_row(out.reads, reading.held, places, run=dry)
+  assert {where: x.shape for where, x in reads.items()} == {w: (24, d) for w, d in places.items()}
 
 
 def test_work_adds_up():
