@@ -24,7 +24,7 @@ def steered(tiny, count, block=1, tokens="all"):
 
 
 def grid(tiny, conditions, prompts=3, **options):
-  texts = [pj.Raw(f"{STEM} w{i} w{i + 1} w{i + 2} w{i + 7}") for i in range(prompts)]
+  texts = [pj.Raw(f"{STEM} w{i} w{i + 1} w{i + 2} w{i + 7}") for i in range(5, 5 + prompts)]
   return pj.Grid(texts, conditions, max_new_tokens=4, **options)
 
 

@@ -25,7 +25,7 @@ def grid_rows(tiny, prompts=10):
     [pj.add(d, 1.0, unit="raw", blocks=1, tokens="all")],
     [pj.ablate(e, blocks=2, tokens="generated"), pj.add(e, 1.0, unit="raw", blocks=0)],
   ]
-  pairs = [(pj.Raw(f"{STEM} w{p} w{p + 30}"), e) for p in range(prompts) for e in edits]
+  pairs = [(pj.Raw(f"{STEM} w{p + 5} w{p + 30}"), e) for p in range(prompts) for e in edits]
   return encode_rows(tiny.model, [p for p, _ in pairs], [e for _, e in pairs])
 
 
