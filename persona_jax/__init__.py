@@ -40,6 +40,7 @@ from persona_jax.engine.generate import Generation
 from persona_jax.engine.grid import Condition, Grid
 from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
+from persona_jax.engine.moments import Moments
 from persona_jax.engine.plan import Plan, ProgramTable, compile, plan
 from persona_jax.engine.trace import EditTrace
 from persona_jax.models.family import Family
@@ -62,6 +63,7 @@ __all__ = [
   "Generation",
   "Grid",
   "Model",
+  "Moments",
   "Plan",
   "Probe",
   "ProgramTable",

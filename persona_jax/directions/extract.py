@@ -3,6 +3,7 @@
 Difference of means (Rimsky et al. 2024; Arditi et al. 2024).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -36,15 +37,22 @@ def _group_sums(
   """Sum activations within groups of rows, on the device; return float64 [G, L, D]."""
   num_groups, arch = int(group_N.max()) + 1, model.arch
   sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.site_width(capture.sites[0])))
-  for batch, reads in batches(model, rows, capture):
-    group_B = jnp.asarray(group_N[batch])
-    for block in range(arch.num_blocks):
-      h_BD = reads[capture.sites[0], block][: len(batch)].astype(jnp.float32)
-      # Only the sums of a batch leave the device; batches are added in float64.
-      sums_GLD[:, block] += np.asarray(jax.ops.segment_sum(h_BD, group_B, num_groups), np.float64)
+  for tile in batches(model, rows, capture):
+    reads = tile.by_row()
+    h_LBD = [reads[capture.sites[0], block] for block in range(arch.num_blocks)]
+    group_B = np.full(len(h_LBD[0]), num_groups, np.int32)  # padding is in no group
+    group_B[: len(tile.numbers)] = group_N[tile.numbers]
+    # Only the sums of a tile leave the device; tiles are added in float64.
+    sums_GLD += np.asarray(tile.run("sum groups", _sum_groups, h_LBD, group_B, groups=num_groups))
     if progress is not None:
-      progress(len(batch))
+      progress(len(tile.numbers))
   return sums_GLD
+
+
+@functools.partial(jax.jit, static_argnames=("groups",))
+def _sum_groups(h_LBD: list[jax.Array], group_B: jax.Array, *, groups: int) -> jax.Array:
+  """Sum rows within groups at every block, [G, L, D]."""
+  return jnp.stack([jax.ops.segment_sum(h_BD, group_B, groups) for h_BD in h_LBD], axis=1)
 
 
 def _encode(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> list[Row]:

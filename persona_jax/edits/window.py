@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,16 +71,18 @@ class Window:
     roles = ALL_ROLES if self.roles is None else sum(1 << ROLES[r] for r in set(self.roles))
     return roles | (AFTER_THOUGHT if self.origin == "thought" else 0)
 
-  def holds(self, offset_T: np.ndarray, role_T: np.ndarray) -> np.ndarray:
-    """Return which tokens of one sequence the window holds, bool [T].
+  def holds(self, offset: Any, role: Any, after: Any) -> Any:
+    """Say of tokens whether they lie in the window, bool; arrays of NumPy or of JAX, of one shape.
 
     Args:
-      offset_T: int, offset of each token from the end of the prompt.
-      role_T: int, role of each.
+      offset: int, position relative to the end of the prompt.
+      role: int, number of the role in `edits.table.ROLES`.
+      after: int, position relative to the end of the thought before the token (`after_thought`);
+        None where there is no thought.
     """
     start, stop = self.interval
-    at_T = offset_T if self.origin == "prompt" else after_thought(role_T)
-    return (at_T >= start) & (at_T < stop) & (self.role_mask >> role_T & 1 > 0)
+    at = offset if self.origin == "prompt" else ALWAYS if after is None else after
+    return (at >= start) & (at < stop) & ((self.role_mask >> role) & 1 == 1)
 
   def __str__(self) -> str:
     start = "" if self.start is None else self.start

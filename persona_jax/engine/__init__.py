@@ -1,5 +1,5 @@
 """The engine: `rows` and tiles, `prefill` of shared prefixes, `decode`.
 
-What users call through `model`: `generate`, `score`, `collect` (captures). `forward` is the pure
-pass below them all.
+What users call through `model`: `generate`, `score`, `collect` (captures), `stream` (moments of
+captures). `forward` is the pure pass below them all.
 """

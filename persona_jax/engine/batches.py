@@ -1,89 +1,129 @@
-"""Rows run in batches of like length, for what is read on the way."""
+"""Rows run tile by tile, for what is read on the way."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from persona_jax.edits.apply import TokenInfo
-from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.table import Where
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.forward import run_rows
-from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.rows import TILE_ROWS, Row, length_bucket, row_bucket, tiles
+from persona_jax.engine.programs import PROGRAMS, Runner
+from persona_jax.engine.reads import NodeReads, Reading, Reads, by_row
+from persona_jax.engine.rows import Row, length_bucket
 from persona_jax.engine.tree import Tree
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
-_BATCH_ROWS = 32
+# Tokens of a tile, with padding and without what its rows share: two batches, so that a shared
+# beginning is computed for at least so many tokens, and keys, values and reads stay bounded.
+TILE_TOKENS = 2 * BATCH_TOKENS
+# Rows with a common beginning stand together from so many on; fewer are better sorted by length.
+STEM_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReadTile:
+  """What was read of some rows.
+
+  Attributes:
+    numbers: of the rows, in the order of everything here.
+    tree: the rows and what they share.
+    held: of each row, the tokens that it reads, bool [T].
+    places: by (site, block), the width of what is read.
+    prefix: the pass.
+    run: calls the device.
+  """
+
+  numbers: list[int]
+  tree: Tree
+  held: list[np.ndarray]
+  places: dict[Where, int]
+  prefix: Prefix
+  run: Runner
+
+  @property
+  def notes(self) -> list[NodeReads]:
+    """What was read, pass by pass."""
+    return self.prefix.reads
+
+  def by_row(self) -> Reads:
+    """Return what each row reads, [B, ·] on the device; for reduce="last" and "mean".
+
+    B is the number of rows, rounded up; NaN stands for a row whose window holds no token.
+    """
+    return by_row(self.notes, self.held, self.places, run=self.run)
+
+
+def cut(rows: Sequence[Row], *, whole: bool = False) -> tuple[list[list[int]], list[int]]:
+  """Cut rows into tiles: those with a common beginning together, by length.
+
+  The cut depends only on the rows.
+
+  Args:
+    rows: the rows.
+    whole: whether to keep back the rows of the last tile if it is not full.
+
+  Returns:
+    Row numbers of each tile, and of the rows that were kept back.
+  """
+  tree = Tree(rows, [len(row.ids) for row in rows])
+  key = {}
+  for n, row in enumerate(rows):
+    stems = [node for node in tree.chain(n)[:-1] if len(tree.nodes[node].rows) >= STEM_ROWS]
+    start = tree.nodes[stems[-1]].stop if stems else 0
+    key[n] = (stems, len(row.ids) - start, row.ids, n)
+  tiles: list[list[int]] = []
+  longest = 0
+  for n in sorted(key, key=lambda n: key[n]):
+    longer = max(longest, length_bucket(key[n][1]))
+    if not tiles or (len(tiles[-1]) + 1) * longer > TILE_TOKENS:
+      tiles.append([])
+      longer = length_bucket(key[n][1])
+    tiles[-1].append(n)
+    longest = longer
+  return (tiles[:-1], tiles[-1]) if whole and tiles else (tiles, [])
 
 
 def batches(
-  model: "Model", rows: Sequence[Row], capture: Capture
-) -> Iterator[tuple[list[int], dict[tuple[str, int], jax.Array]]]:
-  """Run rows in batches of like length; yield row numbers and their reads, padded rows last.
+  model: "Model",
+  rows: Sequence[Row],
+  capture: Capture,
+  *,
+  tiles: Sequence[Sequence[int]] | None = None,
+  numbers: Sequence[int] | None = None,
+) -> Iterator[ReadTile]:
+  """Run rows tile by tile and yield what is read of them.
+
+  Args:
+    model: the model.
+    rows: the rows.
+    capture: what to read.
+    tiles: row numbers; default all rows, as `cut` says.
+    numbers: what to call the rows in messages; default as they stand.
 
   Raises:
     ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
       asked for.
   """
+  if not rows:
+    return
   check_lengths(model, rows, 0)
   spec, banks = resolve(capture, model.arch)
-  if capture.reduce == "last":
-    # Only last tokens are read: what comes before is a prefix, which rows share.
-    for tile in tiles(rows, TILE_ROWS):
-      mine = [rows[n] for n in tile]
-      tree = Tree(mine, [len(row.ids) for row in mine])
-      out = prefill(model, tree, spec=spec, banks=banks)
-      _check_delivered(tile, mine, out.realised_R, out.requested_R)
-      yield tile, _last_reads(tree, out)
-    return
-  for tile in tiles(rows, _BATCH_ROWS):
-    size = row_bucket(len(tile))
-    filled = [rows[n] for n in tile] + [rows[tile[0]]] * (size - len(tile))
-    t = length_bucket(max(len(row.ids) for row in filled))
-    ids_BT, roles_BT = np.zeros((size, t), np.int32), np.zeros((size, t), np.int32)
-    for b, row in enumerate(filled):
-      ids_BT[b, : len(row.ids)] = row.ids
-      roles_BT[b, : len(row.ids)] = row.roles
-    table = (
-      compile_edits(model, [r.edits for r in filled]) if any(r.edits for r in filled) else None
-    )
-    length_B1, end_B1 = (
-      np.asarray(x, np.int32)[:, None]
-      for x in zip(*((len(row.ids), row.prompt_length) for row in filled), strict=True)
-    )
-    position_T = np.arange(t, dtype=np.int32)
-    tokens = TokenInfo(
-      jnp.asarray(position_T - end_B1), jnp.asarray(roles_BT), jnp.asarray(position_T < length_B1)
-    )
-    ids = jnp.asarray(ids_BT)
-    run = run_rows(model, ids, tokens, edits=table, spec=spec, banks=banks, fused=model.fused)
-    delivery = run.delivery
-    _check_delivered(tile, [rows[n] for n in tile], delivery.realised_B, delivery.requested_B)
-    yield tile, run.reads
-
-
-def _last_reads(tree: Tree, prefix: Prefix) -> dict[Where, jax.Array]:
-  """Return what was read of each row's last token, [R, ·]."""
-  found: dict[Where, list[tuple[int, jax.Array, int]]] = {}
-  for groups, reads in prefix.reads:
-    for where, x in reads.items():
-      for g, group in enumerate(groups):
-        last = [row for row in group.rows if tree.chain(row)[-1] == group.node]
-        found.setdefault(where, []).extend((row, x, g) for row in last)
-  out = {}
-  for where, items in found.items():
-    arrays = {id(x): np.asarray(x) for _, x, _ in items}
-    by_row = {row: arrays[id(x)][g] for row, x, g in items}
-    out[where] = jnp.asarray(np.stack([by_row[row] for row in range(len(tree.rows))]))
-  return out
+  places, run = spec.places(banks, model.arch), model.runner(PROGRAMS)
+  for tile in cut(rows)[0] if tiles is None else tiles:
+    mine = [rows[n] for n in tile]
+    tree = Tree(mine, [len(row.ids) for row in mine])
+    reading = Reading(mine, spec, banks)
+    out = prefill(model, tree, reading=reading, run=run)
+    names = tile if numbers is None else [numbers[n] for n in tile]
+    _check_delivered(names, mine, out.realised_R, out.requested_R)
+    yield ReadTile(list(tile), tree, reading.held, places, out, run)
 
 
 def _check_delivered(

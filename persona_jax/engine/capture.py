@@ -1,7 +1,7 @@
 """What to read out of a forward pass: activations, or their projections on a bank of directions."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.edit import DirectionLike
-from persona_jax.edits.table import ALWAYS, SITES
+from persona_jax.edits.table import SITES, Where
 from persona_jax.edits.window import Window, as_window
 from persona_jax.models.arch import Arch
 
@@ -25,11 +25,12 @@ class Capture:
     sites: names out of `edits.table.SITES`; what is read is the activation after its edits. At
       "head_out" D is N H: the heads' outputs one after another.
     blocks: "all", an int or ints; block i is layer i from 0.
-    reduce: "all" keeps every token [B, T, ·]; "last" the row's last token [B, ·]; "mean" the mean
-      over the row's tokens in `tokens` [B, ·] (NaN for a row with none there).
+    reduce: "all" keeps every token in `tokens` [B, T, ·] (NaN for the others); "last" the row's
+      last token [B, ·]; "mean" the mean over the row's tokens in `tokens` [B, ·] (NaN for a row
+      with none there).
     bank: None for activations [·, D]; vectors [R, D] (the same at each block), one Direction or
       several (their unit vectors, per block) for projections [·, R], in float32.
-    tokens: window of the mean; anything but "all" needs reduce="mean".
+    tokens: which tokens are read; for reduce="last" leave it at "all".
     allow_other_site: accept a bank of directions that were read at another site than `sites`.
   """
 
@@ -48,13 +49,16 @@ class Capture:
       raise ValueError(f"Capture sites {sites}: use some of {SITES}.")
     if self.reduce not in ("all", "last", "mean"):
       raise ValueError(f"Capture reduce={self.reduce!r}: use 'all', 'last' or 'mean'.")
-    if as_window(self.tokens) != Window() and self.reduce != "mean":
-      raise ValueError(f"Capture tokens={self.tokens!r} needs reduce='mean', not {self.reduce!r}.")
+    if as_window(self.tokens) != Window() and self.reduce == "last":
+      raise ValueError(f"Capture tokens={self.tokens!r} needs reduce='mean' or 'all', not 'last'.")
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptureSpec:
-  """The static part of a capture: what a program must be traced for."""
+  """The static part of a capture: what a program must be traced for.
+
+  `reduce` may also be "sets": sums over sets of tokens that the program is given (`engine.reads`).
+  """
 
   sites: tuple[str, ...]
   blocks: tuple[int, ...]
@@ -71,6 +75,14 @@ class CaptureSpec:
     if len(widths) > 1:
       raise ValueError(f"sites {self.sites} have widths {sorted(widths)}; one bank has one width.")
     return widths.pop()
+
+  def places(self, banks: Mapping[int, jax.Array] | None, arch: Arch) -> dict[Where, int]:
+    """Return the width of what is read, by (site, block)."""
+    return {
+      (site, block): arch.site_width(site) if banks is None else banks[block].shape[0]
+      for block in self.blocks
+      for site in self.sites
+    }
 
   def reads(self, block: int) -> "CaptureSpec | None":
     """Return the spec if `block` is captured; its number does not enter the block's trace."""
@@ -134,26 +146,48 @@ def _units(directions: Sequence[DirectionLike], block: int, arch: Arch, width: i
 
 
 def read(
-  spec: CaptureSpec, x_BTD: jax.Array, bank_RD: jax.Array | None, tokens: TokenInfo
+  spec: CaptureSpec,
+  x_BTD: jax.Array,
+  bank_RD: jax.Array | None,
+  tokens: TokenInfo,
+  sets_BCT: jax.Array | None = None,
 ) -> jax.Array:
-  """Reduce (and project) the activation of one site as the spec says; heads side by side."""
+  """Reduce (and project) the activation of one site as the spec says; heads side by side.
+
+  Args:
+    spec: what to read.
+    x_BTD: the activation.
+    bank_RD: what to project it on.
+    tokens: what the window needs to know.
+    sets_BCT: bool, sets of tokens to sum over, for reduce="sets".
+
+  Returns:
+    [B, T, ·], [B, ·], or for sets [B, C, ·] in float32.
+  """
   x_BTD = x_BTD.reshape(*x_BTD.shape[:2], -1)
+  inside_BT = tokens.valid_BT & spec.window.holds(tokens.offset_BT, tokens.role_BT, tokens.after_BT)
   out = x_BTD
-  if bank_RD is not None:
+  if spec.reduce == "sets":
+    assert sets_BCT is not None
+    # 0 and 1 are exact in every dtype, and so are the products.
     out = jnp.einsum(
-      "BTD,RD->BTR", x_BTD.astype(jnp.float32), bank_RD, precision=jax.lax.Precision.HIGHEST
+      "BCT,BTD->BCD",
+      sets_BCT.astype(x_BTD.dtype),
+      x_BTD,
+      precision=jax.lax.Precision.HIGHEST,
+      preferred_element_type=jnp.float32,
     )
-  if spec.reduce == "all":
-    return out
-  if spec.reduce == "last":
+  elif spec.reduce == "last":
     index_BT = jnp.where(tokens.valid_BT, jnp.arange(tokens.valid_BT.shape[1]), -1)
     last_B = jnp.argmax(index_BT, axis=1)
-    return jnp.take_along_axis(out, last_B[:, None, None], axis=1)[:, 0]
-  start, stop = spec.window.interval
-  at_BT = tokens.offset_BT
-  if spec.window.origin == "thought":
-    at_BT = jnp.full_like(at_BT, ALWAYS) if tokens.after_BT is None else tokens.after_BT
-  inside_BT = tokens.valid_BT & (at_BT >= start) & (at_BT < stop)
-  inside_BT &= ((spec.window.role_mask >> tokens.role_BT) & 1) == 1
-  total = jnp.sum(jnp.where(inside_BT[..., None], out.astype(jnp.float32), 0.0), axis=1)
-  return total / jnp.sum(inside_BT, axis=1, keepdims=True)
+    out = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+  elif spec.reduce == "mean":
+    total = jnp.sum(jnp.where(inside_BT[..., None], x_BTD.astype(jnp.float32), 0.0), axis=1)
+    out = total / jnp.sum(inside_BT, axis=1, keepdims=True)
+  if bank_RD is not None:
+    out = jnp.einsum(
+      "...D,RD->...R", out.astype(jnp.float32), bank_RD, precision=jax.lax.Precision.HIGHEST
+    )
+  if spec.reduce == "all" and spec.window != Window():
+    out = jnp.where(inside_BT[..., None], out, jnp.nan)
+  return out

@@ -1,4 +1,4 @@
-"""Captures over lists of prompts, batch by batch, into numpy; and projections on directions."""
+"""Captures over lists of prompts, tile by tile, into numpy; and projections on directions."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -7,8 +7,8 @@ import numpy as np
 
 from persona_jax.edits.compile import RowEdits
 from persona_jax.edits.edit import DirectionLike
-from persona_jax.engine.batches import batches
-from persona_jax.engine.capture import Capture
+from persona_jax.engine.batches import ReadTile, batches
+from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.encode import encode_rows
 from persona_jax.personas.chat import Prompt
 
@@ -29,22 +29,33 @@ def capture(
   if not rows:
     raise ValueError("capture needs at least one prompt.")
   longest = max(len(row.ids) for row in rows)
-  out: dict[tuple[str, int], np.ndarray] = {}
-  for tile, reads in batches(model, rows, what):
-    for where, value in reads.items():
-      array = np.asarray(value, np.float32)
-      if where not in out:
-        tail = (longest, array.shape[-1]) if what.reduce == "all" else array.shape[1:]
-        out[where] = np.full((len(rows), *tail), np.nan, np.float32)
-      for b, n in enumerate(tile):
-        if what.reduce == "all":
-          length = len(rows[n].ids)
-          out[where][n, :length] = array[b, :length]
-        else:
-          out[where][n] = array[b]
+  spec, banks = resolve(what, model.arch)
+  tail = (longest,) if what.reduce == "all" else ()
+  out = {
+    where: np.full((len(rows), *tail, width), np.nan, np.float32)
+    for where, width in spec.places(banks, model.arch).items()
+  }
+  for tile in batches(model, rows, what):
+    if what.reduce == "all":
+      _every_token(tile, out)
+    else:
+      for where, x_BD in tile.by_row().items():
+        out[where][tile.numbers] = np.asarray(x_BD)[: len(tile.numbers)]
     if progress is not None:
-      progress(len(tile))
+      progress(len(tile.numbers))
   return out
+
+
+def _every_token(tile: ReadTile, out: dict[tuple[str, int], np.ndarray]) -> None:
+  """Write every token that the rows of a tile read to its place in [N, T, ·]."""
+  for note in tile.notes:
+    for where, x_GTD in note.arrays.items():
+      array = np.asarray(x_GTD, np.float32)
+      for g, group in enumerate(note.groups):
+        node = tile.tree.nodes[group.node]
+        for row in group.rows:
+          held = np.flatnonzero(tile.held[row][node.start : node.stop])
+          out[where][tile.numbers[row], node.start + held] = array[g, held]
 
 
 def project(

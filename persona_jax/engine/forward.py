@@ -90,6 +90,7 @@ def _block(
   sites: dict[str, Site],
   tokens: TokenInfo,
   bank_RD: jax.Array | None,
+  sets_BCT: jax.Array | None,
   *,
   arch: Arch,
   i: int,
@@ -98,7 +99,7 @@ def _block(
   trace: bool,
   only_kv: bool,
 ) -> tuple[jax.Array | None, KV, dict[str, jax.Array], Delivery | None, dict[str, jax.Array]]:
-  tap = SiteTap(sites, tokens, spec, bank_RD, fused, trace)
+  tap = SiteTap(sites, tokens, spec, bank_RD, fused, trace, sets_BCT)
   h_BTD, kv = arch.family.block(arch, i, params, h_BTD, slots, tap)
   # The compiler drops what leads to nothing that is returned.
   return None if only_kv else h_BTD, kv, tap.reads, tap.delivery, tap.changes
@@ -144,6 +145,7 @@ def run_blocks(
   edits: EditTable | None = None,
   spec: CaptureSpec | None = None,
   banks: Mapping[int, jax.Array] | None = None,
+  sets_BCT: jax.Array | None = None,
   fused: Fused | None = None,
   attention: FusedAttention | None = None,
   trace: bool = False,
@@ -167,6 +169,7 @@ def run_blocks(
     caches: per block, keys and values of S slots; the T tokens are written from slot `cursor` on.
     edits: the edit table of the B rows, or None for the model without hooks.
     spec, banks: what to read (see `engine.capture.resolve`).
+    sets_BCT: sets of tokens to sum over, if `spec` says so (see `engine.reads`).
     fused: the kernel for edits of projections; None is plain XLA, which has derivatives.
     attention: the kernel for attention of long prompts; None is plain XLA, which has derivatives.
     trace: whether to note how far each token was moved at each edited place.
@@ -192,6 +195,7 @@ def run_blocks(
     for part in () if shared is None else shared[i]:
       layout, mask_PCTS = layouts[part.layout], seen[kind][part.layout]
       parts.append(Shared(part.kv, layout.position_PS, mask_PCTS, layout.member_PC, layout.place_B))
+    block_spec = None if spec is None else spec.reads(i)
     h_BTD, kv, block_reads, delivered, block_changes = run(
       "block",
       _block,
@@ -211,9 +215,10 @@ def run_blocks(
       {} if edits is None else edits.of_block(i),
       tokens,
       None if banks is None else banks.get(i),
+      None if block_spec is None else sets_BCT,
       arch=arch,
       i=arch.first_alike(i),
-      spec=None if spec is None else spec.reads(i),
+      spec=block_spec,
       fused=fused,
       trace=trace,
       only_kv=only_kv and i == blocks[-1],

@@ -45,9 +45,10 @@ def _readings(
           f"{expected}."
         )
     blocks = sorted({p.block for p in group})
-    for tile, reads in batches(model, bare, Capture((site,), blocks, "mean", tokens=window)):
+    for tile in batches(model, bare, Capture((site,), blocks, "mean", tokens=window)):
+      reads = tile.by_row()
       h = {block: np.asarray(reads[site, block], np.float32) for block in blocks}
-      for b, n in enumerate(tile):
+      for b, n in enumerate(tile.numbers):
         for probe in group:
           value = probe.value(h[probe.block][b])
           if np.isnan(value):

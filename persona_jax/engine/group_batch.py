@@ -81,7 +81,7 @@ def chunks(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[list[int]]
   chunk: list[int] = []
   for n in order:
     longest = length_bucket(tree.nodes[n].length)
-    if chunk and (len(chunk) + 1) * longest > tokens:
+    if chunk and row_bucket(len(chunk) + 1) * longest > tokens:
       yield sorted(chunk)
       chunk = []
     chunk.append(n)

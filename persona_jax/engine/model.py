@@ -6,7 +6,7 @@ The engine's calls are its methods.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -21,8 +21,10 @@ from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine import collect as collecting
 from persona_jax.engine import generate as generating
+from persona_jax.engine import stream as streaming
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.generate import Generation
+from persona_jax.engine.moments import Moments
 from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.score import score_rows
@@ -129,6 +131,10 @@ class Model:
   def top(self) -> dict[str, Any]:
     """The parameters outside the blocks: embedding, final norm, head."""
     return {name: leaf for name, leaf in self.params.items() if name != "blocks"}
+
+  def runner(self, run: Runner) -> Runner:
+    """Return what calls the device: `run`, or on a mesh jit, which knows how arrays are split."""
+    return run if self.mesh is None or run.is_dry else DIRECT
 
   def embed(self, tokens_BT: jax.Array | np.ndarray, *, run: Runner = DIRECT) -> jax.Array:
     """Look token ids up, int32 [B, T]; what enters block 0, [B, T, D] in `resid_dtype`."""
@@ -265,6 +271,52 @@ class Model:
         asked for.
     """
     return collecting.capture(self, prompts, capture, edits=edits, progress=progress)
+
+  def moments(
+    self,
+    prompts: Iterable[Prompt],
+    capture: Capture,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    covariance: bool = False,
+    edits: Iterable[RowEdits] | None = None,
+    progress: Progress | None = None,
+  ) -> Moments:
+    """Take means, variances and covariances of activations, or of projections, of many prompts.
+
+    The moments are kept on the device and no activation leaves it: memory does not grow with the
+    number of prompts. Prompts that begin with the same tokens compute them once a tile.
+
+    Args:
+      prompts: as in `generate`, any iterable; tokenised as they are needed. A final assistant
+        message is read as part of the row.
+      capture: what to read. With reduce="last" and "mean" a prompt is one observation; with "all"
+        every token in the capture's window is one. With a bank, moments are of projections.
+      groups: one label a prompt (string, int, …), whose moments are kept apart; default one label,
+        None, for all.
+      covariance: whether to take the covariance of every pair of dimensions too: G D² floats a
+        place on the device, and about 2 G D² operations an observation.
+      edits: None, or for each prompt None, an edit or a list of edits. An iterator may go on
+        (`itertools.repeat(edit)`); a list must be as long as the prompts are many.
+      progress: called with the number of prompts done, tile by tile.
+
+    Returns:
+      `Moments`, in float64; two of shards of one stream `merge`.
+
+    Raises:
+      ValueError: there is no prompt, the capture's window holds no token of one, the capture,
+        prompts, groups or edits do not fit, a row did not get the edit that it asked for, or an
+        activation is NaN or infinite.
+    """
+    return streaming.moments(
+      self,
+      prompts,
+      capture,
+      groups=groups,
+      covariance=covariance,
+      edits=edits,
+      progress=progress,
+    )
 
   def stops(self, stop: Sequence[int | str] = ()) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return what ends a row, beside its budget: the model's end tokens and `stop`.

@@ -21,8 +21,9 @@ from persona_jax.edits.table import FOREVER, EditTable, Site, Where
 from persona_jax.engine.capture import CaptureSpec
 from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.group_batch import GroupBatch, chunks
-from persona_jax.engine.prefix import Chosen, Prefix, Reads, Wave, shared_parts, take
-from persona_jax.engine.programs import DIRECT, PROGRAMS, Runner
+from persona_jax.engine.prefix import Chosen, Prefix, Wave, shared_parts, take
+from persona_jax.engine.programs import PROGRAMS, Runner
+from persona_jax.engine.reads import NodeReads, Reading, Reads, Sets
 from persona_jax.engine.rows import length_bucket, round_up
 from persona_jax.engine.taps import SiteTap
 from persona_jax.engine.tree import Group, Tree, body_place, keys_place, stages
@@ -38,12 +39,16 @@ _CHOSEN_STEP = 32
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-  """What a pass over some blocks noted of the groups it ran; arrays [G, ·], padding behind."""
+  """What a pass over some blocks noted of the groups it ran; arrays [G, ·], padding behind.
+
+  `sets` says what rows read of them.
+  """
 
   groups: tuple[Group, ...]
   deliveries: tuple[Delivery, ...]
   changes: dict[Where, jax.Array]
   reads: Reads
+  sets: Sets | None
 
 
 def prefill(
@@ -51,8 +56,7 @@ def prefill(
   tree: Tree,
   *,
   trace: bool = False,
-  spec: CaptureSpec | None = None,
-  banks: Mapping[int, jax.Array] | None = None,
+  reading: Reading | None = None,
   chosen: Sequence[tuple[int, int]] = (),
   run: Runner = PROGRAMS,
 ) -> Prefix:
@@ -62,11 +66,11 @@ def prefill(
     model: the model.
     tree: the rows and what they share.
     trace: whether to note how far each token was moved at each edited place.
-    spec, banks: what to read of every node's tokens (`engine.capture.resolve`).
+    reading: what to read of the rows' tokens.
     chosen: (row, position) of tokens whose activation behind the last block is wanted.
-    run: calls the device; a dry one gives shapes, and nothing that was delivered or read.
+    run: calls the device; a dry one gives shapes, and nothing that was delivered.
   """
-  work = _Prefill(model, tree, trace, spec, banks, chosen, run)
+  work = _Prefill(model, tree, trace, reading, chosen, run)
   waves: list[Wave] = []
   for nodes in tree.waves:
     waves.append(work.wave(nodes, waves))
@@ -81,15 +85,13 @@ class _Prefill:
     model: "Model",
     tree: Tree,
     trace: bool,
-    spec: CaptureSpec | None,
-    banks: Mapping[int, jax.Array] | None,
+    reading: Reading | None,
     chosen: Sequence[tuple[int, int]],
     run: Runner,
   ):
     self._model, self._tree, self._trace = model, tree, trace
-    # Arrays split over a mesh are left to jit, which knows how they lie.
-    self._run = run if model.mesh is None or run.is_dry else DIRECT
-    self._spec, self._banks = spec, banks
+    self._run = model.runner(run)
+    self._reading = reading
     self._wanted: dict[int, list[int]] = {}
     for row, position in chosen:
       self._wanted.setdefault(row, []).append(position)
@@ -161,8 +163,10 @@ class _Prefill:
   def _needs_end(self, nodes: Sequence[int]) -> bool:
     """Whether more than the keys and values of the last block is asked for."""
     tree, last = self._tree, self._model.arch.num_blocks - 1
-    if self._spec is not None and last in self._spec.blocks:
-      return True
+    reading = self._reading
+    if reading is not None and last in reading.spec.blocks:
+      if any(reading.touches(tree, n) for n in nodes):
+        return True
     return any(
       any(node.start <= position < node.stop for position in self._wanted.get(row, ()))
       or any(last in edit.blocks for edit in tree.edits(row, node.stop))
@@ -181,6 +185,16 @@ class _Prefill:
       return None
     return compile_edits(self._model, rows)
 
+  def _what(
+    self, batch: GroupBatch
+  ) -> tuple[CaptureSpec | None, Mapping[int, jax.Array] | None, Sets | None]:
+    """Return what is read of a batch, by which banks and which tokens of it."""
+    reading = self._reading
+    sets = None if reading is None else reading.sets(self._tree, batch)
+    if reading is None or sets is None:
+      return None, None, None
+    return reading.spec, reading.banks, sets
+
   def _part(
     self,
     h_GTD: jax.Array,
@@ -197,7 +211,8 @@ class _Prefill:
       return h_GTD
     table = self._table(batch, range(block, block + 1))
     sites = {} if table is None else {"resid_post": table.sites["resid_post", block]}
-    spec = None if self._spec is None else self._spec.reads(block)
+    spec, banks, sets = self._what(batch)
+    spec = None if spec is None else spec.reads(block)
     if spec is not None:
       here = tuple(site for site in spec.sites if site == "resid_post")
       spec = dataclasses.replace(spec, sites=here) if here else None
@@ -207,7 +222,8 @@ class _Prefill:
       h_GTD,
       sites,
       batch.tokens,
-      None if self._banks is None else self._banks.get(block),
+      None if banks is None else banks.get(block),
+      None if sets is None else sets.held_GCT,
       spec=spec,
       trace=self._trace,
     )
@@ -217,6 +233,7 @@ class _Prefill:
         () if delivery is None else (delivery,),
         {(site, block): x for site, x in changes.items()},
         {(site, block): x for site, x in reads.items()},
+        sets,
       )
     )
     return h_GTD
@@ -239,6 +256,7 @@ class _Prefill:
       if deferred and table is not None:
         left = {w: site for w, site in table.sites.items() if w != ("resid_post", blocks[-1])}
         table = EditTable(left)
+      spec, banks, sets = self._what(part)
       rows = [group.rows[0] for group in part.groups]
       shared, layouts = shared_parts(before, blocks, rows, part.size, run=self._run)
       whole = len(pieces) == 1
@@ -250,8 +268,9 @@ class _Prefill:
         part.tokens,
         slot_position_BS=part.slot_position_GT(),
         edits=table,
-        spec=self._spec,
-        banks=self._banks,
+        spec=spec,
+        banks=banks,
+        sets_BCT=None if sets is None else sets.held_GCT,
         fused=self._model.fused,
         attention=self._model.attention,
         trace=self._trace,
@@ -266,7 +285,9 @@ class _Prefill:
         for where, x in out.reads.items()
         if not (deferred and where == ("resid_post", blocks[-1]))
       }
-      self._records.append(_Record(tuple(part.groups), tuple(out.deliveries), out.changes, reads))
+      self._records.append(
+        _Record(tuple(part.groups), tuple(out.deliveries), out.changes, reads, sets)
+      )
       self._padded += len(blocks) * part.size * part.length
       ends.append(out.h_BTD)
       caches.append(out.caches)
@@ -301,10 +322,15 @@ class _Prefill:
   def result(self, waves: list[Wave]) -> Prefix:
     """Put the notes together, by row."""
     tree = self._tree
+    reads = [
+      NodeReads(record.groups, record.sets.index_R, record.reads)
+      for record in self._records
+      if record.sets is not None and record.reads
+    ]
     if self._run.is_dry:
       nothing, none = np.zeros(len(tree.rows), np.float32), np.zeros(len(tree.rows), np.int32)
       passes = (self._passes, self._padded)
-      return Prefix(waves, nothing, nothing, none, {}, self._chosen, [], *passes)
+      return Prefix(waves, nothing, nothing, none, {}, self._chosen, reads, *passes)
     realised, requested = (np.zeros(len(tree.rows), np.float32) for _ in range(2))
     edited = [np.zeros(stop, bool) for stop in tree.stops]
     changes: dict[Where, list[np.ndarray]] = {}
@@ -324,7 +350,6 @@ class _Prefill:
           node = tree.nodes[group.node]
           for row in group.rows:
             by_row[row][node.start : node.stop] = change[g, : node.length]
-    reads = [(record.groups, record.reads) for record in self._records if record.reads]
     counts = np.asarray([x.sum() for x in edited], np.int32)
     return Prefix(
       waves, realised, requested, counts, changes, self._chosen, reads, self._passes, self._padded
@@ -337,12 +362,13 @@ def _behind(
   sites: dict[str, Site],
   tokens: TokenInfo,
   bank_RD: jax.Array | None,
+  sets_GCT: jax.Array | None,
   *,
   spec: CaptureSpec | None,
   trace: bool,
 ) -> tuple[jax.Array, Delivery | None, dict[str, jax.Array], dict[str, jax.Array]]:
   """Apply and read what stands behind a block, at "resid_post"."""
-  tap = SiteTap(sites, tokens, spec, bank_RD, None, trace)
+  tap = SiteTap(sites, tokens, spec, bank_RD, None, trace, sets_GCT)
   h_BTD = tap("resid_post", h_BTD)
   return h_BTD, tap.delivery, tap.reads, tap.changes
 

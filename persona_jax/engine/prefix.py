@@ -10,10 +10,8 @@ import numpy as np
 from persona_jax.edits.table import Where
 from persona_jax.engine.forward import Layout, Part
 from persona_jax.engine.programs import DIRECT, Runner
-from persona_jax.engine.tree import Group
+from persona_jax.engine.reads import NodeReads
 from persona_jax.models.layers import KV
-
-Reads = dict[Where, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +54,7 @@ class Prefix:
     edited_R: int32, tokens on which an edit was on.
     changes: float32 by (site, block) and row, how far each of its tokens was moved, if traced.
     chosen: what was chosen.
-    reads: what was read, with the groups that each row of an array stands for.
+    reads: what was read, pass by pass.
     passes: times that a token was sent through a block.
     padded_passes: the same with padding.
   """
@@ -67,7 +65,7 @@ class Prefix:
   edited_R: np.ndarray
   changes: dict[Where, list[np.ndarray]]
   chosen: list[Chosen]
-  reads: list[tuple[tuple[Group, ...], Reads]]
+  reads: list[NodeReads]
   passes: int
   padded_passes: int
 

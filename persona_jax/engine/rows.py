@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.table import ROLES
-from persona_jax.edits.window import after_thought
+from persona_jax.edits.window import Window, after_thought
 from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 
 # Rows of a tile on a CPU: products of 128 rows reach 125 of its 160 GFLOP/s, of 672 rows 165
@@ -68,10 +68,10 @@ class Row:
     Answer tokens of `fed_roles` are included.
     """
     role_T = np.asarray((*self.roles, *fed_roles))
-    offset_T = np.arange(len(role_T)) - self.prompt_length
+    offset_T, after_T = np.arange(len(role_T)) - self.prompt_length, after_thought(role_T)
     counts = []
     for edit in self.edits:
-      held_T = edit.window.holds(offset_T, role_T)
+      held_T = edit.window.holds(offset_T, role_T, after_T)
       if edit.ramp is not None:
         held_T &= edit.ramp.at(offset_T) != 0
       counts.append(int(held_T.sum()))
@@ -80,13 +80,16 @@ class Row:
   @functools.cached_property
   def edit_tokens(self) -> tuple[np.ndarray, ...]:
     """Return, for each edit, the tokens of the row on which it may act, bool [T]."""
-    role_T = np.asarray(self.roles)
-    offset_T = np.arange(len(role_T)) - self.prompt_length
-    held = []
-    for edit in self.edits:
-      held_T = edit.window.holds(offset_T, role_T)
-      held.append(held_T if edit.gate != 0 else np.zeros_like(held_T))
-    return tuple(held)
+    held = [self.held(edit.window) for edit in self.edits]
+    return tuple(
+      held_T if edit.gate != 0 else np.zeros_like(held_T)
+      for edit, held_T in zip(self.edits, held, strict=True)
+    )
+
+  def held(self, window: Window) -> np.ndarray:
+    """Return which tokens of the row lie in a window, bool [T]."""
+    offset_T = np.arange(len(self.ids)) - self.prompt_length
+    return window.holds(offset_T, np.asarray(self.roles), self.after_thought_T)
 
   @functools.cached_property
   def after_thought_T(self) -> np.ndarray:

@@ -15,9 +15,9 @@ from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.forward import head
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.programs import DIRECT, PROGRAMS
+from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
-from persona_jax.engine.tree import Tree
+from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
 
@@ -39,12 +39,16 @@ class Scored(NamedTuple):
     tokens_edited: int [N], tokens on which an edit was on.
     delivered_dose: float64 [N], NaN where nothing was requested.
     problems: for each row "", or why it is not valid: an edit met no token, or the dose is off.
+    passes: times that a token was sent through a block, for all rows.
+    padded_passes: the same with padding.
   """
 
   logprobs: list[np.ndarray]
   tokens_edited: np.ndarray
   delivered_dose: np.ndarray
   problems: list[str]
+  passes: int = 0
+  padded_passes: int = 0
 
   @property
   def valid(self) -> np.ndarray:
@@ -69,7 +73,11 @@ def _logprobs(
 
 
 def _score_tile(
-  model: "Model", rows: Sequence[Row], fed: Sequence[tuple[int, ...]], finals: Sequence[list[int]]
+  model: "Model",
+  rows: Sequence[Row],
+  fed: Sequence[tuple[int, ...]],
+  finals: Sequence[list[int]],
+  sharing: Sharing,
 ) -> tuple[list[np.ndarray], list[np.ndarray], Prefix]:
   """Score passes: row r is fed `fed[r]` after its own tokens, `finals[r]` may follow.
 
@@ -88,8 +96,8 @@ def _score_tile(
     for r, (row, ids, ends) in enumerate(zip(rows, fed, finals, strict=True))
     for n, token in [*enumerate(ids), *((len(ids), end) for end in ends)]
   ]
-  tree = Tree(whole, [len(row.ids) for row in whole])
-  run = PROGRAMS if model.mesh is None else DIRECT
+  tree = Tree(whole, [len(row.ids) for row in whole], sharing=sharing)
+  run = model.runner(PROGRAMS)
   prefix = prefill(model, tree, chosen=[(r, position) for r, position, _, _ in asked])
   values: dict[tuple[int, int, int], float] = {}
   for chosen in prefix.chosen:
@@ -153,8 +161,12 @@ def score_rows(
   *,
   edits: Sequence[RowEdits] | None = None,
   progress: Callable[[int], None] | None = None,
+  sharing: Sharing = ALL_SHARED,
 ) -> Scored:
   """Score continuations as `Model.score` does, and say what the edits of each row delivered.
+
+  `sharing` can be switched off, to compare: without prefixes every continuation is a pass of its
+  own.
 
   Raises:
     ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, or the
@@ -177,7 +189,8 @@ def score_rows(
   owner: list[int] = []
   for n, (row, cont) in enumerate(zip(rows, conts, strict=True)):
     mine = tuple(id(e) for e in row.edits)
-    key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1])
+    own = None if sharing.prefix else n
+    key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1], own)
     p = passes.setdefault(key, len(passes))
     if p == len(finals):
       finals.append([])
@@ -190,13 +203,15 @@ def score_rows(
   final_logprob: dict[int, np.ndarray] = {}
   edited_P = np.zeros(len(finals), int)
   dose_P = np.full(len(finals), np.nan)
+  total = padded = 0
   users = np.bincount([p for p, _ in place], minlength=len(finals))
   order = sorted(range(len(finals)), key=lambda p: (rows[owner[p]].ids, conts[owner[p]], p))
   for first in range(0, len(order), TILE_ROWS):
     tile = order[first : first + TILE_ROWS]
     tile_rows = [rows[owner[p]] for p in tile]
     fed = [conts[owner[p]][:-1] for p in tile]
-    of_fed, of_finals, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile])
+    of_fed, of_finals, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile], sharing)
+    total, padded = total + out.passes, padded + out.padded_passes
     edited_P[tile] = out.edited_R
     for r, p in enumerate(tile):
       dose_P[p] = dose_of(out.realised_R[r], out.requested_R[r])
@@ -214,4 +229,6 @@ def score_rows(
       problem_of(row, row.answer_roles(cont[:-1], model.think_ids), dose)
       for row, cont, dose in zip(rows, conts, dose_N, strict=True)
     ],
+    total,
+    padded,
   )

@@ -12,7 +12,7 @@ from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.table import Where
 from persona_jax.engine import decode
 from persona_jax.engine.prefix import Wave, fewer_parts, merged, shared_parts
-from persona_jax.engine.programs import DIRECT, PROGRAMS, Dry, Runner
+from persona_jax.engine.programs import PROGRAMS, Dry, Runner
 from persona_jax.engine.rows import Row, key_words, row_bucket
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.stops import stop_length
@@ -142,7 +142,7 @@ class _Batch:
     lengths: Sequence[int] | None,
   ):
     self._model, self._rows, self._settings = model, list(rows), settings
-    self._run = run if model.mesh is None or run.is_dry else DIRECT
+    self._run = model.runner(run)
     self._lengths = [settings.max_new_tokens] * len(rows) if lengths is None else list(lengths)
     self.answers: list[Answer | None] = [None] * len(rows)
     self.work = Work()

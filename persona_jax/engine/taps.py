@@ -79,9 +79,11 @@ class SiteTap(Tap):
     bank_RD: jax.Array | None,
     fused: Fused | None,
     trace: bool = False,
+    sets_BCT: jax.Array | None = None,
   ):
     self._sites, self._tokens, self._spec = sites, tokens, spec
     self._bank_RD, self._fused, self._trace = bank_RD, fused, trace
+    self._sets_BCT = sets_BCT
     self.reads: dict[str, jax.Array] = {}
     self.changes: dict[str, jax.Array] = {}
     self.deliveries: list[Delivery] = []
@@ -146,5 +148,5 @@ class SiteTap(Tap):
 
   def _read(self, site: str, x: jax.Array) -> jax.Array:
     if self._spec is not None and site in self._spec.sites:
-      self.reads[site] = read(self._spec, x, self._bank_RD, self._tokens)
+      self.reads[site] = read(self._spec, x, self._bank_RD, self._tokens, self._sets_BCT)
     return x

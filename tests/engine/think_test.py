@@ -93,7 +93,11 @@ def test_offsets_from_the_end_of_a_thought():
   none = ALWAYS
   np.testing.assert_array_equal(after_thought(roles), [none, none, none, none, 0, 1, 2, none, 0])
   window = pj.Window(("assistant",), stop=1, origin="thought")
-  assert np.flatnonzero(window.holds(np.arange(9) - 5, roles)).tolist() == [4, 8]
+  assert np.flatnonzero(window.holds(np.arange(9) - 5, roles, after_thought(roles))).tolist() == [
+    4,
+    8,
+  ]
+  assert not window.holds(np.arange(9) - 5, roles, None).any()
   assert str(window) == "[:1] assistant after thought"
 
 

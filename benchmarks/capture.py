@@ -1,0 +1,167 @@
+"""Residuals of thousands of prompts into moments on the device, against storing every activation.
+
+    python benchmarks/capture.py --prompts 20000
+
+SmolLM2-135M-Instruct, `resid_post` of all blocks, at the last token and as the mean of all tokens.
+The peer reads the same through `Model.capture` in pieces, keeps all of it, and takes moments in
+float64. Every measurement runs in a process of its own, whose peak of resident memory it reports;
+it first runs a few hundred of the prompts, so that most programs are compiled. Reads are checked
+against each other where the peer ran on as many prompts. Needs `python -m persona_jax.fetch`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import persona_jax as pj
+from persona_jax.engine.programs import PROGRAMS
+
+OUT = Path(__file__).parent / "out"
+MODEL = "smollm2-135m-instruct"
+OPENINGS = (
+  "Describe", "Write two sentences about", "Explain to a child what is special about",
+  "Give me three facts about", "What do people like about", "Tell a short story about",
+  "Compare a photograph with a painting of", "Why would someone write a song about",
+)  # fmt: skip
+ADJECTIVES = (
+  "quiet", "old", "green", "busy", "narrow", "sunny", "wooden", "famous", "little", "round",
+  "slow", "colourful", "half-finished", "friendly", "well-kept",
+)  # fmt: skip
+NOUNS = (
+  "garden", "railway station", "bakery", "bicycle", "lighthouse", "library", "river", "market",
+  "kitchen", "bridge", "orchard", "museum", "harbour", "school play", "village square",
+)  # fmt: skip
+ENDINGS = (
+  "", " in spring", " on a rainy afternoon", " at the edge of a small town", " before breakfast",
+  " that my grandmother told me about when I was young", " with a red door and a clock above it",
+  ". Keep it simple and mention at least one smell, one sound and one colour",
+)  # fmt: skip
+
+
+def make_prompts(count: int) -> list[str]:
+  """Draw prompts of 5 to 30 words."""
+  rng = random.Random(0)
+  return [
+    f"{rng.choice(OPENINGS)} a {rng.choice(ADJECTIVES)}, {rng.choice(ADJECTIVES)} "
+    f"{rng.choice(NOUNS)}{rng.choice(ENDINGS)}."
+    for _ in range(count)
+  ]
+
+
+def stored(model: pj.Model, prompts: list[str], what: pj.Capture, piece: int) -> dict:
+  """Keep every activation; return float64 means and variances by place."""
+  kept: dict = {}
+  for first in range(0, len(prompts), piece):
+    for where, x_ND in model.capture(prompts[first : first + piece], what).items():
+      kept.setdefault(where, []).append(x_ND)
+  out = {}
+  for where in list(kept):
+    x_ND = np.concatenate(kept[where])
+    mean_D = x_ND.mean(axis=0, dtype=np.float64)
+    out[where] = mean_D, np.mean((x_ND - mean_D) ** 2, axis=0)
+  return out
+
+
+def measure(way: str, reduce: str, count: int, warm: int, piece: int) -> dict:
+  """Run one way in this process."""
+  model = pj.load(MODEL)
+  prompts, what = make_prompts(count), pj.Capture(reduce=reduce)
+  tokens = sum(len(model.encode(p).ids) for p in prompts)
+  at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+  def work(prompts: list[str]):
+    return stored(model, prompts, what, piece) if way == "stored" else model.moments(prompts, what)
+
+  begun = time.perf_counter()
+  work(prompts[:warm])
+  warm_seconds, programs = time.perf_counter() - begun, PROGRAMS.count("block")
+  begun, cpu_begun = time.perf_counter(), time.process_time()
+  result = work(prompts)
+  seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
+  last = ("resid_post", model.arch.num_blocks - 1)
+  mean_D, variance_D = (
+    result[last] if way == "stored" else (result.mean[last][0], result.variance[last][0])
+  )
+  record = {
+    "way": way, "reduce": reduce, "prompts": count, "tokens": tokens,
+    "seconds": seconds, "cpu_seconds": cpu_seconds,
+    "prompts_per_second": count / seconds, "tokens_per_second": tokens / seconds,
+    "warm_up_seconds": warm_seconds, "peak_bytes": peak(), "bytes_before": at_rest,
+    "block_programs": [programs, PROGRAMS.count("block")],
+    "mean_norm": float(np.linalg.norm(mean_D)), "variance_sum": float(variance_D.sum()),
+  }  # fmt: skip
+  if way == "moments":
+    cost = result.work
+    record |= {
+      "padding": cost.padding,
+      "computed_tokens": cost.passes / model.arch.num_blocks,
+      "shared": 1 - cost.passes / (model.arch.num_blocks * cost.tokens),
+    }
+  return record
+
+
+def peak() -> int:
+  """Return the peak of resident memory of this process, in bytes (Linux)."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--prompts", type=int, default=20_000)
+  parser.add_argument("--peer-prompts", type=int, help="fewer for the peer; default as many")
+  parser.add_argument("--reduce", nargs="+", default=["last", "mean"])
+  parser.add_argument("--warm", type=int, default=512, help="prompts to run before the clock")
+  parser.add_argument("--piece", type=int, default=1024, help="prompts of one call of the peer")
+  parser.add_argument("--repeats", type=int, default=1)
+  parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # way and reduce: the child
+  args = parser.parse_args()
+  if args.one:
+    way, reduce = args.one
+    print(json.dumps(measure(way, reduce, args.prompts, args.warm, args.piece)))
+    return
+  records = []
+  for _ in range(args.repeats):
+    for reduce in args.reduce:
+      for way in ("moments", "stored"):
+        count = args.prompts if way == "moments" else args.peer_prompts or args.prompts
+        command = [sys.executable, __file__, "--one", way, reduce, "--prompts", str(count)]
+        command += ["--warm", str(args.warm), "--piece", str(args.piece)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        records.append(json.loads(done.stdout.splitlines()[-1]))
+        show(records[-1])
+  for reduce in args.reduce:
+    pair = {r["way"]: r for r in records if r["reduce"] == reduce}
+    if pair["moments"]["prompts"] == pair["stored"]["prompts"]:
+      for key in ("mean_norm", "variance_sum"):
+        assert np.isclose(pair["moments"][key], pair["stored"][key], rtol=1e-4), (reduce, key)
+  OUT.mkdir(exist_ok=True)
+  device = jax.devices()[0].device_kind
+  about = {"device": device, "cores": os.cpu_count(), "machine": platform.processor()}
+  (OUT / "capture.json").write_text(json.dumps(about | {"records": records}, indent=1))
+
+
+def show(r: dict) -> None:
+  text = (
+    f"{r['way']:8s} {r['reduce']:5s} {r['prompts']:6d} prompts, {r['tokens']} tokens: "
+    f"{r['prompts_per_second']:.1f} prompts/s, {r['tokens_per_second']:.0f} tokens/s, "
+    f"{1e3 * r['cpu_seconds'] / r['prompts']:.0f} ms of CPU a prompt, "
+    f"peak {r['peak_bytes'] / 1e9:.2f} GB ({r['bytes_before'] / 1e9:.2f} before), "
+    f"block programs {r['block_programs'][0]} + {r['block_programs'][1] - r['block_programs'][0]}"
+  )
+  if r["way"] == "moments":
+    text += f", padding {r['padding']:.0%}, {r['shared']:.0%} of the tokens shared"
+  print(text, flush=True)
+
+
+if __name__ == "__main__":
+  main()
