@@ -44,7 +44,7 @@ class Ours:
   """A model in one dtype."""
 
   def __init__(self, work: Work, dtype: str):
-    model = pj.load(str(work.directory / "model-q4_1.gguf"), dtype=dtype)
+    model = pj.load(work.identity["name"], dtype=dtype)
     endless = dataclasses.replace(model.tokenizer, eos_ids=())
     self.model = dataclasses.replace(model, tokenizer=endless)
     for grid in work.grids.values():
@@ -86,4 +86,4 @@ def build(work: Work) -> dict[str, Arm]:
 
 if __name__ == "__main__":
   SETTINGS["device"] = jax.devices()[0].device_kind
-  serve(build, packages=("jax", "jaxlib", "flax", "numpy", "ml_dtypes"), settings=SETTINGS)
+  serve(build, SETTINGS)

@@ -4,7 +4,7 @@ A process lives as long as the benchmark, so that the repetitions of all can be 
 computes only while it has a request. A request is one line of JSON on stdin, the answer one line on
 stdout; what libraries print goes to stderr.
 
-  {"call": "describe"}                              → {"arms", "versions", "settings"}
+  {"call": "describe"}                              → {"arms", "versions", "python", "settings"}
   {"call": "warm", "arm": A, "grid": G}             → {"seconds"}
   {"call": "run", "arm": A, "grid": G}              → {"seconds", "tokens", "token_ids": [[…], …]}
   {"call": "score", "arm": A, "grid": G, "rows": [r, …], "token_ids": [[…], …]}
@@ -19,6 +19,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import platform
 import sys
 import time
 import traceback
@@ -86,14 +87,21 @@ def _answer(request: dict[str, Any], work: Work, arms: dict[str, Arm]) -> dict[s
   return {"seconds": seconds, "tokens": sum(map(len, ids)), "token_ids": ids}
 
 
-def serve(
-  build: Callable[[Work], dict[str, Arm]], *, packages: Sequence[str], settings: dict[str, Any]
-) -> None:
+def _describe(arms: dict[str, Arm], settings: dict[str, Any]) -> dict[str, Any]:
+  installed = importlib.metadata.distributions()
+  return {
+    "arms": {name: {"dtype": arm.dtype, "grids": arm.grids} for name, arm in arms.items()},
+    "versions": dict(sorted((d.metadata["Name"].lower(), d.version) for d in installed)),
+    "python": platform.python_version(),
+    "settings": settings,
+  }
+
+
+def serve(build: Callable[[Work], dict[str, Arm]], settings: dict[str, Any]) -> None:
   """Answer requests until stdin ends.
 
   Args:
     build: loads what is needed and returns the arms by name.
-    packages: whose versions are reported.
     settings: what this tool was given, in words, for the report.
   """
   parser = argparse.ArgumentParser()
@@ -108,11 +116,7 @@ def serve(
     request = json.loads(line)
     try:
       if request["call"] == "describe":
-        answer: dict[str, Any] = {
-          "arms": {name: {"dtype": a.dtype, "grids": a.grids} for name, a in arms.items()},
-          "versions": {name: importlib.metadata.version(name) for name in packages},
-          "settings": settings,
-        }
+        answer = _describe(arms, settings)
       else:
         answer = _answer(request, work, arms)
     except Exception:  # whatever a tool raises is the coordinator's to report

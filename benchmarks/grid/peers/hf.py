@@ -150,5 +150,4 @@ def build(work: Work) -> dict[str, Arm]:
 
 
 if __name__ == "__main__":
-  packages = ("torch", "transformers", "numpy", "safetensors")
-  serve(build, packages=packages, settings=causal_lm.SETTINGS)
+  serve(build, causal_lm.SETTINGS)

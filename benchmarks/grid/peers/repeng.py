@@ -36,5 +36,4 @@ def build(work: Work) -> dict[str, Arm]:
 
 
 if __name__ == "__main__":
-  packages = ("repeng", "torch", "transformers", "numpy")
-  serve(build, packages=packages, settings=causal_lm.SETTINGS)
+  serve(build, causal_lm.SETTINGS)
