@@ -12,6 +12,7 @@ from benchmarks.grid.processes import Process, ToolError
 REFERENCE = "ours_f32"
 # Twins of one tool; the second is measured against the first.
 SCORED = (("ours", "f32", "bf16"), ("hf", "rows_f32", "rows_bf16"))
+SAME_WORK = 0.9  # of rows begin as ours do, or a float32 arm is not doing what it should
 SCORED_ROWS = 8  # of prompts of 512 tokens; of short ones all
 Say = Callable[[str], None]
 
@@ -105,17 +106,19 @@ def ratios(field: Sequence[Entrant], seconds: dict[str, list[float]]) -> dict[st
   """Return how many times faster ours is than the fastest peer of several kinds.
 
   `each` is the ratio in each repetition, in which the two ran minutes apart; `median` is theirs.
+  "_as_shipped" leaves out the arms that reuse prompts.
   """
   kinds = {
     "f32": lambda e: e.dtype == "float32",
     "f32_or_bf16": lambda e: e.dtype in ("float32", "bfloat16"),
     "any": lambda e: True,
   }
+  all_stock = all(e.is_stock for e in field)
   comparisons = {"ours_f32": ("f32",), "ours_bf16": ("f32", "f32_or_bf16", "any")}
   found = {}
   for ours, names in comparisons.items():
     for name in names:
-      for stock in (False, True):
+      for stock in (False,) if all_stock else (False, True):
         peers = {
           e.key: statistics.median(seconds[e.key])
           for e in field
@@ -175,6 +178,7 @@ def grid_section(
     tok_s: {arm: new tokens a second, the median}; seconds, warm_seconds, failed: see `measure`.
     ratios: see `ratios`.
     agreement_with_ours_f32, conditions_told_apart: of each arm's tokens.
+    does_other_work: float32 arms of whose rows too few begin with the same eight tokens as ours.
     bf16_tokens: of each bfloat16 arm's tokens, by the same arm's in float32.
     logprobs: see `scores`.
   """
@@ -189,6 +193,7 @@ def grid_section(
     **timed,
     "ratios": ratios(field, timed["seconds"]),
     "conditions_told_apart": {k: conditions_told_apart(a, grid.rows) for k, a in answers.items()},
+    "does_other_work": [],
     "bf16_tokens": {
       key: agreement(answers[key], answers[twin])
       for key, twin in twins.items()
@@ -196,8 +201,11 @@ def grid_section(
     },
   }
   if REFERENCE in answers:
-    section["agreement_with_ours_f32"] = {
-      key: agreement(rows, answers[REFERENCE]) for key, rows in answers.items() if key != REFERENCE
-    }
+    same = {k: agreement(a, answers[REFERENCE]) for k, a in answers.items() if k != REFERENCE}
+    section["agreement_with_ours_f32"] = same
+    exact = [e.key for e in field if e.dtype == "float32" and e.key in same]
+    section["does_other_work"] = [
+      key for key in exact if same[key]["rows_identical_first_8"] < SAME_WORK
+    ]
     section["logprobs"] = scores(field, grid, answers, say)
   return section
