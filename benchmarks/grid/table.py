@@ -60,4 +60,39 @@ def markdown(report: dict[str, Any]) -> str:
   for name in GRIDS:
     if name in report:
       lines += _grid(name, report[name])
+  if "engine" in report:
+    lines += _engine(report)
   return "\n".join(lines)
+
+
+def _engine(report: dict[str, Any]) -> list[str]:
+  """Return the table of what the engine reaches by itself."""
+  parts, share = report["engine"], report["share"]
+  wasted, flips = parts["wasted"], parts["flips"]["flips"]
+  answers = wasted["answer_tokens"]
+  rows = {
+    "share of the float32 matmul ceiling, prefill of 8 x 511 tokens": f"{share['prefill_f32']:.0%}",
+    "share of it, decoding of 128 rows": f"{share['decode128_f32']:.0%}",
+    "a step of decoding, 128 rows": f"{parts['shares']['decode_step_ms']:.0f} ms",
+    "an edit of one block adds to a step": f"{report['tax_one_block']:+.1%}",
+    "256 configurations, speed over that of one": f"{report['configs_256_over_1']:.1%}",
+    f"row-steps wasted, real ends of answers (mean {answers['mean']:.0f} of {answers['budget']} "
+    f"tokens, {answers['ended']} of {answers['rows']} ended)": f"{report['wasted_row_steps']:.1%}",
+    "the same if no row were left out": f"{wasted['without_leaving_out']:.1%}",
+  }
+  for name, counts in parts["passes"]["passes"].items():
+    over = report["passes_over_minimum"][name]
+    rows[f"prefill of 20 conditions, {name}: token-block passes, fewer than unshared"] = (
+      f"{counts['fewer']:.2f}x ({over:.2f} of the least)"
+    )
+  for name, found in flips.items():
+    rows[f"tokens that flip, {name}"] = (
+      f"{found['first_flip_rate']:.2%} ({found['rows_that_differ']:.0%} of rows differ)"
+    )
+  if "first_token" in report:
+    first = report["first_token"]
+    rows["first token of `make demo`, cold and warm"] = (
+      f"{first['cold_s']:.0f} s, {first['warm_s']:.0f} s"
+    )
+  lines = ["", "| the engine | |", "|---|---|"]
+  return lines + [f"| {name} | {value} |" for name, value in rows.items()]
