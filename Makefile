@@ -43,7 +43,7 @@ UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot bench-load bench-kernels install fetch lock clean check-python
+.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot bench bench-capture bench-score bench-load bench-kernels install fetch lock clean check-python
 
 help:
 	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
@@ -51,6 +51,8 @@ help:
 	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
 	@echo 'make aot         compile for TPUs without one and GPUs without one (in an environment of its own)'
+	@echo 'make bench       us and Hugging Face, steering-vectors, repeng, llama.cpp on the same grids'
+	@echo 'make bench-capture  activations of 20,000 prompts into moments; make bench-score: 1,440 items'
 	@echo 'make bench-kernels  what edits cost on TPUs, by the TPU compiler; no TPU needed'
 	@echo 'make bench-load  seconds and memory of loading a checkpoint of 2.5 GB (needs 5 GB of disk, 8 of memory)'
 	@echo 'make wheel-test  build the wheel, install it into a clean environment, import it'
@@ -112,6 +114,18 @@ aot: fetch $(AOT_STAMP)
 
 bench-kernels: $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python benchmarks/kernels.py $(ARGS)
+
+# Us and the peers on the same work, in one session; the peers' environments take about 20 minutes
+# to make, once. A corner of it: ARGS=--quick; single parts: ARGS="--sections engine --only ours".
+bench: fetch
+	$(RUN) -m benchmarks.grid.environments $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
+	JAX_PLATFORMS=cpu $(RUN) -m benchmarks.grid.bench $(ARGS)
+
+bench-capture: fetch
+	JAX_PLATFORMS=cpu $(RUN) benchmarks/capture.py $(ARGS)
+
+bench-score: fetch
+	JAX_PLATFORMS=cpu $(RUN) benchmarks/score.py $(ARGS)
 
 bench-load: install
 	$(RUN) benchmarks/load.py

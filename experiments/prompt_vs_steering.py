@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
   begun = time.monotonic()
 
   # ---- set-up ------------------------------------------------------------------------------------
-  jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+  pj.keep_on_disk()
   model = pj.load(
     config["model"],
     dtype=config["dtype"],

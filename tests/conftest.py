@@ -4,12 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import persona_jax as pj
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_llama import random_llama, vocabulary
+
+# Tests neither read nor leave programs in the user's cache.
+jax.config.update("jax_enable_compilation_cache", False)
 
 TEMPLATE = (
   "{% for m in messages %}{% if m['role'] == 'system' %}w2 {{ m['content'] }} "

@@ -1,6 +1,7 @@
 """Rows run tile by tile, for what is read on the way."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,34 +61,47 @@ class ReadTile:
     return by_row(self.notes, self.held, self.places, run=self.run)
 
 
-def cut(rows: Sequence[Row], *, whole: bool = False) -> tuple[list[list[int]], list[int]]:
+def cut(rows: Sequence[Row], *, full: bool = False) -> tuple[list[list[int]], list[int]]:
   """Cut rows into tiles: those with a common beginning together, by length.
 
   The cut depends only on the rows.
 
   Args:
     rows: the rows.
-    whole: whether to keep back the rows of the last tile if it is not full.
+    full: whether to make only full tiles of rows of one beginning and one length with padding, so
+      that few programs serve a stream of rows, and to keep back the others.
 
   Returns:
     Row numbers of each tile, and of the rows that were kept back.
   """
   tree = Tree(rows, [len(row.ids) for row in rows])
-  key = {}
+  keys: list[tuple[list[int], int]] = []
   for n, row in enumerate(rows):
     stems = [node for node in tree.chain(n)[:-1] if len(tree.nodes[node].rows) >= STEM_ROWS]
     start = tree.nodes[stems[-1]].stop if stems else 0
-    key[n] = (stems, len(row.ids) - start, row.ids, n)
+    keys.append((stems, length_bucket(len(row.ids) - start)))
+  order = sorted(range(len(rows)), key=lambda n: (keys[n], len(rows[n].ids), rows[n].ids, n))
   tiles: list[list[int]] = []
-  longest = 0
-  for n in sorted(key, key=lambda n: key[n]):
-    longer = max(longest, length_bucket(key[n][1]))
-    if not tiles or (len(tiles[-1]) + 1) * longer > TILE_TOKENS:
-      tiles.append([])
-      longer = length_bucket(key[n][1])
-    tiles[-1].append(n)
-    longest = longer
-  return (tiles[:-1], tiles[-1]) if whole and tiles else (tiles, [])
+  kept: list[int] = []
+  for _, alike in itertools.groupby(order, key=lambda n: keys[n] if full else None):
+    mine: list[list[int]] = []
+    longest = 0
+    for n in alike:
+      longest = max(longest, keys[n][1])
+      if not mine or len(mine[-1]) >= _room(longest):
+        mine.append([])
+        longest = keys[n][1]
+      mine[-1].append(n)
+    if full and len(mine[-1]) < _room(longest):
+      kept += mine.pop()
+    tiles += mine
+  return tiles, kept
+
+
+def _room(length: int) -> int:
+  """Return the rows of a tile: both of its batches are then full."""
+  most = max(1, TILE_TOKENS // length)
+  return most // 16 * 16 or most
 
 
 def batches(

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
-from persona_jax.edits.table import ALWAYS
+from persona_jax.edits.table import ALWAYS, FOREVER
 from persona_jax.engine.rows import length_bucket, row_bucket
 from persona_jax.engine.tree import Group, Tree
+
+# What a run of nodes costs beside its tokens, in tokens: a program more, and smaller products.
+_RUN_TOKENS = 512
 
 
 class GroupBatch:
@@ -76,13 +79,21 @@ class GroupBatch:
 
 
 def chunks(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[list[int]]:
-  """Cut nodes into runs of like length that go through the first block together."""
+  """Cut nodes into runs of like length that go through the first block together.
+
+  A run ends where it has enough tokens, or where padding it to the next length would cost more than
+  another run does.
+  """
   order = sorted(nodes, key=lambda n: tree.nodes[n].length)
+  classes = {n: len(tree.groups([n], FOREVER)) for n in order}
   chunk: list[int] = []
   for n in order:
     longest = length_bucket(tree.nodes[n].length)
-    if chunk and row_bucket(len(chunk) + 1) * longest > tokens:
-      yield sorted(chunk)
-      chunk = []
+    if chunk:
+      before = length_bucket(tree.nodes[chunk[-1]].length)
+      padding = (longest - before) * sum(classes[m] for m in chunk)
+      if row_bucket(len(chunk) + 1) * longest > tokens or padding > _RUN_TOKENS:
+        yield sorted(chunk)
+        chunk = []
     chunk.append(n)
   yield sorted(chunk)

@@ -50,7 +50,7 @@ def _with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
 def load(
   source: str | Path,
   *,
-  dtype: str = "float32",
+  dtype: str | None = None,
   resid_dtype: str | None = None,
   mesh: Mesh | None = None,
   system_default: Literal["keep", "empty", "drop"] = "keep",
@@ -67,9 +67,10 @@ def load(
       `owner/name@revision`, `owner/name/file.gguf`), both fetched once by `python -m
       persona_jax.fetch NAME`; a directory with config.json, safetensors in one file or several, and
       tokenizer files, or one that `Model.save` wrote; or a .gguf file.
-    dtype: of the weights and products: "float32", "bfloat16" or "float16".
-    resid_dtype: of the residual stream; default `dtype`. "float32" keeps small edits that bfloat16
-      swallows.
+    dtype: of the weights and products: "float32", "bfloat16" or "float16". Default: "float32" on a
+      CPU, "bfloat16" on a GPU or TPU, with a residual stream in float32.
+    resid_dtype: of the residual stream; default `dtype`, where that is given. "float32" keeps small
+      edits that bfloat16 swallows.
     mesh: devices to load onto, see `pj.make_mesh`: parameters are split over its axis "model", rows
       over "data". None: the default device.
     system_default: what a chat without a system message gets: "keep" what the template does (many
@@ -92,6 +93,10 @@ def load(
     ValueError: the checkpoint holds something that is not supported, or an argument is unknown.
   """
   choose(kernels, mesh)  # refuses an unknown name before weights are read
+  if dtype is None:
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    dtype = "float32" if device.platform == "cpu" else "bfloat16"
+    resid_dtype = "float32" if resid_dtype is None else resid_dtype
   dtype = _dtype_name("dtype", dtype)
   resid = dtype if resid_dtype is None else _dtype_name("resid_dtype", resid_dtype)
   checkpoint = open_checkpoint(source)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from persona_jax.data.wheels import cache_dir
 
@@ -282,6 +283,8 @@ def keep_on_disk() -> Path | None:
     return None
   if config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
-    # JAX leaves out programs that compile in under a second; here they are many.
+    # JAX leaves out programs that compile in under a second; here they are many. And it decides at
+    # the first program of a process whether there is a cache.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
   return Path(config.jax_compilation_cache_dir)

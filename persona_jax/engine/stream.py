@@ -1,8 +1,8 @@
 """Moments of prompts: a stream of them, tile by tile, into running moments on the device.
 
-Prompts are tokenised some thousands at a time and sorted within these; the rows of a tile that is
-not full wait for the next ones, so that a long stream has few shapes. Two tiles are under way at
-most, so that nothing piles up however long it is.
+Prompts are tokenised some thousands at a time and sorted within these, by common beginning and
+length; rows that fill no tile wait for the next ones, so that a long stream has few shapes. Two
+tiles are under way at most, so that nothing piles up however long it is.
 """
 
 import collections
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
 _PIECE = 4096  # prompts that are tokenised and sorted together
+_WAITING = 16384  # rows that may wait for others to fill a tile with
 
 
 class _Waiting(NamedTuple):
@@ -66,7 +67,9 @@ def moments(
   for piece, last in _pieces(model, prompts, groups, edits, spec):
     waiting += piece
     rows, numbers = [x.row for x in waiting], [x.number for x in waiting]
-    tiles, rest = cut(rows, whole=not last)
+    tiles, rest = cut(rows, full=not last)
+    if len(rest) > _WAITING:  # too many kinds of rows: take them as they are
+      tiles, rest = cut(rows)
     for tile in batches(model, rows, what, tiles=tiles, numbers=numbers):
       number_B = np.asarray([running.number(waiting[n].label) for n in tile.numbers])
       under_way.append((_add(running, tile, number_B, spec), len(tile.numbers)))

@@ -101,7 +101,9 @@ def attend(
   if mesh is not None and k % mesh.shape["model"]:
     return None
   if fused.implementation == "splash_tpu":
-    if q_BTKGH.dtype != jnp.bfloat16 or h % 64 or h > fused.widest:
+    if q_BTKGH.dtype != jnp.bfloat16 and not fused.interpret:  # where products are exact
+      return None
+    if h % 64 or h > fused.widest:
       return None
     run = functools.partial(splash, window=window, cap=cap, interpret=fused.interpret)
     if mesh is None:

@@ -143,6 +143,8 @@ def test_streams_come_in_pieces_and_full_tiles(tiny, monkeypatch):
   )
   alike(moments, expected)
   assert sum(done) == 24 and len(done) > 5
+  monkeypatch.setattr(stream, "_WAITING", 3)
+  alike(tiny.model.moments(PROMPTS, capture, groups=LABELS), expected)
   pieces = tiny.model.moments(PROMPTS[:7], capture, groups=LABELS[:7])  # the stream ends with one
   check(pieces, tiny.model.capture(PROMPTS[:7], capture), LABELS[:7])
 

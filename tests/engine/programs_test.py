@@ -91,9 +91,5 @@ def test_a_directory_of_the_users_own_is_kept(tmp_path):
 
 
 def test_a_cache_that_is_off_stays_off():
-  old = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)
-  try:
-    assert keep_on_disk() is None
-  finally:
-    jax.config.update("jax_enable_compilation_cache", old)
+  assert not jax.config.jax_enable_compilation_cache  # tests/conftest.py
+  assert keep_on_disk() is None and jax.config.jax_compilation_cache_dir is None

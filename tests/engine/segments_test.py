@@ -25,7 +25,7 @@ def grid_rows(tiny, prompts=10):
     [pj.add(d, 1.0, unit="raw", blocks=1, tokens="all")],
     [pj.ablate(e, blocks=2, tokens="generated"), pj.add(e, 1.0, unit="raw", blocks=0)],
   ]
-  pairs = [(pj.Raw(f"{STEM} w{p} w{p + 30}"), e) for p in range(prompts) for e in edits]
+  pairs = [(pj.Raw(f"{STEM} w{p + 5} w{p + 30}"), e) for p in range(prompts) for e in edits]
   return encode_rows(tiny.model, [p for p, _ in pairs], [e for _, e in pairs])
 
 
@@ -96,8 +96,9 @@ def test_levels_are_halves_and_three_quarters():
   assert levels(8) == [8] and levels(1) == [1]
 
 
-@pytest.mark.parametrize("mean", [20, 60])
-def test_few_row_steps_are_wasted_at_a_constant_rate_of_ends(tiny, mean):
+# The longest answer of many short ones runs long after the others, in a batch of 8.
+@pytest.mark.parametrize(("mean", "most"), [(20, 0.2), (60, 0.16)])
+def test_few_row_steps_are_wasted_at_a_constant_rate_of_ends(tiny, mean, most):
   row = grid_rows(tiny, 1)[0]
   rows, rng = [row] * 144, np.random.default_rng(mean)
   lengths = np.minimum(rng.geometric(1 / mean, len(rows)), 128)
@@ -106,4 +107,4 @@ def test_few_row_steps_are_wasted_at_a_constant_rate_of_ends(tiny, mean):
   _, work = decode_rows(
     tiny.model, rows, waves, Settings(128), order=tree.order, run=dry, lengths=lengths
   )
-  assert work.used_row_steps == lengths.sum() and work.wasted < 0.16
+  assert work.used_row_steps == lengths.sum() and work.wasted < most

@@ -139,21 +139,49 @@ def test_scores_share_and_change_nothing(tiny):
     assert together.tokens_edited[n] == one.tokens_edited[0]
 
 
-def test_last_tokens_are_captured_through_the_tree(tiny):
-  prompts = [p for p in PROMPTS for _ in range(3)]
+def test_scores_without_sharing_are_the_same_and_cost_what_they_must(tiny):
+  prompts, texts = [PROMPTS[2]] * 3 + [PROMPTS[3]], ["w30 w31", "w30 w32", "w33", "w30"]
+  ours, alone = (
+    score_rows(tiny.model, prompts, texts, sharing=sharing)
+    for sharing in (Sharing(), OFF["nothing"])
+  )
+  for a, b in zip(ours.logprobs, alone.logprobs, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+  lengths = [len(row.ids) for row in encode_rows(tiny.model, prompts, None)]
+  assert alone.passes == 3 * (sum(lengths) + 2) and ours.passes < alone.passes / 2
+  assert ours.padded_passes >= ours.passes
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    dict(reduce="last"),
+    dict(reduce="mean"),
+    dict(reduce="mean", tokens="last:3"),
+    dict(reduce="mean", tokens=pj.Window(("user",), start=-30, stop=-1)),
+    dict(reduce="all", tokens="last:30"),
+  ],
+)
+def test_what_is_read_through_the_tree_is_what_a_pass_of_each_row_reads(tiny, options):
   d = tiny.direction(0, norm=6.0)
   edits = [
     None,
     pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"),
     pj.add(d, 1.0, unit="raw", blocks=2, tokens="all"),
-  ] * len(PROMPTS)
-  sites = ("resid_pre", "mlp_out", "resid_post")
-  last = tiny.model.capture(prompts, pj.Capture(sites, reduce="last"), edits=edits)
-  every = tiny.model.capture(prompts, pj.Capture(sites), edits=edits)
-  for where, x in last.items():
-    for n, row in enumerate(x):
-      seen = every[where][n]
-      np.testing.assert_allclose(row, seen[~np.isnan(seen[:, 0])][-1], atol=2e-5)
+  ]
+  rows = [(p, e) for p in PROMPTS for e in edits]
+  capture = pj.Capture(("resid_pre", "mlp_out", "resid_post"), **options)
+  got = tiny.model.capture([p for p, _ in rows], capture, edits=[e for _, e in rows])
+  for n in range(0, len(rows), 2):
+    prompt, edit = rows[n]
+    encoded = tiny.model.encode(prompt)
+    table = None if edit is None else pj.compile_edits(tiny.model, [edit])
+    roles = np.asarray([encoded.roles])
+    _, reads = pj.forward(tiny.model, np.asarray([encoded.ids]), table, capture, roles_BT=roles)
+    for where, x in reads.items():
+      mine = got[where][n]
+      mine = mine[: len(encoded.ids)] if options["reduce"] == "all" else mine
+      np.testing.assert_allclose(mine, np.asarray(x)[0], atol=3e-5)
 
 
 def test_tiles_of_many_chunks_and_pieces(tiny, monkeypatch):

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from persona_jax.models.layers import KV, Shared, attend
+from persona_jax.models import attention
+from persona_jax.models.attention import Shared, Slots
+from persona_jax.models.layers import KV, Rotation
 
 B, T, K, G, H, OWN = 6, 2, 2, 3, 4, 5
 # Groups of rows, by part: ragged; a row that reads none of a part; in order.
@@ -15,6 +17,15 @@ GROUPS = {
   "one group": [[5, 4, 3, 2, 1, 0]],
 }
 IN_ORDER = [[0, 1], [2, 3], [4, 5]]
+
+
+def attend(q_BTNH, kv: KV, mask_BTS, shared=(), **options):
+  none = jnp.zeros((B, 0), jnp.int32)
+  slots = Slots(
+    position_BT=none, slot_position_BS=none, rope=Rotation(none, none), mask_BTS=mask_BTS,
+    shared=shared,
+  )  # fmt: skip
+  return attention.attend(q_BTNH, kv, slots, jnp.float32, **options)
 
 
 def random_kv(rng, rows: int, slots: int) -> KV:
@@ -38,6 +49,7 @@ def in_groups(rng, groups: list[list[int]], slots: int) -> tuple[Shared, np.ndar
   ordered = groups == IN_ORDER
   part = Shared(
     random_kv(rng, len(groups), slots),
+    jnp.zeros((len(groups), slots), jnp.int32),
     jnp.asarray(mask_PCTS),
     None if ordered else jnp.asarray(member_PC),
     None if ordered else jnp.asarray(place_B),
@@ -79,7 +91,7 @@ def test_shared_slots_are_as_own_ones(parts, cap):
     keys.append(np.asarray(part.kv.k_BKHS)[index])
     values.append(np.asarray(part.kv.v_BKSH)[index])
     masks.append(mask_BTS)
-  out = attend(q, own, jnp.asarray(own_mask), jnp.float32, scale=0.5, cap=cap, shared=tuple(shared))
+  out = attend(q, own, jnp.asarray(own_mask), tuple(shared), scale=0.5, cap=cap)
   expected = whole(q, keys, values, masks, 0.5, cap)
   np.testing.assert_allclose(out, expected, atol=2e-6)
 
@@ -89,7 +101,7 @@ def test_a_row_that_sees_nothing_gives_no_nan_and_one_part_alone_may_be_seen():
   q = jnp.asarray(rng.normal(size=(B, T, K * G, H)), jnp.float32)
   own, none = random_kv(rng, B, OWN), jnp.zeros((B, T, OWN), bool)
   part, mask_BTS = in_groups(rng, GROUPS["row without"], slots=3)
-  out = np.asarray(attend(q, own, none, jnp.float32, shared=(part,)))
+  out = np.asarray(attend(q, own, none, (part,)))
   assert np.isfinite(out).all()
   index = np.asarray([0, 0, 0, 1, 1, 1])
   seen = mask_BTS.any(-1)  # [B, T]; row 2 is in no group
@@ -107,7 +119,7 @@ def test_scores_far_apart_between_parts_do_not_overflow():
   part, _ = in_groups(rng, IN_ORDER, slots=4)
   loud = KV(jnp.full_like(part.kv.k_BKHS, 500.0), part.kv.v_BKSH)
   part = part._replace(kv=loud, mask_PCTS=jnp.ones_like(part.mask_PCTS))
-  out = np.asarray(attend(q, own, mask, jnp.float32, shared=(part,)))
+  out = np.asarray(attend(q, own, mask, (part,)))
   mean = np.asarray(part.kv.v_BKSH).mean(axis=2)[np.asarray([0, 0, 1, 1, 2, 2])]
   expected = np.repeat(mean[:, None, :, None], T, axis=1).repeat(G, axis=3).reshape(out.shape)
   np.testing.assert_allclose(out, expected, atol=1e-6)

@@ -2,7 +2,8 @@
 
 Prints one JSON line a family and mesh: relative errors of logits and residuals, whether greedy
 tokens are the same, and into how many parts parameters and rows were split. Then one line a mesh
-for the edit kernel, whose rows are split over the devices.
+for the edit kernel, whose rows are split over the devices ("kernel" as argument), or one for the
+attention kernel, whose rows and heads are ("attention").
 """
 
 import json
@@ -21,7 +22,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import persona_jax as pj  # noqa: E402
-from persona_jax.models import families  # noqa: E402
+from persona_jax.models import attention, families, layers  # noqa: E402
+from persona_jax.models.fused_attention import FusedAttention  # noqa: E402
 from persona_jax.models.params import stored_shape  # noqa: E402
 from tests.parity.checks import relative_error  # noqa: E402
 from tests.reference.checkpoint_writer import write_checkpoint  # noqa: E402
@@ -102,7 +104,29 @@ def kernel_errors() -> list[dict[str, object]]:
   return records
 
 
+def attention_error() -> float:
+  """Runs the TPU's attention, simulated, on 4 x 2 devices; the greatest error against plain XLA."""
+  rng, rows, tokens = np.random.default_rng(2), 4, 200
+  q, k, v = (jnp.asarray(rng.normal(size=(rows, tokens, n, 64)), jnp.float32) for n in (4, 2, 2))
+  kv = layers.KV.of(k, v, jnp.float32)
+  position_BT = jnp.broadcast_to(jnp.arange(tokens), (rows, tokens))
+  part = attention.Shared(layers.KV(*(x[:1, ..., :64] for x in (kv.k_BKHS, kv.v_BKSH[:, :, :64]))),
+    jnp.arange(64)[None], None, jnp.arange(rows)[None], jnp.arange(rows))  # fmt: skip
+  outs = []
+  for mesh in (None, pj.make_mesh(4, 2)):
+    fused = None if mesh is None else FusedAttention("splash_tpu", mesh, interpret=True)
+    slots = attention.Slots(
+      position_BT=position_BT, slot_position_BS=position_BT, rope=layers.Rotation(q, q),
+      mask_BTS=None, shared=(part,), fused=fused,
+    )  # fmt: skip
+    outs.append(jax.jit(attention.attend, static_argnames="dtype")(q, kv, slots, dtype=jnp.float32))
+  return float(jnp.abs(outs[1] - jax.device_put(outs[0], outs[1].sharding)).max())
+
+
 def main() -> None:
+  if sys.argv[1:] == ["attention"]:
+    print(json.dumps({"error": attention_error()}))
+    return
   if sys.argv[1:] == ["kernel"]:
     for record in kernel_errors():
       print(json.dumps(record), flush=True)

@@ -57,6 +57,11 @@ def test_edit_kernel_runs_on_each_device_s_rows():
     assert record["error"] <= 1e-4 < 1 < record["effect"], record
 
 
+def test_attention_kernel_runs_on_each_device_s_rows_and_heads():
+  (record,) = run_script("attention")
+  assert record["error"] <= 2e-6
+
+
 class Mesh:
   """As much of a mesh as the rules look at."""
 

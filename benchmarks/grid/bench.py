@@ -1,0 +1,139 @@
+"""persona_jax and its peers on the same grids, in one session: `make bench`.
+
+  python -m benchmarks.grid.bench                      everything; hours on two cores
+  python -m benchmarks.grid.bench --quick              2 prompts x 2 conditions x 8 tokens, once
+  python -m benchmarks.grid.bench --only ours,hf_rows  arms whose names begin so
+  python -m benchmarks.grid.bench --sections ceiling,grid_all_tokens
+
+Each tool is a process of its own that lives as long as the session; repetitions are interleaved
+(ABC, ABC, ABC), because a shared machine drifts, and only one process computes at a time. All use
+two threads. What each was given is written in its module (`ours.py`, `peers/`).
+
+Writes benchmarks/out/cpu.json (quick: quick.json) after every section, and prints it as Markdown.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import first_token
+from benchmarks.grid import machine, table, work
+from benchmarks.grid.engine_section import engine
+from benchmarks.grid.environments import ROOT
+from benchmarks.grid.grid_section import grid_section
+from benchmarks.grid.grids import read
+from benchmarks.grid.processes import TOOLS, Process, ToolError
+
+
+def _say(text: str) -> None:
+  print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+def _commit() -> str:
+  """Return the commit that is measured, "-dirty" if files differ from it."""
+  command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def _start(
+  directory: Path, logs: Path, only: list[str], quick: bool
+) -> tuple[list[Process], dict[str, str]]:
+  """Start the tools that are asked for; return them, and why others could not be."""
+  logs.mkdir(parents=True, exist_ok=True)
+  processes, skipped = [], {}
+  for tool in TOOLS:
+    if only and not any(tool.name.startswith(o) or o.startswith(tool.name) for o in only):
+      continue
+    try:
+      processes.append(Process(tool, directory, logs, quick=quick))
+      _say(f"started {tool.name}")
+    except ToolError as error:
+      skipped[tool.name] = str(error)
+      _say(f"SKIPPED {tool.name}: {error}")
+  return processes, skipped
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--repetitions", type=int, help="timed runs of each arm (3; quick: 1)")
+  parser.add_argument("--only", default="", help="comma-separated beginnings of arms' names")
+  parser.add_argument("--quick", action="store_true", help="a corner of each grid")
+  parser.add_argument(
+    "--slow-seconds", type=float, default=240, help="an arm slower than this runs once"
+  )
+  parser.add_argument("--sections", default="", help="comma-separated names; all of them")
+  parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out")
+  options = parser.parse_args()
+  only = [name for name in options.only.split(",") if name]
+  repetitions = options.repetitions or (1 if options.quick else 3)
+  target = options.out / ("quick.json" if options.quick else "cpu.json")
+
+  _say("making the work")
+  work.build(options.out / "work")
+  given = read(options.out / "work", quick=options.quick)
+  processes, skipped = _start(options.out / "work", options.out / "logs", only, options.quick)
+  report: dict[str, Any] = {
+    "date": f"{datetime.date.today()}",
+    "commit": _commit(),
+    "repetitions": repetitions,
+    "model": given.identity,
+    "device": machine.device(),
+    "tools": {
+      p.tool.name: {k: p.description[k] for k in ("python", "versions", "settings")}
+      for p in processes
+    },
+    "skipped": skipped,
+  }
+
+  def grid(name: str) -> dict[str, Any]:
+    return grid_section(
+      processes,
+      given.grids[name],
+      only=only,
+      repetitions=repetitions,
+      slow_s=options.slow_seconds,
+      say=_say,
+    )
+
+  # A section is a function that returns a dict; it stands in the report under its name.
+  sections: dict[str, Callable[[], dict[str, Any]]] = {
+    "ceiling": machine.ceilings,
+    "grid_all_tokens": lambda: grid("all_tokens"),
+    "grid_20_generated": lambda: grid("20_generated"),
+    "engine": lambda: engine(given, report["ceiling"]["f32_gflops"], repetitions),
+    "first_token": first_token.measure,
+    "ceiling_after": machine.ceilings,
+  }
+  chosen = [name for name in options.sections.split(",") if name] or list(sections)
+  unknown = set(chosen) - set(sections)
+  if unknown:
+    parser.error(f"no section {sorted(unknown)}; there are {list(sections)}")
+  try:
+    for name, section in sections.items():
+      if name not in chosen:
+        continue
+      found = section()
+      # The engine's headline figures stand at the top, its details under its name.
+      report |= found if name == "engine" else {name: found}
+      target.write_text(json.dumps(report, indent=1))
+      _say(f"{name} is in {target}")
+  finally:
+    for process in processes:
+      process.close()
+  print(table.markdown(report))
+  done = [report[name] for name in table.GRIDS if name in report]
+  missing = [*skipped, *(key for section in done for key in section["failed"])]
+  other = [key for section in done for key in section["does_other_work"]]
+  if missing or other:
+    raise SystemExit(f"not measured: {missing}; not the same tokens as ours: {other}")
+
+
+if __name__ == "__main__":
+  main()

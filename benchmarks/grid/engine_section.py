@@ -1,0 +1,278 @@
+"""What the engine reaches by itself, on SmolLM2.
+
+Shares of the machine's ceilings, what steering and many configurations cost, what is computed of
+the least there is, flipped tokens, wasted row-steps.
+
+All in one process, float32 unless said otherwise; what is compared is interleaved, and each ratio
+is of medians.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from benchmarks.grid.grids import Grid, Work
+
+import persona_jax as pj
+from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.generate import generate_tile, run_tile
+from persona_jax.engine.plan import plan_tile
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.rows import Row
+from persona_jax.engine.segments import decode_rows
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tree import Tree
+
+EOS_BUDGET = 256  # of answers that may end by themselves
+
+
+def seconds(run: Callable[[], object]) -> float:
+  """Time one call."""
+  begun = time.perf_counter()
+  run()
+  return time.perf_counter() - begun
+
+
+def interleaved(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+  """Time calls in turn, each once before to compile it."""
+  for run in runs.values():
+    run()
+  found: dict[str, list[float]] = {name: [] for name in runs}
+  for _ in range(repetitions):
+    for name, run in runs.items():
+      found[name].append(seconds(run))
+  return found
+
+
+def edits_of(model: pj.Model, grid: Grid, window: str | None = None) -> list[pj.Edit]:
+  """Return one edit a condition."""
+  shape = (1, model.arch.num_blocks, model.arch.width)
+  return [
+    pj.add(
+      pj.Direction(np.broadcast_to(vector_D, shape), f"condition {number}"),
+      1.0,
+      unit="raw",
+      blocks=grid.block,
+      tokens=window or grid.window,
+    )
+    for number, vector_D in enumerate(grid.vectors_CD)
+  ]
+
+
+def rows_of(model: pj.Model, grid: Grid, window: str | None = None) -> list[Row]:
+  """Return the rows of a grid."""
+  edits = edits_of(model, grid, window)
+  return encode_rows(model, [grid.texts[p] for p, _ in grid.rows], [edits[c] for _, c in grid.rows])
+
+
+def token_flops(model: pj.Model) -> tuple[float, float]:
+  """Return the multiply-adds x 2 of one token in all blocks, and in the head; attention aside."""
+  blocks = sum(leaf.size for leaf in jax.tree.leaves(model.params["blocks"]) if leaf.ndim > 1)
+  return 2.0 * blocks, 2.0 * model.params["embed_VD"].size
+
+
+def attention_flops(model: pj.Model, slots: float) -> float:
+  """Return those of one token's attention to so many slots, in all blocks."""
+  arch = model.arch
+  return 4.0 * arch.num_blocks * arch.num_heads * arch.head_dim * slots
+
+
+def decoding(model: pj.Model, rows: list[Row], steps: int) -> Callable[[], object]:
+  """Return a call that decodes rows whose prompts are computed."""
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows])
+  waves = prefill(model, tree).waves
+
+  def run() -> object:
+    return decode_rows(model, rows, list(waves), Settings(steps), order=tree.order)
+
+  return run
+
+
+def shares(model: pj.Model, work: Work, ceiling_gflops: float, repetitions: int) -> dict[str, Any]:
+  """Measure prefill and decoding of 128 rows against the float32 matmul ceiling.
+
+  Prefill: the 8 long prompts, 511 tokens each. Decoding: the first grid. Counted are the products
+  of weights and of attention that the rows need, not padding, nor slots that are masked.
+  """
+  blocks, head = token_flops(model)
+  long, short = work.grids["20_generated"], work.grids["all_tokens"]
+  rows = encode_rows(model, long.texts, None)
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows])
+
+  def prefilled() -> object:
+    return jax.block_until_ready([wave.kv for wave in prefill(model, tree).waves])
+
+  grid_rows = rows_of(model, short)
+  found = interleaved(
+    {"prefill": prefilled, "decode": decoding(model, grid_rows, short.new_tokens)}, repetitions
+  )
+  needed = sum(
+    (len(row.ids) - 1) * (blocks + attention_flops(model, len(row.ids) / 2)) for row in rows
+  )
+  # The last block's work behind keys and values is not needed for any row.
+  last = model.params["blocks"][-1]
+  spared = sum(leaf.size for name, leaf in last.items() if name not in ("k_DKH", "v_DKH"))
+  needed -= 2.0 * spared * sum(len(row.ids) - 1 for row in rows)
+  steps = short.new_tokens
+  decoded = sum(
+    steps * (blocks + head + attention_flops(model, len(row.ids) + steps / 2)) for row in grid_rows
+  )
+  rate = {"prefill_f32": needed, "decode128_f32": decoded}
+  medians = [statistics.median(found[name]) for name in ("prefill", "decode")]
+  gflops = {n: f / s / 1e9 for (n, f), s in zip(rate.items(), medians, strict=True)}
+  return {
+    "share": {name: value / ceiling_gflops for name, value in gflops.items()},
+    "gflops": gflops,
+    "decode_step_ms": 1e3 * medians[1] / steps,
+    "samples_s": found,
+  }
+
+
+def tax(model: pj.Model, work: Work, repetitions: int) -> dict[str, Any]:
+  """Measure what an edit of one block adds to decoding: 128 rows with one and without."""
+  grid = work.grids["all_tokens"]
+  steered = rows_of(model, grid, "generated")
+  plain = [dataclasses.replace(row, edits=()) for row in steered]
+  runs = {
+    name: decoding(model, rows, grid.new_tokens)
+    for name, rows in (("steered", steered), ("plain", plain))
+  }
+  found = interleaved(runs, repetitions)
+  ratios = [a / b for a, b in zip(found["steered"], found["plain"], strict=True)]
+  return {"tax_one_block": statistics.median(ratios) - 1, "samples_s": found}
+
+
+def configs(model: pj.Model, work: Work, repetitions: int) -> dict[str, Any]:
+  """Measure 256 rows with an edit of their own each against 256 rows with one edit."""
+  grid = work.grids["all_tokens"]
+  shape = (1, model.arch.num_blocks, model.arch.width)
+  rng = np.random.default_rng(2)
+  edits = [
+    pj.add(
+      pj.Direction(np.broadcast_to(rng.normal(size=model.arch.width), shape), f"own {n}"),
+      0.1 * (1 + n % 7),
+      unit="raw",
+      blocks=grid.block,
+      tokens="generated",
+    )
+    for n in range(256)
+  ]
+  texts = [grid.texts[n % len(grid.texts)] for n in range(256)]
+  runs = {
+    name: decoding(model, encode_rows(model, texts, chosen), 32)
+    for name, chosen in (("256", edits), ("1", edits[:1] * 256))
+  }
+  found = interleaved(runs, repetitions)
+  ratios = [one / many for many, one in zip(found["256"], found["1"], strict=True)]
+  return {"configs_256_over_1": statistics.median(ratios), "samples_s": found}
+
+
+def passes(model: pj.Model, work: Work) -> dict[str, Any]:
+  """Count prefill's token-block passes of 20 conditions on the long prompts, really computed."""
+  grid = work.grids["20_generated"]
+  out: dict[str, Any] = {}
+  for name, window in (("trunk", "all"), ("generated", "generated")):
+    rows = rows_of(model, grid, window)
+    stops = [len(row.ids) - 1 for row in rows]
+    tree = Tree(rows, stops)
+    done = prefill(model, tree)
+    planned = plan_tile(model, rows, range(len(rows)), Settings(grid.new_tokens))
+    least = Tree(rows, stops, min_run=1).passes(model.arch.num_blocks)
+    out[name] = {
+      "computed": done.passes,
+      "planned": planned.passes,
+      "least": least,
+      "unshared": planned.unshared_passes,
+      "fewer": planned.unshared_passes / done.passes,
+      "padding": 1 - done.passes / done.padded_passes,
+    }
+  return {
+    "passes_over_minimum": {n: x["computed"] / x["least"] for n, x in out.items()},
+    "passes": out,
+  }
+
+
+def flips(work: Work, models: dict[str, pj.Model]) -> dict[str, Any]:
+  """Count tokens of the first grid that differ from float32's, and between shapes of tiles."""
+  grid = work.grids["all_tokens"]
+  settings = Settings(grid.new_tokens)
+  ids: dict[str, list[tuple[int, ...]]] = {}
+  for name, model in models.items():
+    rows = rows_of(model, grid)
+    ids[name] = [g.token_ids for g in generate_tile(model, rows, settings)]
+    parts = [rows[i : i + 32] for i in range(0, len(rows), 32)]
+    ids[f"{name} in tiles of 32"] = [
+      g.token_ids for part in parts for g in generate_tile(model, part, settings)
+    ]
+  pairs = {
+    "bf16 against f32": ("bfloat16", "float32"),
+    "f32, 32 rows against 128": ("float32 in tiles of 32", "float32"),
+    "bf16, 32 rows against 128": ("bfloat16 in tiles of 32", "bfloat16"),
+  }
+  found = {name: _differences(ids[a], ids[b]) for name, (a, b) in pairs.items()}
+  return {"token_flip_rate_bf16": found["bf16 against f32"]["first_flip_rate"], "flips": found}
+
+
+def _differences(a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> dict[str, float]:
+  """Compare rows of tokens.
+
+  After its first difference a row goes its own way, so what is counted is how often a token was
+  the first to differ, of those that followed the same text.
+  """
+  firsts = [
+    next((n for n, (x, y) in enumerate(zip(p, q, strict=True)) if x != y), None)
+    for p, q in zip(a, b, strict=True)
+  ]
+  compared = sum(len(p) if n is None else n + 1 for p, n in zip(a, firsts, strict=True))
+  flipped = sum(n is not None for n in firsts)
+  return {
+    "rows_that_differ": flipped / len(a),
+    "first_flip_rate": flipped / compared,
+    "tokens_that_differ": float(np.mean(np.asarray(a) != np.asarray(b))),
+  }
+
+
+def wasted(model: pj.Model, work: Work) -> dict[str, Any]:
+  """Decode the first grid with answers that end by themselves; count row-steps that served none."""
+  rows = rows_of(model, work.grids["all_tokens"])
+  ids, texts = model.stops()
+  generations, took = run_tile(model, rows, Settings(EOS_BUDGET, stop_ids=ids, stop_texts=texts))
+  lengths = [len(g.token_ids) for g in generations]
+  done = took.decoding
+  return {
+    "wasted_row_steps": done.wasted,
+    "without_leaving_out": 1 - sum(lengths) / (max(lengths) * len(rows)),
+    "answer_tokens": {
+      "mean": statistics.fmean(lengths),
+      "median": statistics.median(lengths),
+      "ended": sum(g.finish_reason == "stop" for g in generations),
+      "rows": len(rows),
+      "budget": EOS_BUDGET,
+    },
+    "segments": done.segments,
+  }
+
+
+def engine(work: Work, ceiling_gflops: float, repetitions: int) -> dict[str, Any]:
+  """Run every part; the keys of the parts side by side, their details under their names."""
+  name = work.identity["name"]
+  models = {dtype: pj.load(name, dtype=dtype) for dtype in ("float32", "bfloat16")}
+  model = models["float32"]
+  parts = {
+    "shares": shares(model, work, ceiling_gflops, repetitions),
+    "tax": tax(model, work, repetitions),
+    "configs": configs(model, work, repetitions),
+    "passes": passes(model, work),
+    "flips": flips(work, models),
+    "wasted": wasted(model, work),
+  }
+  headline = (
+    "share", "tax_one_block", "configs_256_over_1", "passes_over_minimum", "token_flip_rate_bf16",
+    "wasted_row_steps",
+  )  # fmt: skip
+  found = {key: part[key] for part in parts.values() for key in headline if key in part}
+  return {**found, "engine": parts}

@@ -1,0 +1,68 @@
+"""What this machine is, and the most that it does: matrix products and copies."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SIZE = 2048  # of the square matrices: 17 GFLOP a product
+COPIED = 256 << 20  # bytes
+REPEATS = 5
+FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "neon")
+
+
+def _file(path: str) -> str:
+  return Path(path).read_text() if Path(path).exists() else ""
+
+
+def device() -> dict[str, Any]:
+  """Describe the processor and the memory."""
+  lines = [line.split(":", 1) for line in _file("/proc/cpuinfo").splitlines() if ":" in line]
+  processor = {key.strip(): value.strip() for key, value in lines}
+  memory = _file("/proc/meminfo").split()
+  return {
+    "processor": processor.get("model name", platform.processor()),
+    "family_model": [processor.get("cpu family"), processor.get("model")],
+    "architecture": platform.machine(),
+    "cores": os.cpu_count(),
+    "flags": [flag for flag in FLAGS if flag in processor.get("flags", "").split()],
+    "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
+    "system": platform.platform(),
+    "load_average": os.getloadavg(),
+  }
+
+
+def _samples(call: Callable[[], Any], work: float) -> list[float]:
+  """Return billions of units of work a second, of several calls after one that is not counted."""
+  call()
+  rates = []
+  for _ in range(REPEATS):
+    begun = time.perf_counter()
+    call()
+    rates.append(work / (time.perf_counter() - begun) / 1e9)
+  return rates
+
+
+def ceilings() -> dict[str, Any]:
+  """Measure matrix products by XLA in both dtypes, and a copy by NumPy.
+
+  Returns:
+    medians `f32_gflops`, `bf16_gflops` and `copy_gbs` (bytes read and bytes written both count),
+    and the samples.
+  """
+  samples = {}
+  product = jax.jit(jnp.matmul)
+  for name, dtype in (("f32_gflops", jnp.float32), ("bf16_gflops", jnp.bfloat16)):
+    x = jax.random.normal(jax.random.key(0), (SIZE, SIZE), jnp.float32).astype(dtype)
+    samples[name] = _samples(lambda x=x: product(x, x).block_until_ready(), 2 * SIZE**3)
+  source = np.ones(COPIED, np.uint8)
+  target = np.zeros_like(source)
+  samples["copy_gbs"] = _samples(lambda: np.copyto(target, source), 2 * COPIED)
+  return {name: statistics.median(rates) for name, rates in samples.items()} | {"samples": samples}

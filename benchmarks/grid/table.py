@@ -1,0 +1,98 @@
+"""The report as Markdown."""
+
+from collections.abc import Iterator
+from typing import Any
+
+GRIDS = ("grid_all_tokens", "grid_20_generated")
+
+
+def _percent(value: float | None) -> str:
+  return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _grid(name: str, section: dict[str, Any]) -> Iterator[str]:
+  yield f"\n{name}: {section['rows']} rows, {section['tokens']} new tokens\n"
+  yield "| arm | tok/s, median | each repetition | rows as ours in float32 | first 8 tokens |"
+  yield "|---|---|---|---|---|"
+  order = sorted(section["tok_s"], key=section["tok_s"].get, reverse=True)
+  for key in order:
+    each = ", ".join(f"{section['tokens'] / s:.1f}" for s in section["seconds"][key])
+    same = section.get("agreement_with_ours_f32", {}).get(key, {})
+    whole, first = same.get("rows_identical"), same.get("rows_identical_first_8")
+    rate = section["tok_s"][key]
+    yield f"| {key} | {rate:.1f} | {each} | {_percent(whole)} | {_percent(first)} |"
+  for key, why in section["failed"].items():
+    yield f"| {key} | FAILED: {why.strip().splitlines()[-1]} | | | |"
+  yield "\n| ratio | peer | median | each repetition |\n|---|---|---|---|"
+  for key, ratio in section["ratios"].items():
+    each = ", ".join(f"{value:.2f}" for value in ratio["each"])
+    yield f"| {key} | {ratio['peer']} | {ratio['median']:.2f} | {each} |"
+  yield "\n| bfloat16 by its own float32 | rows that differ | tokens that differ | parts at |"
+  yield "|---|---|---|---|"
+  for key, same in section["bf16_tokens"].items():
+    rows, tokens = 1 - same["rows_identical"], 1 - same["tokens_identical"]
+    parts = same["first_divergence_median"]
+    yield f"| {key} | {_percent(rows)} | {_percent(tokens)} | {'' if parts is None else parts} |"
+  distances = section.get("logprobs", {}).get("distances", {})
+  if distances:
+    yield "\n| log-probabilities, nats a token | mean | largest |\n|---|---|---|"
+  for key, value in distances.items():
+    yield f"| {key} | {value['mean_abs_nats']:.2e} | {value['max_abs_nats']:.2e} |"
+
+
+def markdown(report: dict[str, Any]) -> str:
+  """Return the tables of a report; sections that it lacks are left out."""
+  device = report["device"]
+  lines = [
+    f"Measured {report['date']} on {device['processor']}, {device['cores']} cores, "
+    f"{', '.join(device['flags'])}; {report['repetitions']} repetitions, interleaved.",
+    "",
+  ]
+  for when in ("ceiling", "ceiling_after"):
+    if when in report:
+      most = report[when]
+      lines.append(
+        f"{when}: {most['f32_gflops']:.0f} GFLOP/s float32, {most['bf16_gflops']:.0f} bfloat16, "
+        f"copies {most['copy_gbs']:.1f} GB/s."
+      )
+  for name, why in report.get("skipped", {}).items():
+    lines.append(f"SKIPPED {name}: {why}")
+  for name in GRIDS:
+    if name in report:
+      lines += _grid(name, report[name])
+  if "engine" in report:
+    lines += _engine(report)
+  return "\n".join(lines)
+
+
+def _engine(report: dict[str, Any]) -> list[str]:
+  """Return the table of what the engine reaches by itself."""
+  parts, share = report["engine"], report["share"]
+  wasted, flips = parts["wasted"], parts["flips"]["flips"]
+  answers = wasted["answer_tokens"]
+  rows = {
+    "share of the float32 matmul ceiling, prefill of 8 x 511 tokens": f"{share['prefill_f32']:.0%}",
+    "share of it, decoding of 128 rows": f"{share['decode128_f32']:.0%}",
+    "a step of decoding, 128 rows": f"{parts['shares']['decode_step_ms']:.0f} ms",
+    "an edit of one block adds to a step": f"{report['tax_one_block']:+.1%}",
+    "256 configurations, speed over that of one": f"{report['configs_256_over_1']:.1%}",
+    f"row-steps wasted, real ends of answers (mean {answers['mean']:.0f} of {answers['budget']} "
+    f"tokens, {answers['ended']} of {answers['rows']} ended)": f"{report['wasted_row_steps']:.1%}",
+    "the same if no row were left out": f"{wasted['without_leaving_out']:.1%}",
+  }
+  for name, counts in parts["passes"]["passes"].items():
+    over = report["passes_over_minimum"][name]
+    rows[f"prefill of 20 conditions, {name}: token-block passes, fewer than unshared"] = (
+      f"{counts['fewer']:.2f}x ({over:.2f} of the least)"
+    )
+  for name, found in flips.items():
+    rows[f"tokens that flip, {name}"] = (
+      f"{found['first_flip_rate']:.2%} ({found['rows_that_differ']:.0%} of rows differ)"
+    )
+  if "first_token" in report:
+    first = report["first_token"]
+    rows["first token of `make demo`, cold and warm"] = (
+      f"{first['cold_s']:.0f} s, {first['warm_s']:.0f} s"
+    )
+  lines = ["", "| the engine | |", "|---|---|"]
+  return lines + [f"| {name} | {value} |" for name, value in rows.items()]

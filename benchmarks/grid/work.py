@@ -1,0 +1,176 @@
+"""Makes the work: the two grids, and the model's weights in the peers' formats.
+
+  python -m benchmarks.grid.work benchmarks/out/work
+
+All tools get the same numbers: the registry's SmolLM2-135M-Instruct (Q4_1 and Q8_0 in its file),
+dequantised to float32 once by `pj.load`.
+
+  hf/              transformers' directory: our float32 parameters under their names
+  model-f32.gguf   the registry's file with every tensor dequantised by the `gguf` package
+  model-q4_1.gguf  the registry's file itself
+  work.json, vectors.npz   the grids, see `grids.py`
+
+Both float32 files are read again by `pj.load`, and each parameter must be the same bits.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import gguf
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+import persona_jax as pj
+from benchmarks.grid.grids import Grid, write
+from persona_jax.checkpoints.registry import registry_file
+from persona_jax.models.params import axes_of, stored_shape
+from persona_jax.personas.persona import load_questions
+
+MODEL = "smollm2-135m-instruct"
+BLOCK = 15
+NEW_TOKENS = 64
+SHORT = range(39, 56)  # tokens of a prompt of the first grid, template included
+LONG = 512  # of the second
+# What a condition adds, in units of the median residual norm at the block.
+AMOUNTS_8 = (-0.6, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.6)
+AMOUNTS_20 = tuple(round(0.05 * n, 2) for n in range(-10, 11) if n)
+
+
+def short_texts(model: pj.Model, count: int) -> list[str]:
+  """Return everyday questions, each of 39 to 55 tokens in the chat template."""
+  texts = [question.text for question in load_questions("neutral")]
+  fitting = [text for text in texts if len(model.encode(text).ids) in SHORT]
+  return fitting[:count]
+
+
+def long_texts(model: pj.Model, count: int) -> list[str]:
+  """Return everyday texts, each of exactly 512 tokens in the chat template.
+
+  Each begins at another question, so that they have only the template in common.
+  """
+  texts = []
+  questions = [question.text for question in load_questions("neutral")]
+  for first in range(count):
+    turned = questions[7 * first :] + questions[: 7 * first]
+    words = " ".join([*turned, "Which of these would you answer first, and how?"]).split()
+    length = next(n for n in range(len(words), 0, -1) if _tokens(model, words[:n]) <= LONG)
+    words = words[:length]
+    while _tokens(model, words) < LONG:  # some tokens short where the next word has several
+      words.append("and")
+    texts.append(" ".join(words))
+  return texts
+
+
+def _tokens(model: pj.Model, words: list[str]) -> int:
+  return len(model.encode(" ".join(words)).ids)
+
+
+def make_grids(model: pj.Model) -> list[Grid]:
+  """Return the two grids.
+
+  Raises:
+    ValueError: the prompts do not have the lengths that they should.
+  """
+  short, long = short_texts(model, 16), long_texts(model, 8)
+  norm = _median_norm(model, short)
+  grids = []
+  for name, texts, amounts, window, seed in (
+    ("all_tokens", short, AMOUNTS_8, "all", 0),
+    ("20_generated", long, AMOUNTS_20, "generated", 1),
+  ):
+    prompts = tuple(tuple(int(i) for i in model.encode(text).ids) for text in texts)
+    directions_CD = np.random.default_rng(seed).normal(size=(len(amounts), model.arch.width))
+    directions_CD /= np.linalg.norm(directions_CD, axis=-1, keepdims=True)
+    vectors_CD = (norm * np.asarray(amounts)[:, None] * directions_CD).astype(np.float32)
+    grids.append(Grid(name, tuple(texts), prompts, vectors_CD, BLOCK, window, NEW_TOKENS))
+  lengths = [[len(ids) for ids in grid.prompts] for grid in grids]
+  if len(short) != 16 or set(lengths[1]) != {LONG}:
+    raise ValueError(f"16 prompts of {SHORT} and 8 of {LONG} tokens are needed; got {lengths}")
+  return grids
+
+
+def _median_norm(model: pj.Model, texts: list[str]) -> float:
+  """Return the median norm of the residual stream at the block, at last prompt tokens."""
+  reads = model.capture(texts, pj.Capture(blocks=(BLOCK,), reduce="last"))
+  return float(np.median(np.linalg.norm(reads["resid_post", BLOCK], axis=-1)))
+
+
+def write_hf(model: pj.Model, directory: Path) -> None:
+  """Write the parameters as a transformers directory, with no end-of-sequence token."""
+  directory.mkdir(parents=True, exist_ok=True)
+  arch, tensors = model.arch, {}
+  for name, weight in arch.family.weight_map(arch).items():
+    leaf = model.params
+    for key in weight.path:
+      leaf = leaf[key]
+    axes = axes_of(str(weight.path[-1]))
+    stored = np.asarray(leaf).transpose([axes.index(a) for a in weight.axes.replace(",", "")])
+    tensors[name] = np.ascontiguousarray(stored).reshape(stored_shape(weight, leaf.shape))
+  save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+  config = json.loads(model.config) | {"dtype": "float32"}
+  config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+  (directory / "config.json").write_text(json.dumps(config, indent=1))
+  model.tokenizer.backend.save(str(directory / "tokenizer.json"))
+
+
+def write_gguf(source: Path, target: Path) -> None:
+  """Copy a GGUF file with every tensor dequantised to float32."""
+  reader = gguf.GGUFReader(source)
+  architecture = str(reader.fields["general.architecture"].contents())
+  writer = gguf.GGUFWriter(target, architecture)
+  for name, field in reader.fields.items():
+    if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+      continue
+    kind, *of = field.types
+    writer.add_key_value(name, field.contents(), kind, of[-1] if of else None)
+  writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+  for tensor in reader.tensors:
+    writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+def check(model: pj.Model, source: Path) -> None:
+  """Check that a written file holds the model's parameters, bit by bit.
+
+  Raises:
+    ValueError: it does not.
+  """
+  read = pj.load(source)
+  same = jax.tree.map(lambda a, b: bool((a == b).all()), model.params, read.params)
+  if not jax.tree.all(same):
+    raise ValueError(f"{source} holds other weights than {MODEL}")
+
+
+def build(directory: Path) -> None:
+  """Write everything; a no-op where it has been written."""
+  if (directory / "work.json").is_file():
+    return
+  directory.mkdir(parents=True, exist_ok=True)
+  model = pj.load(MODEL, dtype="float32")
+  grids = make_grids(model)
+  write_hf(model, directory / "hf")
+  quantised, target = registry_file(MODEL), directory / "model-q4_1.gguf"
+  if not target.exists():
+    os.symlink(quantised, target)
+  write_gguf(quantised, directory / "model-f32.gguf")
+  for written in (directory / "hf", directory / "model-f32.gguf"):
+    check(model, written)
+  identity = dataclasses.asdict(model.identity)
+  write(directory, grids, {name: identity[name] for name in ("name", "sha256", "quantisation")})
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("directory", type=Path)
+  build(parser.parse_args().directory)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,63 @@
+"""`pj.compile`: the programs of a plan, compiled and listed."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from persona_jax.engine.plan import Plan
+from persona_jax.engine.programs import PROGRAMS, Program, keep_on_disk
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramTable:
+  """Compiled programs; `str(table)` lists them.
+
+  Attributes:
+    programs: in the order of first use.
+  """
+
+  programs: tuple[Program, ...]
+
+  @property
+  def seconds(self) -> float:
+    """Seconds that compiling took, or reading from disk."""
+    return sum(program.seconds for program in self.programs)
+
+  def __str__(self) -> str:
+    lines = [
+      f"{'program':<16} {'seconds':>8} {'MiB':>9} {'temp':>8} {'traces':>6} {'calls':>6}  shapes"
+    ]
+    for p in self.programs:
+      lines.append(
+        f"{p.name:<16} {p.seconds:8.2f} {p.total_bytes / 2**20:8.1f} {p.temp_bytes / 2**20:8.1f} "
+        f"{p.traces:8d} {p.calls:8d}  {p.shapes}"
+      )
+    lines.append(f"{len(self.programs)} programs, {self.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def compile(model: "Model", plan: Plan) -> ProgramTable:
+  """Compile the programs of a plan, so that the run starts at once.
+
+  They stay in this process, and on disk for the next one (`engine.programs.keep_on_disk`). `pj.run`
+  does the same by itself, in the background.
+
+  Args:
+    model: the model that the plan was made for.
+    plan: of `pj.plan`.
+
+  Returns:
+    Name, shapes, seconds, bytes and counts of each program.
+
+  Raises:
+    ValueError: the model lies on a mesh: its programs are compiled when they are first called.
+  """
+  if model.mesh is not None:
+    raise ValueError(
+      "a model on a mesh compiles its programs when they are first called: how arrays lie on the "
+      "devices is known only then."
+    )
+  keep_on_disk()
+  return ProgramTable(tuple(PROGRAMS.describe(plan.needs)))
