@@ -70,7 +70,9 @@ class Prefix:
   padded_passes: int
 
 
-def merged(waves: Sequence[Wave], spare_slots: int, *, run: Runner) -> list[Wave]:
+def merged(
+  waves: Sequence[Wave], spare_slots: int, order: Sequence[int], *, run: Runner
+) -> list[Wave]:
   """Put successive waves together where that copies few slots.
 
   A decoding step pays for every wave that it attends to: 128 rows on 2 CPU cores 1 ms a block
@@ -80,12 +82,13 @@ def merged(waves: Sequence[Wave], spare_slots: int, *, run: Runner) -> list[Wave
   Args:
     waves: the waves; emptied.
     spare_slots: how many slots a block may get more.
+    order: the rows as they will stand in the batch; classes come in the same order.
     run: calls the device.
   """
   waves = list(waves)
   out = waves[:1]
   for wave in waves[1:]:
-    pairs = [_pairs(out[-1].class_of[b], wave.class_of[b]) for b in range(len(wave.kv))]
+    pairs = [_pairs(out[-1].class_of[b], wave.class_of[b], order) for b in range(len(wave.kv))]
     more = [
       len(pair_N2) * (a.shape[1] + b.shape[1]) - a.size - b.size
       for (pair_N2, _), a, b in zip(pairs, out[-1].position_of, wave.position_of, strict=True)
@@ -113,15 +116,16 @@ def merged(waves: Sequence[Wave], spare_slots: int, *, run: Runner) -> list[Wave
   return out
 
 
-def _pairs(a_R: np.ndarray, b_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(a_R: np.ndarray, b_R: np.ndarray, order: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
   """Return the pairs of classes that rows have, int [N, 2], and the pair of each row, -1 for none.
 
-  Pairs stand in the order of their first rows.
+  Pairs stand in the order of their first rows, which is `order`.
   """
-  both_R2 = np.stack([a_R, b_R], axis=1)
+  both_R2 = np.stack([a_R, b_R], axis=1)[list(order)]
   none_R = (both_R2 < 0).all(axis=1)
   pair_N2, first, pair_R = np.unique(both_R2, axis=0, return_index=True, return_inverse=True)
-  pair_R = pair_R.reshape(-1)
+  pair_R = pair_R.reshape(-1)[np.argsort(order)]
+  none_R = none_R[np.argsort(order)]
   kept = [n for n in np.argsort(first) if not (pair_N2[n] < 0).all()]
   number = np.full(len(pair_N2), -1, np.int32)
   number[kept] = np.arange(len(kept))

@@ -152,7 +152,7 @@ class _Batch:
     self.numbers = np.asarray([*order, *[-1] * (size - len(rows))])
     blocks = range(model.arch.num_blocks)
     if not copies:
-      waves = merged(waves, size * min(FIRST_SLOTS, settings.max_new_tokens), run=self._run)
+      waves = merged(waves, size * min(FIRST_SLOTS, settings.max_new_tokens), order, run=self._run)
     self._shared, self._layouts = shared_parts(
       waves, blocks, order, size, copies=copies, run=self._run
     )

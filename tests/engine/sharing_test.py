@@ -8,9 +8,12 @@ from persona_jax.edits.table import SITES
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile
 from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefix import Wave, merged
+from persona_jax.engine.programs import DIRECT
 from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import Sharing, Tree
+from persona_jax.models.layers import KV
 
 N = 5
 SYSTEM = " ".join(f"w{i}" for i in range(40, 60))
@@ -192,3 +195,29 @@ def test_tiles_of_many_chunks_and_pieces(tiny, monkeypatch):
   whole = generate_tile(tiny.model, rows, settings)
   monkeypatch.setattr(prefilling, "BATCH_TOKENS", 64)
   compare(generate_tile(tiny.model, rows, settings), whole)
+
+
+def test_merged_waves_stand_in_the_order_of_the_batch():
+  def wave(class_R, slots, first):
+    classes = max(class_R) + 1
+    values = first + np.arange(classes, dtype=np.float32)
+    kv = KV.of(
+      *(np.tile(values[:, None, None, None], (1, slots, 1, 2)) for _ in range(2)), "float32"
+    )
+    positions = np.tile(np.arange(slots, dtype=np.int32), (classes, 1))
+    return Wave([kv], [np.asarray(class_R, np.int32)], [positions])
+
+  a, b = wave([0, 0, 1, 1, -1], 2, 10.0), wave([0, 1, -1, 2, 2], 3, 20.0)
+  order = [3, 1, 0, 2, 4]
+  (both,) = merged([a, b], 100, order, run=DIRECT)
+  assert both.class_of[0].tolist() == [2, 1, 3, 0, 4]
+  # By class: the values of the first wave's slots and of the second's, and which are empty.
+  seen = np.where(both.position_of[0] < 0, -1, np.asarray(both.kv[0].v_BKSH)[:, 0, :, 0])
+  assert seen.tolist() == [
+    [11, 11, 22, 22, 22],
+    [10, 10, 21, 21, 21],
+    [10, 10, 20, 20, 20],
+    [11, 11, -1, -1, -1],
+    [-1, -1, 22, 22, 22],
+  ]
+  assert len(merged([a, b], 0, order, run=DIRECT)) == 2  # would copy slots, and may not
