@@ -122,7 +122,7 @@ def _pairs(a_R: np.ndarray, b_R: np.ndarray, order: Sequence[int]) -> tuple[np.n
   Pairs stand in the order of their first rows, which is `order`.
   """
   both_R2 = np.stack([a_R, b_R], axis=1)[list(order)]
-  none_R = (both_R2 < 0).all(axis=1)
+  none_R = np.asarray((both_R2 < 0).all(axis=1))
   pair_N2, first, pair_R = np.unique(both_R2, axis=0, return_index=True, return_inverse=True)
   pair_R = pair_R.reshape(-1)[np.argsort(order)]
   none_R = none_R[np.argsort(order)]
