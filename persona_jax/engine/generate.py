@@ -116,7 +116,9 @@ def run_tiles(
     if model.mesh is None and settings.max_new_tokens > AHEAD_STEPS:
       for j in (0, 1) if i == 0 else (i + 1,):
         if j < len(tiled):
-          PROGRAMS.prepare(lambda j=j: plan_tile(model, rows, tiled[j], settings).needs)  # type: ignore[misc]
+          PROGRAMS.prepare(
+            lambda j=j: plan_tile(model, rows, tiled[j], settings, table=PROGRAMS).needs
+          )  # type: ignore[misc]
     yield tile, in_halves(run, tile, told)
 
 

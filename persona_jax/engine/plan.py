@@ -18,6 +18,7 @@ from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.programs import (
   PROGRAMS,
   Dry,
+  Live,
   Need,
   tree_bytes,
 )
@@ -209,9 +210,10 @@ def plan_tile(
   *,
   lengths: Sequence[int] | None = None,
   sharing: Sharing = ALL_SHARED,
+  table: Live | None = None,
 ) -> TilePlan:
-  """Go through one tile dry; `numbers` says which of the rows are in it."""
-  dry = Dry()
+  """Go through one tile dry; `numbers` says which of the rows are in it, `table` as in `Dry`."""
+  dry = Dry(table)
   arch, mine = model.arch, [rows[n] for n in numbers]
   tree = Tree(mine, [len(row.ids) - 1 for row in mine], sharing=sharing)
   prefix = prefill(model, tree, run=dry)
@@ -286,8 +288,7 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
     largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
     if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
       return tiled
-    planned = plan_tile(model, rows, largest, settings)
-    PROGRAMS.know(planned.needs)  # what was traced need not be again
+    planned = plan_tile(model, rows, largest, settings, table=None if model.mesh else PROGRAMS)
     if planned.peak_bytes <= limit:
       return tiled
   raise AssertionError("the smallest size is always taken")

@@ -6,7 +6,6 @@ code as the run, and what it announces is what will be compiled.
 """
 
 import dataclasses
-import functools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -80,10 +79,15 @@ class Need:
     self.args = jax.tree.map(_shape_of, args)
     self._device = jax.config.jax_default_device  # type: ignore[attr-defined]
     self.key = _key(name, fn, args, static)
+    self._lock = threading.Lock()
+    self._trace: Any = None
 
-  @functools.cached_property
+  @property
   def _traced(self) -> Any:
-    return self._fn.trace(*self.args, **self.static)
+    with self._lock:  # who comes second waits, and traces nothing again
+      if self._trace is None:
+        self._trace = self._fn.trace(*self.args, **self.static)
+      return self._trace
 
   @property
   def shapes(self) -> str:
@@ -190,10 +194,9 @@ class Live:
     """Return how many of them have a name."""
     return sum(entry.need.name == name for entry in list(self._entries.values()))
 
-  def know(self, needs: Iterable[Need]) -> None:
-    """Take programs in that are traced, to be compiled when they are called."""
-    for need in needs:
-      self._entry(need)
+  def know(self, needs: Iterable[Need]) -> list[Need]:
+    """Take programs in, to be compiled when they are called; return those that the table has."""
+    return [self._entry(need).need for need in needs]
 
   def prepare(self, needed: Callable[[], Iterable[Need]]) -> None:
     """Compile in the background what is not there yet.
@@ -228,6 +231,9 @@ PROGRAMS = Live()
 class Dry:
   """Runs nothing: returns shapes, and notes what would be run.
 
+  Args:
+    table: where programs are to be known at once, so that nobody traces them a second time.
+
   Attributes:
     needs: programs by key, in the order of first use.
     calls: how often each would be run.
@@ -235,7 +241,8 @@ class Dry:
 
   is_dry = True
 
-  def __init__(self) -> None:
+  def __init__(self, table: Live | None = None) -> None:
+    self._table = table
     self.needs: dict[Hashable, Need] = {}
     self.calls: dict[Hashable, int] = {}
     self._results: dict[Hashable, Any] = {}
@@ -244,8 +251,11 @@ class Dry:
     """Return the shapes of a function's results."""
     key = _key(name, fn, args, static)
     if key not in self.needs:
-      self.needs[key] = Need(name, fn, args, static)
-      self._results[key] = self.needs[key].results()
+      need = Need(name, fn, args, static)
+      if self._table is not None:
+        (need,) = self._table.know([need])
+      self.needs[key] = need
+      self._results[key] = need.results()
     self.calls[key] = self.calls.get(key, 0) + 1
     return self._results[key]
 

@@ -337,7 +337,7 @@ class _Batch:
     """Have the programs compiled in the background that are likely to be needed next."""
     if self._run is not PROGRAMS or self._settings.max_new_tokens <= AHEAD_STEPS:
       return
-    dry = Dry()  # here, for what follows changes this batch
+    dry = Dry(PROGRAMS)  # here, for what follows changes this batch
     if self._slots < self._settings.max_new_tokens:
       self._next(dry).lengthen_and_call()
     if self._can_end and self._next_level:
