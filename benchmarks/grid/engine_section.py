@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmarks.grid.grids import Grid, Work
 
 import persona_jax as pj
+from benchmarks.grid.grids import Grid, Work
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.plan import plan_tile
