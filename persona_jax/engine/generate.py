@@ -1,6 +1,7 @@
 """Generation of a tile of rows, each with its own edits, and of lists of prompts."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from persona_jax.engine.memory import in_halves
 from persona_jax.engine.plan import cut, plan_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.programs import PROGRAMS
+from persona_jax.engine.programs import PROGRAMS, Need
 from persona_jax.engine.rows import Row, derive_seed, plain_prompt
 from persona_jax.engine.segments import AHEAD_STEPS, Answer, Work, decode_rows
 from persona_jax.engine.settings import Settings
@@ -112,13 +113,13 @@ def run_tiles(
   def run(numbers: list[int]) -> list[Generation]:
     return generate_tile(model, [rows[n] for n in numbers], settings)
 
+  def needed(tile: Sequence[int]) -> tuple[Need, ...]:
+    return plan_tile(model, rows, tile, settings, table=PROGRAMS).needs
+
   for i, tile in enumerate(tiled):
     if model.mesh is None and settings.max_new_tokens > AHEAD_STEPS:
-      for j in (0, 1) if i == 0 else (i + 1,):
-        if j < len(tiled):
-          PROGRAMS.prepare(
-            lambda j=j: plan_tile(model, rows, tiled[j], settings, table=PROGRAMS).needs
-          )  # type: ignore[misc]
+      for soon in tiled[i + (i > 0) : i + 2]:  # this one too if it is the first
+        PROGRAMS.prepare(functools.partial(needed, soon))
     yield tile, in_halves(run, tile, told)
 
 
