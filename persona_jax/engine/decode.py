@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.table import ALWAYS, ROLES, EditTable, Where
 from persona_jax.engine.forward import Layout, Part, run_blocks
-from persona_jax.engine.sampling import Sampling, next_token
+from persona_jax.engine.sampling import Sampling, choose
 from persona_jax.engine.taps import Fused
 from persona_jax.models.arch import Arch
 from persona_jax.models.layers import KV
@@ -194,11 +194,10 @@ def segment(
       layouts=layouts,
     )
     logits_BV = arch.family.unembed(arch, params, out.h_BTD[:, 0])
-    token_B = next_token(sampling, logits_BV, key_B, t)
     logprob_BS = state.logprob_BS
-    if logprob_BS is not None:
-      chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
-      logprob_BS = noted(logprob_BS, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1), t)
+    token_B, logprob_B = choose(sampling, logits_BV, key_B, t, with_logprobs=logprob_BS is not None)
+    if logprob_BS is not None and logprob_B is not None:
+      logprob_BS = noted(logprob_BS, logprob_B, t)
     delivery = out.delivery
     return State(
       step=t + 1,

@@ -6,6 +6,7 @@ code as the run, and what it announces is what will be compiled.
 """
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -80,14 +81,19 @@ class Need:
     self._device = jax.config.jax_default_device  # type: ignore[attr-defined]
     self.key = _key(name, fn, args, static)
     self._lock = threading.Lock()
-    self._trace: Any = None
+    self._traced: Any = None
+    self._results: Any = None
+    self._donated_bytes = 0
 
-  @property
-  def _traced(self) -> Any:
-    with self._lock:  # who comes second waits, and traces nothing again
-      if self._trace is None:
-        self._trace = self._fn.trace(*self.args, **self.static)
-      return self._trace
+  def _trace(self) -> Any:
+    """Trace the function; who comes second waits, and traces nothing again."""
+    with self._lock:
+      if self._traced is None:
+        self._traced = self._fn.trace(*self.args, **self.static)
+        self._results = jax.tree.map(_shape_of, self._traced.out_info)
+        donated = [x for x in jax.tree.leaves(self._traced.args_info) if x.donated]
+        self._donated_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in donated)
+      return self._traced
 
   @property
   def shapes(self) -> str:
@@ -107,22 +113,21 @@ class Need:
   @property
   def new_result_bytes(self) -> int:
     """Bytes of the results that take no donated argument's place."""
-    given = sum(
-      int(np.prod(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(self._traced.args_info)
-      if leaf.donated
-    )
-    return max(0, tree_bytes(self.results()) - given)
+    return max(0, tree_bytes(self.results()) - self._donated_bytes)
 
   def results(self) -> Any:
     """Return the results as shapes."""
-    return jax.tree.map(_shape_of, self._traced.out_info)
+    if self._results is None:
+      self._trace()
+    return self._results
 
   def compile(self) -> tuple[Any, float]:
     """Compile it; return the program and the seconds that took."""
     start = time.perf_counter()
     with jax.default_device(self._device):
-      compiled = self._traced.lower().compile()
+      compiled = self._trace().lower().compile()
+    with self._lock:
+      self._traced = None  # large, and of no further use
     return compiled, time.perf_counter() - start
 
 

@@ -8,7 +8,7 @@ import persona_jax as pj
 from persona_jax.engine import generate as generating
 from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import Row, derive_seed, sampling_keys
-from persona_jax.engine.sampling import Sampling, next_token
+from persona_jax.engine.sampling import Sampling, choose
 from persona_jax.engine.settings import Settings
 from tests.reference import numpy_llama
 
@@ -255,7 +255,8 @@ def test_samples_follow_the_model_s_distribution(tiny):
   ):
     p_V = p_V / p_V.sum()
     drawn = np.bincount(
-      np.asarray(next_token(sampling, logits_BV, keys, jnp.int32(0))), minlength=p_V.size
+      np.asarray(choose(sampling, logits_BV, keys, jnp.int32(0), with_logprobs=False).token_B),
+      minlength=p_V.size,
     )
     assert (drawn[p_V == 0] == 0).all()
     big = p_V > 0.02
@@ -267,7 +268,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
   logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]])).repeat(400, 0)
   keys = sampling_keys(range(400))
   drawn = lambda p: set(
-    np.asarray(next_token(Sampling(1.0, top_p=p), logits, keys, jnp.int32(0))).tolist()
+    np.asarray(
+      choose(Sampling(1.0, top_p=p), logits, keys, jnp.int32(0), with_logprobs=False).token_B
+    ).tolist()
   )
   assert (
     drawn(0.5) == {0}
