@@ -335,10 +335,10 @@ class Model:
         if not item:
           raise ValueError("stop holds an empty text, which would end every row at once.")
         texts.append(item)
-        encoded = self.tokenizer.encode(item)
-        if len(encoded) != 1 or self.tokenizer.decode(encoded, skip_special=False) != item:
+        token = self.tokenizer.backend.token_to_id(item)
+        if token is None or self.tokenizer.decode([token], skip_special=False) != item:
           continue
-        item = encoded[0]
+        item = token
       if not 0 <= item < self.arch.vocab_size:
         raise ValueError(f"stop id {item} lies outside the vocabulary of {self.arch.vocab_size}.")
       ids.append(int(item))

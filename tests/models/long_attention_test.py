@@ -85,7 +85,7 @@ def test_chunks_give_what_a_single_pass_gives(tokens, parts, window, cap):
   whole = attend(q, kv, with_masks(slots), dtype=jnp.float32, cap=cap)
   out = attend(q, kv, slots, dtype=jnp.float32, cap=cap)
   assert np.isfinite(np.asarray(out)).all()
-  np.testing.assert_allclose(out[valid_BT], whole[valid_BT], atol=2e-6)
+  np.testing.assert_allclose(out[valid_BT], whole[valid_BT], rtol=2e-6, atol=4e-6)
 
 
 def test_slots_of_a_cache_may_stand_in_any_order():
@@ -95,7 +95,7 @@ def test_slots_of_a_cache_may_stand_in_any_order():
   slots = replace(slots, kv=kv, slot_position_BS=slots.slot_position_BS[:, order], window=100)
   whole = attend(q, kv, with_masks(slots), dtype=jnp.float32)
   out = attend(q, kv, slots, dtype=jnp.float32)
-  np.testing.assert_allclose(out[valid_BT], whole[valid_BT], atol=2e-6)
+  np.testing.assert_allclose(out[valid_BT], whole[valid_BT], rtol=2e-6, atol=4e-6)
 
 
 def test_no_array_of_a_program_holds_all_scores():
