@@ -56,13 +56,14 @@ def entrants(processes: Sequence[Process], grid: Grid, only: Sequence[str]) -> l
 
 
 def measure(
-  field: Sequence[Entrant], grid: Grid, repetitions: int, slow_s: float, say: Say
+  field: Sequence[Entrant], grid: Grid, *, warm_up: bool, repetitions: int, slow_s: float, say: Say
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Run every arm, one after another, again and again.
 
   Args:
     field: the arms.
     grid: the work.
+    warm_up: whether each arm is run before any is timed, so that no compilation is.
     repetitions: how often each is timed.
     slow_s: an arm whose first run takes longer is not run again.
     say: prints progress.
@@ -75,7 +76,7 @@ def measure(
   warm: dict[str, float] = {}
   failed: dict[str, str] = {}
   answers: dict[str, Any] = {}
-  for entrant in field:
+  for entrant in field if warm_up else ():
     try:
       answer = entrant.process.request(call="warm", arm=entrant.arm, grid=grid.name)
       warm[entrant.key] = answer["seconds"]
@@ -167,6 +168,7 @@ def grid_section(
   grid: Grid,
   *,
   only: Sequence[str],
+  warm_up: bool,
   repetitions: int,
   slow_s: float,
   say: Say,
@@ -183,7 +185,9 @@ def grid_section(
     logprobs: see `scores`.
   """
   field = entrants(processes, grid, only)
-  timed, answers = measure(field, grid, repetitions, slow_s, say)
+  timed, answers = measure(
+    field, grid, warm_up=warm_up, repetitions=repetitions, slow_s=slow_s, say=say
+  )
   tokens = len(grid.rows) * grid.new_tokens
   twins = {e.key: e.key.removesuffix("bf16") + "f32" for e in field if e.dtype == "bfloat16"}
   section = {
