@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.grid.compare import agreement, conditions_told_apart, logprob_distance
 from benchmarks.grid.grids import Grid
 from benchmarks.grid.processes import Process, ToolError
@@ -145,22 +147,26 @@ def scores(
   arms = {(e.process.tool.name, e.arm): e for e in field}
   short = max(map(len, grid.prompts)) < 256
   every = len(grid.rows) if short else SCORED_ROWS
-  rows = [round(n * (len(grid.rows) - 1) / max(1, every - 1)) for n in range(every)]
-  rows = sorted(set(rows))
+  spread = np.linspace(0, len(grid.rows) - 1, every).round().astype(int)
+  rows = sorted(set(spread.tolist()))
   given = [answers[REFERENCE][row] for row in rows]
-  values, found = {}, {}
+  values, found, failed = {}, {}, {}
   for tool, exact, half in SCORED:
     for arm in (exact, half):
       entrant = arms.get((tool, arm))
       if entrant is not None and entrant.key in answers:
         say(f"{grid.name}: log-probabilities by {entrant.key}")
         fields = {"call": "score", "arm": arm, "grid": grid.name, "rows": rows, "token_ids": given}
-        values[tool, arm] = entrant.process.request(**fields)["logprobs"]
+        try:
+          values[tool, arm] = entrant.process.request(**fields)["logprobs"]
+        except ToolError as error:
+          failed[entrant.key] = str(error)
+          say(f"{grid.name}: {entrant.key} FAILED: {error}")
     if (tool, exact) in values and (tool, half) in values:
       found[f"{tool}_{half}"] = logprob_distance(values[tool, half], values[tool, exact])
   if ("ours", "f32") in values and ("hf", "rows_f32") in values:
     found["ours_f32_to_hf_f32"] = logprob_distance(values["ours", "f32"], values["hf", "rows_f32"])
-  return {"rows": rows, "distances": found}
+  return {"rows": rows, "distances": found, "failed": failed}
 
 
 def grid_section(
