@@ -1,7 +1,8 @@
 """persona_jax and its peers on the same grids, in one session: `make bench`.
 
   python -m benchmarks.grid.bench                      everything; hours on two cores
-  python -m benchmarks.grid.bench --quick              2 prompts x 2 conditions x 8 tokens, once
+  python -m benchmarks.grid.bench --quick              2 prompts x 2 conditions x 8 tokens, once, to
+                                                       see that all runs: compilation is timed
   python -m benchmarks.grid.bench --only ours,hf_rows  arms whose names begin so
   python -m benchmarks.grid.bench --sections ceiling,grid_all_tokens
 
@@ -97,6 +98,7 @@ def main() -> None:
       processes,
       given.grids[name],
       only=only,
+      warm_up=not options.quick,
       repetitions=repetitions,
       slow_s=options.slow_seconds,
       say=_say,

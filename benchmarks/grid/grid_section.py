@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.grid.compare import agreement, conditions_told_apart, logprob_distance
 from benchmarks.grid.grids import Grid
 from benchmarks.grid.processes import Process, ToolError
@@ -56,13 +58,14 @@ def entrants(processes: Sequence[Process], grid: Grid, only: Sequence[str]) -> l
 
 
 def measure(
-  field: Sequence[Entrant], grid: Grid, repetitions: int, slow_s: float, say: Say
+  field: Sequence[Entrant], grid: Grid, *, warm_up: bool, repetitions: int, slow_s: float, say: Say
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Run every arm, one after another, again and again.
 
   Args:
     field: the arms.
     grid: the work.
+    warm_up: whether each arm is run before any is timed, so that no compilation is.
     repetitions: how often each is timed.
     slow_s: an arm whose first run takes longer is not run again.
     say: prints progress.
@@ -75,7 +78,7 @@ def measure(
   warm: dict[str, float] = {}
   failed: dict[str, str] = {}
   answers: dict[str, Any] = {}
-  for entrant in field:
+  for entrant in field if warm_up else ():
     try:
       answer = entrant.process.request(call="warm", arm=entrant.arm, grid=grid.name)
       warm[entrant.key] = answer["seconds"]
@@ -144,22 +147,26 @@ def scores(
   arms = {(e.process.tool.name, e.arm): e for e in field}
   short = max(map(len, grid.prompts)) < 256
   every = len(grid.rows) if short else SCORED_ROWS
-  rows = [round(n * (len(grid.rows) - 1) / max(1, every - 1)) for n in range(every)]
-  rows = sorted(set(rows))
+  spread = np.linspace(0, len(grid.rows) - 1, every).round().astype(int)
+  rows = sorted(set(spread.tolist()))
   given = [answers[REFERENCE][row] for row in rows]
-  values, found = {}, {}
+  values, found, failed = {}, {}, {}
   for tool, exact, half in SCORED:
     for arm in (exact, half):
       entrant = arms.get((tool, arm))
       if entrant is not None and entrant.key in answers:
         say(f"{grid.name}: log-probabilities by {entrant.key}")
         fields = {"call": "score", "arm": arm, "grid": grid.name, "rows": rows, "token_ids": given}
-        values[tool, arm] = entrant.process.request(**fields)["logprobs"]
+        try:
+          values[tool, arm] = entrant.process.request(**fields)["logprobs"]
+        except ToolError as error:
+          failed[entrant.key] = str(error)
+          say(f"{grid.name}: {entrant.key} FAILED: {error}")
     if (tool, exact) in values and (tool, half) in values:
       found[f"{tool}_{half}"] = logprob_distance(values[tool, half], values[tool, exact])
   if ("ours", "f32") in values and ("hf", "rows_f32") in values:
     found["ours_f32_to_hf_f32"] = logprob_distance(values["ours", "f32"], values["hf", "rows_f32"])
-  return {"rows": rows, "distances": found}
+  return {"rows": rows, "distances": found, "failed": failed}
 
 
 def grid_section(
@@ -167,6 +174,7 @@ def grid_section(
   grid: Grid,
   *,
   only: Sequence[str],
+  warm_up: bool,
   repetitions: int,
   slow_s: float,
   say: Say,
@@ -183,7 +191,9 @@ def grid_section(
     logprobs: see `scores`.
   """
   field = entrants(processes, grid, only)
-  timed, answers = measure(field, grid, repetitions, slow_s, say)
+  timed, answers = measure(
+    field, grid, warm_up=warm_up, repetitions=repetitions, slow_s=slow_s, say=say
+  )
   tokens = len(grid.rows) * grid.new_tokens
   twins = {e.key: e.key.removesuffix("bf16") + "f32" for e in field if e.dtype == "bfloat16"}
   section = {
