@@ -1,6 +1,7 @@
 """Models that tests share."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,24 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine.programs import PROGRAMS
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_llama import random_llama, vocabulary
 
 # Tests neither read nor leave programs in the user's cache.
 jax.config.update("jax_enable_compilation_cache", False)
+
+MOST_PROGRAMS = 300  # of a test process; all of them would take 5 GB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+  """Forgets programs between files, once they are many."""
+  yield
+  if len(PROGRAMS) > MOST_PROGRAMS:
+    PROGRAMS.clear()
+    jax.clear_caches()
+
 
 TEMPLATE = (
   "{% for m in messages %}{% if m['role'] == 'system' %}w2 {{ m['content'] }} "

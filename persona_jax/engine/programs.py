@@ -199,6 +199,11 @@ class Live:
     """Return how many of them have a name."""
     return sum(entry.need.name == name for entry in list(self._entries.values()))
 
+  def clear(self) -> None:
+    """Forget all programs, and with them their memory; they are compiled again when called."""
+    with self._lock:
+      self._entries.clear()
+
   def know(self, needs: Iterable[Need]) -> list[Need]:
     """Take programs in, to be compiled when they are called; return those that the table has."""
     return [self._entry(need).need for need in needs]
