@@ -93,7 +93,7 @@ def decoding(model: pj.Model, rows: list[Row], steps: int) -> Callable[[], objec
 
 
 def shares(model: pj.Model, work: Work, ceiling_gflops: float, repetitions: int) -> dict[str, Any]:
-  """Measure prefill and decoding of 128 rows against the float32 matmul ceiling.
+  """Measure prefill and decoding of all rows of the first grid against the matmul ceiling.
 
   Prefill: the 8 long prompts, 511 tokens each. Decoding: the first grid. Counted are the products
   of weights and of attention that the rows need, not padding, nor slots that are masked.
@@ -121,7 +121,8 @@ def shares(model: pj.Model, work: Work, ceiling_gflops: float, repetitions: int)
   decoded = sum(
     steps * (blocks + head + attention_flops(model, len(row.ids) + steps / 2)) for row in grid_rows
   )
-  rate = {"prefill_f32": needed, "decode128_f32": decoded}
+  suffix = {"float32": "f32", "bfloat16": "bf16"}[model.dtype]
+  rate = {f"prefill_{suffix}": needed, f"decode{len(grid_rows)}_{suffix}": decoded}
   medians = [statistics.median(found[name]) for name in ("prefill", "decode")]
   gflops = {n: f / s / 1e9 for (n, f), s in zip(rate.items(), medians, strict=True)}
   return {

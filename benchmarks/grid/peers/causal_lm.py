@@ -31,6 +31,11 @@ def load(work: Work, dtype: torch.dtype = torch.float32) -> Any:
   model = transformers.AutoModelForCausalLM.from_pretrained(
     work.directory / "hf", dtype=dtype, attn_implementation="sdpa", local_files_only=True
   ).eval()
+  return greedy(model)
+
+
+def greedy(model: Any) -> Any:
+  """Make a model decode greedily to its budget."""
   model.generation_config = transformers.GenerationConfig(
     do_sample=False, use_cache=True, pad_token_id=PAD, eos_token_id=None
   )
@@ -47,7 +52,7 @@ def padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
 
 def generate(model: Any, grid: Grid, prompts: Sequence[Sequence[int]], **options: Any) -> Rows:
   """Continue a batch of prompts; return the new tokens."""
-  batch = padded(prompts)
+  batch = {name: tensor.to(model.device) for name, tensor in padded(prompts).items()}
   with torch.inference_mode():
     out = model.generate(**batch, max_new_tokens=grid.new_tokens, **options)
   return out[:, batch["input_ids"].shape[1] :].tolist()

@@ -63,15 +63,15 @@ class Adding:
 
 
 class HuggingFace:
-  """A model in one dtype."""
+  """What an arm does with a model of transformers, on the model's device."""
 
-  def __init__(self, work: Work, dtype: torch.dtype):
-    self.model = causal_lm.load(work, dtype)
+  def __init__(self, model: Any):
+    self.model = model
 
   def adding(self, grid: Grid, vectors_BD: np.ndarray, **when: Any) -> Adding:
     """Return the hook for vectors [1 or B, D]."""
-    vectors = torch.from_numpy(np.array(vectors_BD)).to(self.model.dtype)[:, None]
-    return Adding(self.model.model.layers[grid.block], vectors, **when)
+    vectors = torch.from_numpy(np.array(vectors_BD)).to(self.model.device, self.model.dtype)
+    return Adding(self.model.model.layers[grid.block], vectors[:, None], **when)
 
   def generate(
     self, grid: Grid, prompts: Sequence[Sequence[int]], vectors_BD: np.ndarray, **options: Any
@@ -95,7 +95,7 @@ class HuggingFace:
   def prefilled(self, grid: Grid) -> Any:
     """Return the cache of every prompt without its last token; prompts are of one length."""
     cache = transformers.DynamicCache(config=self.model.config)
-    ids = torch.tensor(grid.prompts)[:, :-1]
+    ids = torch.tensor(grid.prompts, device=self.model.device)[:, :-1]
     with torch.inference_mode():
       self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
     return cache
@@ -113,7 +113,8 @@ class HuggingFace:
     """One call for all, prompts prefilled once."""
     cache = self.prefilled(grid)
     with torch.inference_mode():
-      cache.batch_select_indices(torch.tensor([prompt for prompt, _ in grid.rows]))
+      rows = torch.tensor([prompt for prompt, _ in grid.rows], device=self.model.device)
+      cache.batch_select_indices(rows)
     prompts = [grid.prompts[prompt] for prompt, _ in grid.rows]
     return self.generate(grid, prompts, grid.vectors_RD, past_key_values=cache)
 
@@ -126,12 +127,14 @@ class HuggingFace:
       length = len(answers[0])
       prompts = [grid.prompts[grid.rows[row][0]] for row in chosen]
       batch = causal_lm.padded([[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)])
+      batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
       position = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
       last = length - 1 if grid.window == "generated" else None
       with torch.inference_mode(), self.adding(grid, grid.vectors_RD[chosen], last_tokens=last):
         logits = self.model(**batch, position_ids=position, logits_to_keep=length).logits
         logprobs = logits.float().log_softmax(-1)
-      values += logprobs.gather(-1, torch.tensor(answers)[..., None])[..., 0].tolist()
+      given = torch.tensor(answers, device=self.model.device)[..., None]
+      values += logprobs.gather(-1, given)[..., 0].tolist()
     return values
 
 
@@ -139,7 +142,7 @@ def build(work: Work) -> dict[str, Arm]:
   """Load the model in each dtype."""
   arms = {}
   for name, dtype in DTYPES.items():
-    hf = HuggingFace(work, dtype)
+    hf = HuggingFace(causal_lm.load(work, dtype))
     arm = functools.partial(Arm, str(dtype).removeprefix("torch."))
     arms[f"conditions_{name}"] = arm(hf.by_condition)
     arms[f"rows_{name}"] = arm(hf.all_rows, hf.score)

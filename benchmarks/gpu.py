@@ -1,0 +1,424 @@
+"""The engine and Hugging Face on one GPU, on the same random weights of Llama-3.1-8B's sizes.
+
+  python -m benchmarks.gpu                      all sections; Hugging Face if PyTorch sees the GPU
+  python -m benchmarks.gpu --sections ceiling,attention
+  JAX_PLATFORMS=cpu python -m benchmarks.gpu --small    on a CPU, only to see that it runs
+
+Sections: `attention` (the fused kernel against XLA), `ceiling` (products and copies of this GPU),
+`engine` (shares of them, what an edit costs, what many configurations cost), `grid_all_tokens` and
+`grid_20_generated` (us and the peer, interleaved, and how far their log-probabilities lie apart).
+
+Weights are drawn on the device, bfloat16; each tool has a copy of its own of the same numbers. What
+they are makes no difference to the time. Prompts are random words of a vocabulary of the model's
+size. Both tools run in this process, one after another; programs are compiled before any timing.
+Writes gpu.json after every section and prints Markdown at the end.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# PyTorch is to have room beside JAX.
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+import persona_jax as pj
+from benchmarks.grid import engine_section
+from benchmarks.grid.compare import agreement, logprob_distance
+from benchmarks.grid.grids import Grid, Work
+from benchmarks.grid.ours import edits_of
+from benchmarks.llama_blocks import LLAMA_8B
+from persona_jax.checkpoints.checkpoint import Identity
+from persona_jax.checkpoints.tokenizer import Tokenizer
+from persona_jax.engine.programs import PROGRAMS
+from persona_jax.models import attention, fused_attention, llama
+from persona_jax.models.layers import KV, Rotation
+from persona_jax.models.params import axes_of, placed_params, stored_shape
+from persona_jax.personas.chat import Chat
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w2"
+BEGUN = time.perf_counter()
+
+
+def say(text: str) -> None:
+  """Print progress."""
+  print(f"{time.perf_counter() - BEGUN:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What is run.
+
+  Attributes:
+    config: of the model.
+    prompts, conditions, new_tokens: of the first grid.
+    long: tokens of a prompt of the second grid, which has 8 prompts and 20 conditions.
+    attention: (rows, tokens) of the attention section.
+    matrix: of the square product that is the ceiling.
+    copied: bytes of the copy.
+  """
+
+  config: dict[str, Any]
+  prompts: int = 32
+  conditions: int = 8
+  new_tokens: int = 64
+  long: int = 512
+  attention: tuple[tuple[int, int], ...] = ((16, 512), (8, 2048), (2, 8192))
+  matrix: int = 8192
+  copied: int = 2 << 30
+
+
+LARGE = Sizes({**LLAMA_8B, "num_hidden_layers": 32})
+SMALL = Sizes(
+  {
+    **LLAMA_8B, "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 512,
+  },
+  prompts=4, conditions=2, new_tokens=8, long=160, attention=((2, 256),), matrix=256,
+  copied=1 << 20,
+)  # fmt: skip
+
+
+def make_model(config: dict[str, Any]) -> pj.Model:
+  """Return a model with random weights, 0.02 a standard deviation, drawn where they stay."""
+  arch = llama.parse(config)
+  leaves, tree = jax.tree.flatten_with_path(placed_params(arch, "bfloat16"))
+
+  @jax.jit
+  def normal(key: jax.Array, like: jax.Array) -> jax.Array:
+    return (0.02 * jax.random.normal(key, like.shape, jnp.float32)).astype(like.dtype)
+
+  params = []
+  for number, (path, leaf) in enumerate(leaves):
+    blank = jnp.zeros(leaf.shape, leaf.dtype)
+    is_scale = "norm" in str(path[-1])
+    params.append(blank + 1 if is_scale else normal(jax.random.key(number), blank))
+  words = {f"w{n}": n for n in range(arch.vocab_size)}
+  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  tokenizer = Tokenizer(backend, chat_template=TEMPLATE)
+  return pj.Model(
+    tree.unflatten(params), arch, tokenizer, Chat.of(tokenizer),
+    Identity("random Llama-3.1-8B", "", "", "BF16", "bfloat16"),
+    "bfloat16", "float32", None, json.dumps(config),
+  )  # fmt: skip
+
+
+def make_grids(model: pj.Model, sizes: Sizes) -> dict[str, Grid]:
+  """Return the two grids of `make bench`, of random words."""
+  rng = np.random.default_rng(0)
+  vocab, width = model.arch.vocab_size, model.arch.width
+
+  def texts(lengths: Any) -> tuple[str, ...]:
+    return tuple(" ".join(f"w{n}" for n in rng.integers(3, vocab, size - 2)) for size in lengths)
+
+  grids = {}
+  for name, made, conditions, window in (
+    ("all_tokens", texts(rng.integers(39, 56, sizes.prompts)), sizes.conditions, "all"),
+    ("20_generated", texts([sizes.long] * 8), 20, "generated"),
+  ):
+    ids = tuple(tuple(int(i) for i in model.encode(text).ids) for text in made)
+    vectors_CD = rng.normal(size=(conditions, width)).astype(np.float32)
+    vectors_CD *= 0.1 * np.arange(1, conditions + 1)[:, None] / np.sqrt(width)
+    block = model.arch.num_blocks // 2 - 1
+    grids[name] = Grid(name, made, ids, vectors_CD, block, window, sizes.new_tokens)  # type: ignore[arg-type]
+  return grids
+
+
+# ---- the GPU by itself -------------------------------------------------------------------------
+
+
+def _median(call: Callable[[], Any], chain: int = 8, repeats: int = 5) -> float:
+  """Return seconds of one call: the median of chains that wait for the device once."""
+  jax.block_until_ready(call())
+  took = []
+  for _ in range(repeats):
+    begun = time.perf_counter()
+    jax.block_until_ready([call() for _ in range(chain)])
+    took.append((time.perf_counter() - begun) / chain)
+  return statistics.median(took)
+
+
+def ceiling(sizes: Sizes) -> dict[str, float]:
+  """Measure a bfloat16 product and a copy (bytes read and written both count)."""
+  x = jax.random.normal(jax.random.key(0), (sizes.matrix, sizes.matrix), jnp.bfloat16)
+  product = jax.jit(jnp.matmul)
+  block = jnp.ones((sizes.copied // 4,), jnp.float32)
+  negate = jax.jit(jnp.negative)
+  return {
+    "bf16_gflops": 2 * sizes.matrix**3 / _median(lambda: product(x, x)) / 1e9,
+    "copy_gbs": 2 * sizes.copied / _median(lambda: negate(block), chain=2) / 1e9,
+  }
+
+
+@functools.partial(jax.jit, static_argnames=("fused", "dtype", "window"))
+def _attend(
+  q_BTNH: jax.Array,
+  kv: KV,
+  *,
+  fused: fused_attention.FusedAttention | None,
+  dtype: str,
+  window: int | None,
+) -> jax.Array:
+  b, t, _, _ = q_BTNH.shape
+  position_BT = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+  rope = Rotation(jnp.zeros(()), jnp.zeros(()))  # projections read it, attention does not
+  slots = attention.Slots(
+    position_BT=position_BT,
+    slot_position_BS=position_BT,
+    rope=rope,
+    mask_BTS=None,
+    window=window,
+    fused=fused,
+  )
+  kv = jax.tree.map(lambda x: x.astype(dtype), kv)
+  return attention.attend(q_BTNH.astype(dtype), kv, slots, dtype)
+
+
+def attention_section(sizes: Sizes) -> dict[str, Any]:
+  """Attention of tokens in order: the fused kernel and XLA's chunks, time and error.
+
+  Of the sizes of one block of the model. The reference is XLA's in float32 with exact products.
+  """
+  arch = llama.parse(sizes.config)
+  fused = fused_attention.choose_attention(None)
+  if fused is None:
+    return {"skipped": "no fused kernel on this device"}
+  found = {}
+  for b, t in sizes.attention:
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (b, t, arch.num_heads, arch.head_dim), jnp.bfloat16)
+    kv = KV(
+      jax.random.normal(keys[1], (b, arch.num_kv_heads, arch.head_dim, t), jnp.bfloat16),
+      jax.random.normal(keys[2], (b, arch.num_kv_heads, t, arch.head_dim), jnp.bfloat16),
+    )
+    for window in (None, t // 4):
+      with jax.default_matmul_precision("highest"):
+        exact = np.asarray(_attend(q, kv, fused=None, dtype="float32", window=window), np.float64)
+      line: dict[str, float] = {}
+      for name, kernel in (("xla", None), (fused.implementation, fused)):
+        call = functools.partial(_attend, q, kv, fused=kernel, dtype="bfloat16", window=window)
+        out = np.asarray(call().astype(jnp.float32), np.float64)
+        line[f"{name}_us"] = 1e6 * _median(call)
+        line[f"{name}_error"] = float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
+      found[f"{b} x {t}" + (f", window {window}" if window else "")] = line
+      say(f"attention {b} x {t}, window {window}: {line}")
+  return found
+
+
+def engine(model: pj.Model, work: Work, most: dict[str, float], repetitions: int) -> dict[str, Any]:
+  """Shares of the ceilings, tax of an edit, many configurations; see `engine_section`."""
+  found: dict[str, Any] = {}
+  found["shares"] = engine_section.shares(model, work, most["bf16_gflops"], repetitions)
+  rows = engine_section.rows_of(model, work.grids["all_tokens"])
+  weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+  weights -= model.params["embed_VD"].nbytes  # of which a step reads one row a token
+  # Bytes that a step has to read: weights once, and the keys and values of every row once.
+  arch = model.arch
+  slot = 2 * 2 * arch.num_blocks * arch.num_kv_heads * arch.head_dim
+  half = work.grids["all_tokens"].new_tokens / 2
+  bytes_read = weights + slot * sum(len(row.ids) + half for row in rows)
+  step_s = found["shares"]["decode_step_ms"] / 1e3
+  found["decode_bandwidth_share"] = bytes_read / step_s / 1e9 / most["copy_gbs"]
+  say(f"shares: {found}")
+  found["tax"] = engine_section.tax(model, work, repetitions)
+  say(f"tax: {found['tax']}")
+  found["configs"] = engine_section.configs(model, work, repetitions)
+  say(f"configs: {found['configs']}")
+  return found
+
+
+# ---- grids -------------------------------------------------------------------------------------
+
+
+def peer_model(model: pj.Model) -> Any:
+  """Return transformers' Llama with a copy of our weights, on the GPU.
+
+  Raises:
+    ImportError: no PyTorch or transformers.
+    RuntimeError: PyTorch sees no GPU.
+  """
+  import torch
+  import transformers
+  from transformers.models.llama import modeling_llama
+
+  from benchmarks.grid.peers import causal_lm
+
+  on = "cuda" if jax.default_backend() == "gpu" else "cpu"
+  if on == "cuda" and not torch.cuda.is_available():
+    raise RuntimeError("PyTorch sees no GPU")
+  fields = {k: v for k, v in json.loads(model.config).items() if k != "model_type"}
+  config = transformers.LlamaConfig(**fields, attn_implementation="sdpa", dtype="bfloat16")
+  with torch.device("meta"):
+    peer = transformers.LlamaForCausalLM(config)
+  state = {}
+  for name, weight in model.arch.family.weight_map(model.arch).items():
+    leaf = model.params
+    for key in weight.path:
+      leaf = leaf[key]
+    axes = axes_of(str(weight.path[-1]))
+    stored = leaf.transpose([axes.index(a) for a in weight.axes.replace(",", "")])
+    stored = stored.reshape(stored_shape(weight, leaf.shape)).astype(jnp.bfloat16)
+    state[name] = torch.from_dlpack(stored.block_until_ready()).clone()
+  peer.load_state_dict(state, assign=True)
+  with torch.device(on):  # its frequencies are no part of the state
+    peer.model.rotary_emb = modeling_llama.LlamaRotaryEmbedding(config)
+  return causal_lm.greedy(peer.eval().to(on))
+
+
+def grid_section(
+  model: pj.Model, peer: Any, grid: Grid, repetitions: int, deadline: float
+) -> dict[str, Any]:
+  """Run us and the peer in turn; arms that would begin after the deadline are left out.
+
+  Round 0 warms up what is repeated. The peer's arms that go condition by condition are slow and
+  compile nothing: they run once, in round 1.
+  """
+  texts = [grid.texts[prompt] for prompt, _ in grid.rows]
+  edits = edits_of(model, grid)
+  chosen = [edits[condition] for _, condition in grid.rows]
+
+  def ours() -> list[list[int]]:
+    made = model.generate(texts, edits=chosen, max_new_tokens=grid.new_tokens)
+    return [list(g.token_ids) for g in made]
+
+  arms: dict[str, Callable[[], Any]] = {"ours": ours}
+  if peer is not None:
+    arms["hf_rows"] = lambda: peer.all_rows(grid)
+    arms["hf_conditions"] = lambda: peer.by_condition(grid)
+    if grid.window == "generated":
+      arms["hf_rows_reuse"] = lambda: peer.all_rows_reusing(grid)
+      arms["hf_conditions_reuse"] = lambda: peer.by_condition_reusing(grid)
+  found: dict[str, Any] = {"rows": len(grid.rows), "warm_s": {}, "seconds": {}, "failed": {}}
+  answers = {}
+  tokens = found["tokens"] = len(grid.rows) * grid.new_tokens
+  for repetition in range(repetitions + 1):
+    for name, run in arms.items():
+      if name in found["failed"] or time.perf_counter() - BEGUN > deadline:
+        continue
+      if "conditions" in name and repetition != 1:
+        continue
+      try:
+        took = engine_section.seconds(lambda run=run, name=name: answers.update({name: run()}))
+      except Exception as error:  # one arm's failure is a line of the report
+        found["failed"][name] = repr(error)[:500]
+        say(f"{grid.name}: {name} FAILED: {error!r}"[:500])
+        continue
+      if repetition == 0:
+        found["warm_s"][name] = took
+      else:
+        found["seconds"].setdefault(name, []).append(took)
+      say(f"{grid.name}, {repetition}: {name} {took:.2f} s, {tokens / took:.0f} tok/s")
+  found["tok_s"] = {n: tokens / statistics.median(s) for n, s in found["seconds"].items()}
+  peers = {n: r for n, r in found["tok_s"].items() if n != "ours"}
+  if peers and "ours" in found["tok_s"]:
+    found["ratio"] = {n: found["tok_s"]["ours"] / rate for n, rate in peers.items()}
+  if peer is not None and "hf_rows" in answers:
+    found["agreement"] = agreement(answers["hf_rows"], answers["ours"])
+    rows = sorted(set(np.linspace(0, len(grid.rows) - 1, 16).round().astype(int).tolist()))
+    given = [answers["ours"][row] for row in rows]
+    theirs = peer.score(grid, rows, given)
+    scored = model.score(
+      [texts[row] for row in rows], given, edits=[chosen[row] for row in rows], per_token=True
+    )
+    found["logprobs"] = logprob_distance([row.tolist() for row in scored], theirs)
+    say(f"{grid.name}: log-probabilities {found['logprobs']}, tokens {found['agreement']}")
+  return found
+
+
+def markdown(report: dict[str, Any]) -> str:
+  """Return the tables of a report."""
+  lines = [f"Measured {report['date']} on {report['device']}, JAX {report['jax']}.", ""]
+  if "ceiling" in report:
+    most = report["ceiling"]
+    lines.append(
+      f"{most['bf16_gflops'] / 1e3:.0f} TFLOP/s bfloat16, copies {most['copy_gbs']:.0f} GB/s.\n"
+    )
+  for name in ("grid_all_tokens", "grid_20_generated"):
+    if name in report:
+      part = report[name]
+      lines += [
+        f"{name}: {part['rows']} rows, {part['tokens']} tokens\n",
+        "| arm | tok/s | each, s |",
+      ]
+      lines.append("|---|---|---|")
+      for arm, rate in part["tok_s"].items():
+        each = ", ".join(f"{s:.2f}" for s in part["seconds"][arm])
+        lines.append(f"| {arm} | {rate:.0f} | {each} |")
+      lines.append(f"\nratio {part.get('ratio')}, {part.get('logprobs')}\n")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--small", action="store_true")
+  parser.add_argument("--repetitions", type=int, default=3)
+  parser.add_argument("--sections", default="")
+  parser.add_argument(
+    "--deadline", type=float, default=1e9, help="seconds after which no arm begins"
+  )
+  parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out")
+  options = parser.parse_args()
+  sizes = SMALL if options.small else LARGE
+  sections = ["ceiling", "attention", "grid_all_tokens", "grid_20_generated", "engine"]
+  chosen = [name for name in options.sections.split(",") if name] or sections
+  if unknown := set(chosen) - set(sections):
+    parser.error(f"no section {sorted(unknown)}; there are {sections}")
+  options.out.mkdir(parents=True, exist_ok=True)
+  device = jax.devices()[0]
+  report: dict[str, Any] = {
+    "date": f"{datetime.date.today()}", "device": device.device_kind, "jax": jax.__version__,
+  }  # fmt: skip
+
+  def keep(name: str, part: Any) -> None:
+    report[name] = part
+    (options.out / "gpu.json").write_text(json.dumps(report, indent=1))
+
+  if "ceiling" in chosen:
+    keep("ceiling", ceiling(sizes))
+    say(f"ceiling: {report['ceiling']}")
+  if "attention" in chosen:
+    keep("attention", attention_section(sizes))
+  if {"engine", "grid_all_tokens", "grid_20_generated"} & set(chosen):
+    model = make_model(sizes.config)
+    grids = make_grids(model, sizes)
+    say(f"model of {sum(x.nbytes for x in jax.tree.leaves(model.params)) / 1e9:.2f} GB")
+    peer = None
+    try:
+      from benchmarks.grid.peers.hf import HuggingFace
+
+      peer = HuggingFace(peer_model(model))
+    except (ImportError, RuntimeError) as error:
+      say(f"no Hugging Face: {error}")
+      report["peer"] = str(error)
+    for name, grid in grids.items():
+      if f"grid_{name}" in chosen:
+        part = grid_section(model, peer, grid, options.repetitions, options.deadline)
+        keep(f"grid_{name}", part | {"programs": len(PROGRAMS)})
+    del peer
+    gc.collect()
+    if "engine" in chosen:
+      work = Work(ROOT, grids, {})
+      keep("engine", engine(model, work, report["ceiling"], options.repetitions))
+  print(markdown(report))
+
+
+if __name__ == "__main__":
+  main()
