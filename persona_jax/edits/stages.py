@@ -115,6 +115,19 @@ def _gate(edit: Edit) -> float:
   return edit.gate
 
 
+def _by_window(slots: Sequence[Placed]) -> dict[tuple[Window, bytes], np.ndarray]:
+  """Add up what a row's additions add, for each window and set of heads."""
+  found: dict[tuple[Window, bytes], np.ndarray] = {}
+  for edit, i in slots:
+    if _gate(edit) == 0:
+      continue  # switched off: no token counts as edited
+    delta = _gate(edit) * edit.delta_LD[i]
+    mask_N = edit.head_mask_N
+    key = edit.window, b"" if mask_N is None else mask_N.tobytes()
+    found[key] = found.get(key, 0.0) + delta
+  return found
+
+
 def add_stage(
   slots_B: Sequence[Sequence[Placed]], shape: tuple[int, ...], where: Where, like: Stage | None
 ) -> AddEdit:
@@ -122,16 +135,12 @@ def add_stage(
   num_rows, heads = len(slots_B), shape[:-1]
   # The heads an edit acts on are a window's too: unchosen ones stay untouched, bit by bit.
   merged: list[dict[tuple[Window, bytes], np.ndarray]] = []
+  known: dict[tuple[tuple[int, int], ...], dict[tuple[Window, bytes], np.ndarray]] = {}
   for slots in slots_B:
-    by_window: dict[tuple[Window, bytes], np.ndarray] = {}
-    for edit, i in slots:
-      if _gate(edit) == 0:
-        continue  # switched off: no token counts as edited
-      delta = _gate(edit) * edit.delta_LD[i]
-      mask_N = edit.head_mask_N
-      key = edit.window, b"" if mask_N is None else mask_N.tobytes()
-      by_window[key] = by_window.get(key, 0.0) + delta
-    merged.append(by_window)
+    same = tuple((id(edit), i) for edit, i in slots)  # rows of a condition have the same edits
+    if same not in known:
+      known[same] = _by_window(slots)
+    merged.append(known[same])
   num = _room(max(len(found) for found in merged), where, like)
   u = np.full((num_rows, *heads, num, shape[-1]), -0.0, np.float32)
   start, stop, roles = (np.zeros((num_rows, *heads, num), np.int32) for _ in range(3))

@@ -7,7 +7,7 @@ from persona_jax.edits.compile import RowEdits, as_rows
 from persona_jax.edits.edit import Edit
 from persona_jax.engine.gates import settle
 from persona_jax.engine.rows import Row, make_row
-from persona_jax.personas.chat import Prompt, Raw
+from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -44,5 +44,9 @@ def encode_rows(
       "prompts must be a list of prompts (strings, chats or pj.Raw), not a single one."
     )
   row_edits = per_row_edits(edits, len(prompts))
-  rows = [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits, strict=True)]
+  encoded: dict[str, EncodedPrompt] = {}  # a prompt comes again with every condition
+  for prompt in prompts:
+    if repr(prompt) not in encoded:
+      encoded[repr(prompt)] = model.encode(prompt)
+  rows = [make_row(encoded[repr(p)], e) for p, e in zip(prompts, row_edits, strict=True)]
   return settle(model, rows)

@@ -108,14 +108,17 @@ class _Prefill:
         parts[block].append(part)
     slots = max(kv.num_slots for _, kv in parts[0])
     classes, positions, caches = [], [], []
+    before_this: list[Group] | None = None
     for block in range(num_blocks):
       groups = [group for part, _ in parts[block] for group in part]
-      class_R = np.full(len(tree.rows), -1, np.int32)
-      position_PS = np.full((len(groups), slots), -1, np.int32)
-      for p, group in enumerate(groups):
-        node = tree.nodes[group.node]
-        class_R[list(group.rows)] = p
-        position_PS[p, : node.length] = np.arange(node.start, node.stop)
+      if groups != before_this:
+        class_R = np.full(len(tree.rows), -1, np.int32)
+        position_PS = np.full((len(groups), slots), -1, np.int32)
+        for p, group in enumerate(groups):
+          node = tree.nodes[group.node]
+          class_R[list(group.rows)] = p
+          position_PS[p, : node.length] = np.arange(node.start, node.stop)
+      before_this = groups
       classes.append(class_R)
       positions.append(position_PS)
       caches.append([kv for _, kv in parts[block]])

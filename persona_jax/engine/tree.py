@@ -13,8 +13,10 @@ A block is computed once a class. Where classes part at "resid_post", they do so
 at any other site the block itself is computed for each.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -102,6 +104,20 @@ class Sharing:
 ALL_SHARED = Sharing()
 
 
+class _Acting(NamedTuple):
+  """An edit of a row that acts on some tokens.
+
+  Attributes:
+    edit: it.
+    place: the first at which it acts.
+    key: equal for rows on which it acts alike.
+  """
+
+  edit: Edit
+  place: int
+  key: tuple[object, ...]
+
+
 class Tree:
   """The prefix tree of some rows.
 
@@ -131,6 +147,10 @@ class Tree:
     self.rows, self.stops = list(rows), list(stops)
     self._sharing, self._min_run = sharing, min_run
     self._held = [row.edit_tokens for row in self.rows]
+    # What is asked again and again, block after block: see `_acting` and `groups`.
+    self._known_acting: dict[tuple[int, int], tuple[_Acting, ...]] = {}
+    self._known_cuts: dict[int, list[int]] = {}
+    self._known_groups: dict[tuple[int, int], list[Group]] = {}
     self.nodes: list[Node] = []
     self._leaf: dict[int, int] = {}
     growing = [r for r in range(len(self.rows)) if self.stops[r]]
@@ -161,30 +181,35 @@ class Tree:
 
   def edits(self, row: int, stop: int) -> tuple[Edit, ...]:
     """Return the edits of a row that divide what it shares of the tokens before `stop`."""
-    return tuple(self.rows[row].edits[i] for i in self._acting(row, stop))
+    return tuple(acting.edit for acting in self._acting(row, stop))
 
   def groups(self, nodes: Sequence[int], place: int) -> list[Group]:
     """Return the classes at these nodes by all edits before a place; by node, rows in order."""
-    out = []
-    for n in nodes:
+    return [group for n in nodes for group in self._groups(n, place)]
+
+  def _groups(self, n: int, place: int) -> list[Group]:
+    # Between two places at which rows part, classes are the same.
+    parted = bisect.bisect_left(self._cuts(n), place)
+    if (n, parted) not in self._known_groups:
       classes: dict[object, list[int]] = {}
       for row in self.nodes[n].rows:
         classes.setdefault(self._key(row, self.nodes[n].stop, place), []).append(row)
-      out += [Group(n, tuple(rows)) for rows in classes.values()]
-    return out
+      self._known_groups[n, parted] = [Group(n, tuple(rows)) for rows in classes.values()]
+    return self._known_groups[n, parted]
 
   def cuts(self, nodes: Sequence[int]) -> list[int]:
     """Return the places, in order, at which rows of these nodes may part."""
     if not self._sharing.trunk:
       return [0]
-    return sorted(
-      {
-        first_place(edit)
-        for n in nodes
-        for row in self.nodes[n].rows
-        for edit in self.edits(row, self.nodes[n].stop)
-      }
-    )
+    return sorted({place for n in nodes for place in self._cuts(n)})
+
+  def _cuts(self, n: int) -> list[int]:
+    """Return the places, in order, of the edits that divide the rows of a node."""
+    if n not in self._known_cuts:
+      node = self.nodes[n]
+      places = {a.place for row in node.rows for a in self._acting(row, node.stop)}
+      self._known_cuts[n] = sorted(places)
+    return self._known_cuts[n]
 
   def passes(self, num_blocks: int) -> int:
     """Return how many times a token is sent through a block, padding aside."""
@@ -194,21 +219,25 @@ class Tree:
         total += (hi - lo) * node.length * len(self.groups([n], body_place(lo)))
     return total
 
-  def _acting(self, row: int, stop: int) -> list[int]:
-    every = not self._sharing.prompt
-    return [i for i, held_T in enumerate(self._held[row]) if every or held_T[:stop].any()]
+  def _acting(self, row: int, stop: int) -> tuple["_Acting", ...]:
+    """Return the edits of a row that divide what it shares of the tokens before `stop`."""
+    known = self._known_acting.get((row, stop))
+    if known is None:
+      of, every = self.rows[row], not self._sharing.prompt
+      found = []
+      for edit, held_T in zip(of.edits, self._held[row], strict=True):
+        if every or held_T[:stop].any():
+          # The same tokens are edited; ramps and functions also ask how far the prompt's end is.
+          by_offset = edit.ramp is not None or edit.call is not None
+          key = id(edit), held_T[:stop].tobytes(), of.prompt_length if by_offset else None
+          found.append(_Acting(edit, first_place(edit), key))
+      known = self._known_acting[row, stop] = tuple(found)
+    return known
 
   def _key(self, row: int, stop: int, place: int) -> tuple[object, ...]:
     """Return what is equal for rows of a node that are one class."""
-    of, key = self.rows[row], []
-    for i in self._acting(row, stop):
-      edit = of.edits[i]
-      if first_place(edit) < place or not self._sharing.trunk:
-        # The same tokens are edited; ramps and functions also ask how far the prompt's end is.
-        by_offset = edit.ramp is not None or edit.call is not None
-        end = of.prompt_length if by_offset else None
-        key.append((id(edit), self._held[row][i][:stop].tobytes(), end))
-    return tuple(key)
+    whole = not self._sharing.trunk
+    return tuple(a.key for a in self._acting(row, stop) if whole or a.place < place)
 
   def _grow(self, rows: list[int]) -> None:
     """Add the nodes of rows, which all have tokens."""
