@@ -66,7 +66,7 @@ def stored(model: pj.Model, prompts: list[str], what: pj.Capture, piece: int) ->
       kept.setdefault(where, []).append(x_ND)
   out = {}
   for where in list(kept):
-    x_ND = np.concatenate(kept[where])
+    x_ND = np.concatenate(kept.pop(where))
     mean_D = x_ND.mean(axis=0, dtype=np.float64)
     out[where] = mean_D, np.mean((x_ND - mean_D) ** 2, axis=0)
   return out

@@ -225,16 +225,7 @@ def engine(model: pj.Model, work: Work, most: dict[str, float], repetitions: int
   """Shares of the ceilings, tax of an edit, many configurations; see `engine_section`."""
   found: dict[str, Any] = {}
   found["shares"] = engine_section.shares(model, work, most["bf16_gflops"], repetitions)
-  rows = engine_section.rows_of(model, work.grids["all_tokens"])
-  weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-  weights -= model.params["embed_VD"].nbytes  # of which a step reads one row a token
-  # Bytes that a step has to read: weights once, and the keys and values of every row once.
-  arch = model.arch
-  slot = 2 * 2 * arch.num_blocks * arch.num_kv_heads * arch.head_dim
-  half = work.grids["all_tokens"].new_tokens / 2
-  bytes_read = weights + slot * sum(len(row.ids) + half for row in rows)
-  step_s = found["shares"]["decode_step_ms"] / 1e3
-  found["decode_bandwidth_share"] = bytes_read / step_s / 1e9 / most["copy_gbs"]
+  found["decode_bandwidth_share"] = found["shares"]["decode_gbs"] / most["copy_gbs"]
   say(f"shares: {found}")
   found["tax"] = engine_section.tax(model, work, repetitions)
   say(f"tax: {found['tax']}")

@@ -8,7 +8,8 @@
 
 Each tool is a process of its own that lives as long as the session; repetitions are interleaved
 (ABC, ABC, ABC), because a shared machine drifts, and only one process computes at a time. All use
-two threads. What each was given is written in its module (`ours.py`, `peers/`).
+two threads, on the same two cores. What each was given is written in its module (`ours.py`,
+`peers/`).
 
 Writes benchmarks/out/cpu.json (quick: quick.json) after every section, and prints it as Markdown.
 """
@@ -29,6 +30,11 @@ from benchmarks.grid.environments import ROOT
 from benchmarks.grid.grid_section import grid_section
 from benchmarks.grid.grids import read
 from benchmarks.grid.processes import TOOLS, Process, ToolError
+from benchmarks.grid.protocol import THREADS
+
+SECTIONS = (
+  "ceiling", "grid_all_tokens", "grid_20_generated", "engine", "first_token", "ceiling_after",
+)  # fmt: skip
 
 
 def _say(text: str) -> None:
@@ -76,16 +82,26 @@ def main() -> None:
   repetitions = options.repetitions or (1 if options.quick else 3)
   target = options.out / ("quick.json" if options.quick else "cpu.json")
 
+  chosen = [name for name in options.sections.split(",") if name] or list(SECTIONS)
+  if unknown := set(chosen) - set(SECTIONS):
+    parser.error(f"no section {sorted(unknown)}; there are {list(SECTIONS)}")
+  if "engine" in chosen:
+    chosen.append("ceiling")  # shares are shares of it
+
+  cores = machine.use_cores(THREADS)
   _say("making the work")
   work.build(options.out / "work")
   given = read(options.out / "work", quick=options.quick)
-  processes, skipped = _start(options.out / "work", options.out / "logs", only, options.quick)
+  needs_tools = any(name in table.GRIDS for name in chosen)
+  processes, skipped = [], {}
+  if needs_tools:
+    processes, skipped = _start(options.out / "work", options.out / "logs", only, options.quick)
   report: dict[str, Any] = {
     "date": f"{datetime.date.today()}",
     "commit": _commit(),
     "repetitions": repetitions,
     "model": given.identity,
-    "device": machine.device(),
+    "device": machine.device() | {"cores_used": cores},
     "tools": {
       p.tool.name: {k: p.description[k] for k in ("python", "versions", "settings")}
       for p in processes
@@ -109,14 +125,10 @@ def main() -> None:
     "ceiling": machine.ceilings,
     "grid_all_tokens": lambda: grid("all_tokens"),
     "grid_20_generated": lambda: grid("20_generated"),
-    "engine": lambda: engine(given, report["ceiling"]["f32_gflops"], repetitions),
+    "engine": lambda: engine(given, report["ceiling"], repetitions),
     "first_token": first_token.measure,
     "ceiling_after": machine.ceilings,
   }
-  chosen = [name for name in options.sections.split(",") if name] or list(sections)
-  unknown = set(chosen) - set(sections)
-  if unknown:
-    parser.error(f"no section {sorted(unknown)}; there are {list(sections)}")
   try:
     for name, section in sections.items():
       if name not in chosen:
@@ -132,6 +144,7 @@ def main() -> None:
   print(table.markdown(report))
   done = [report[name] for name in table.GRIDS if name in report]
   missing = [*skipped, *(key for section in done for key in section["failed"])]
+  missing += [key for section in done for key in section.get("logprobs", {}).get("failed", ())]
   other = [key for section in done for key in section["does_other_work"]]
   if missing or other:
     raise SystemExit(f"not measured: {missing}; not the same tokens as ours: {other}")

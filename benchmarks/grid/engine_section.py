@@ -18,6 +18,7 @@ import numpy as np
 
 import persona_jax as pj
 from benchmarks.grid.grids import Grid, Work
+from benchmarks.grid.ours import edits_of
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.plan import plan_tile
@@ -48,21 +49,6 @@ def interleaved(runs: dict[str, Callable[[], object]], repetitions: int) -> dict
   return found
 
 
-def edits_of(model: pj.Model, grid: Grid, window: str | None = None) -> list[pj.Edit]:
-  """Return one edit a condition."""
-  shape = (1, model.arch.num_blocks, model.arch.width)
-  return [
-    pj.add(
-      pj.Direction(np.broadcast_to(vector_D, shape), f"condition {number}"),
-      1.0,
-      unit="raw",
-      blocks=grid.block,
-      tokens=window or grid.window,
-    )
-    for number, vector_D in enumerate(grid.vectors_CD)
-  ]
-
-
 def rows_of(model: pj.Model, grid: Grid, window: str | None = None) -> list[Row]:
   """Return the rows of a grid."""
   edits = edits_of(model, grid, window)
@@ -81,6 +67,19 @@ def attention_flops(model: pj.Model, slots: float) -> float:
   return 4.0 * arch.num_blocks * arch.num_heads * arch.head_dim * slots
 
 
+def step_bytes(model: pj.Model, rows: list[Row], steps: int) -> float:
+  """Return the bytes that a step of decoding has to read: weights, and each row's own cache once.
+
+  Prompts, which rows share, are left out.
+  """
+  arch, item = model.arch, model.params["blocks"][0]["k_DKH"].dtype.itemsize
+  weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+  if not arch.tied_head:  # then a step reads one row a token of the embedding
+    weights -= model.params["embed_VD"].nbytes
+  slot = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
+  return float(weights + len(rows) * slot * steps / 2)
+
+
 def decoding(model: pj.Model, rows: list[Row], steps: int) -> Callable[[], object]:
   """Return a call that decodes rows whose prompts are computed."""
   tree = Tree(rows, [len(row.ids) - 1 for row in rows])
@@ -95,8 +94,9 @@ def decoding(model: pj.Model, rows: list[Row], steps: int) -> Callable[[], objec
 def shares(model: pj.Model, work: Work, ceiling_gflops: float, repetitions: int) -> dict[str, Any]:
   """Measure prefill and decoding of all rows of the first grid against the matmul ceiling.
 
-  Prefill: the 8 long prompts, 511 tokens each. Decoding: the first grid. Counted are the products
-  of weights and of attention that the rows need, not padding, nor slots that are masked.
+  Prefill: the 8 long prompts, 511 tokens each, what they begin with in common once. Decoding: the
+  first grid. Counted are the products of weights and of attention that the rows need, not padding,
+  nor slots that are masked.
   """
   blocks, head = token_flops(model)
   long, short = work.grids["20_generated"], work.grids["all_tokens"]
@@ -111,12 +111,17 @@ def shares(model: pj.Model, work: Work, ceiling_gflops: float, repetitions: int)
     {"prefill": prefilled, "decode": decoding(model, grid_rows, short.new_tokens)}, repetitions
   )
   needed = sum(
-    (len(row.ids) - 1) * (blocks + attention_flops(model, len(row.ids) / 2)) for row in rows
+    node.length * blocks
+    + sum(attention_flops(model, position + 1) for position in range(node.start, node.stop))
+    for node in tree.nodes
   )
-  # The last block's work behind keys and values is not needed for any row.
+  # Of the last block only keys and values are needed.
   last = model.params["blocks"][-1]
   spared = sum(leaf.size for name, leaf in last.items() if name not in ("k_DKH", "v_DKH"))
-  needed -= 2.0 * spared * sum(len(row.ids) - 1 for row in rows)
+  for node in tree.nodes:
+    needed -= 2.0 * spared * node.length
+    for position in range(node.start, node.stop):
+      needed -= attention_flops(model, position + 1) / model.arch.num_blocks
   steps = short.new_tokens
   decoded = sum(
     steps * (blocks + head + attention_flops(model, len(row.ids) + steps / 2)) for row in grid_rows
@@ -129,6 +134,7 @@ def shares(model: pj.Model, work: Work, ceiling_gflops: float, repetitions: int)
     "share": {name: value / ceiling_gflops for name, value in gflops.items()},
     "gflops": gflops,
     "decode_step_ms": 1e3 * medians[1] / steps,
+    "decode_gbs": step_bytes(model, grid_rows, steps) * steps / medians[1] / 1e9,
     "samples_s": found,
   }
 
@@ -258,13 +264,22 @@ def wasted(model: pj.Model, work: Work) -> dict[str, Any]:
   }
 
 
-def engine(work: Work, ceiling_gflops: float, repetitions: int) -> dict[str, Any]:
-  """Run every part; the keys of the parts side by side, their details under their names."""
+def engine(work: Work, ceiling: dict[str, Any], repetitions: int) -> dict[str, Any]:
+  """Run every part; the keys of the parts side by side, their details under their names.
+
+  Args:
+    work: the grids.
+    ceiling: of this machine, see `machine.ceilings`.
+    repetitions: of what is timed in float32; bfloat16's shares are timed once.
+  """
   name = work.identity["name"]
   models = {dtype: pj.load(name, dtype=dtype) for dtype in ("float32", "bfloat16")}
   model = models["float32"]
+  exact = shares(model, work, ceiling["f32_gflops"], repetitions)
+  half = shares(models["bfloat16"], work, ceiling["bf16_gflops"], 1)
+  of_copy = {"decode_f32_of_copy": exact["decode_gbs"] / ceiling["copy_gbs"]}
   parts = {
-    "shares": shares(model, work, ceiling_gflops, repetitions),
+    "shares": exact | {"share": exact["share"] | half["share"] | of_copy, "bf16": half},
     "tax": tax(model, work, repetitions),
     "configs": configs(model, work, repetitions),
     "passes": passes(model, work),

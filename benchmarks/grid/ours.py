@@ -25,8 +25,8 @@ SETTINGS = {
 }
 
 
-def edits_of(model: pj.Model, grid: Grid) -> list[pj.Edit]:
-  """Return one edit a condition."""
+def edits_of(model: pj.Model, grid: Grid, window: str | None = None) -> list[pj.Edit]:
+  """Return one edit a condition; `window` None is the grid's."""
   shape = (1, model.arch.num_blocks, model.arch.width)
   return [
     pj.add(
@@ -34,7 +34,7 @@ def edits_of(model: pj.Model, grid: Grid) -> list[pj.Edit]:
       1.0,
       unit="raw",
       blocks=grid.block,
-      tokens=grid.window,
+      tokens=window or grid.window,
     )
     for number, vector_D in enumerate(grid.vectors_CD)
   ]

@@ -12,17 +12,21 @@ def _percent(value: float | None) -> str:
 
 def _grid(name: str, section: dict[str, Any]) -> Iterator[str]:
   yield f"\n{name}: {section['rows']} rows, {section['tokens']} new tokens\n"
-  yield "| arm | tok/s, median | each repetition | rows as ours in float32 | first 8 tokens |"
-  yield "|---|---|---|---|---|"
+  yield (
+    "| arm | tok/s, median | each repetition | rows as ours in float32 | first 8 tokens "
+    "| rows that no other condition has |"
+  )
+  yield "|---|---|---|---|---|---|"
   order = sorted(section["tok_s"], key=section["tok_s"].get, reverse=True)
   for key in order:
     each = ", ".join(f"{section['tokens'] / s:.1f}" for s in section["seconds"][key])
     same = section.get("agreement_with_ours_f32", {}).get(key, {})
     whole, first = same.get("rows_identical"), same.get("rows_identical_first_8")
     rate = section["tok_s"][key]
-    yield f"| {key} | {rate:.1f} | {each} | {_percent(whole)} | {_percent(first)} |"
+    apart = _percent(section["conditions_told_apart"].get(key))
+    yield f"| {key} | {rate:.1f} | {each} | {_percent(whole)} | {_percent(first)} | {apart} |"
   for key, why in section["failed"].items():
-    yield f"| {key} | FAILED: {why.strip().splitlines()[-1]} | | | |"
+    yield f"| {key} | FAILED: {why.strip().splitlines()[-1]} | | | | |"
   yield "\n| ratio | peer | median | each repetition |\n|---|---|---|---|"
   for key, ratio in section["ratios"].items():
     each = ", ".join(f"{value:.2f}" for value in ratio["each"])
@@ -70,10 +74,16 @@ def _engine(report: dict[str, Any]) -> list[str]:
   parts, share = report["engine"], report["share"]
   wasted, flips = parts["wasted"], parts["flips"]["flips"]
   answers = wasted["answer_tokens"]
+  decode = next(key for key in share if key.startswith("decode") and key.endswith("_f32"))
+  rows_decoded = decode.removeprefix("decode").removesuffix("_f32")
   rows = {
     "share of the float32 matmul ceiling, prefill of 8 x 511 tokens": f"{share['prefill_f32']:.0%}",
-    "share of it, decoding of 128 rows": f"{share['decode128_f32']:.0%}",
-    "a step of decoding, 128 rows": f"{parts['shares']['decode_step_ms']:.0f} ms",
+    f"share of it, decoding of {rows_decoded} rows": f"{share[decode]:.0%}",
+    "share of the copy ceiling, the same": f"{share['decode_f32_of_copy']:.0%}",
+    "share of the bfloat16 matmul ceiling, prefill and decoding": (
+      f"{share['prefill_bf16']:.0%}, {share[decode.replace('f32', 'bf16')]:.0%}"
+    ),
+    f"a step of decoding, {rows_decoded} rows": f"{parts['shares']['decode_step_ms']:.0f} ms",
     "an edit of one block adds to a step": f"{report['tax_one_block']:+.1%}",
     "256 configurations, speed over that of one": f"{report['configs_256_over_1']:.1%}",
     f"row-steps wasted, real ends of answers (mean {answers['mean']:.0f} of {answers['budget']} "
@@ -83,7 +93,7 @@ def _engine(report: dict[str, Any]) -> list[str]:
   for name, counts in parts["passes"]["passes"].items():
     over = report["passes_over_minimum"][name]
     rows[f"prefill of 20 conditions, {name}: token-block passes, fewer than unshared"] = (
-      f"{counts['fewer']:.2f}x ({over:.2f} of the least)"
+      f"{counts['fewer']:.2f}x ({over:.2f} of the least; {counts['padding']:.0%} padding beside)"
     )
   for name, found in flips.items():
     rows[f"tokens that flip, {name}"] = (
@@ -92,7 +102,7 @@ def _engine(report: dict[str, Any]) -> list[str]:
   if "first_token" in report:
     first = report["first_token"]
     rows["first token of `make demo`, cold and warm"] = (
-      f"{first['cold_s']:.0f} s, {first['warm_s']:.0f} s"
+      f"{first['cold_s']:.1f} s, {first['warm_s']:.1f} s"
     )
   lines = ["", "| the engine | |", "|---|---|"]
   return lines + [f"| {name} | {value} |" for name, value in rows.items()]

@@ -15,6 +15,7 @@ Both float32 files are read again by `pj.load`, and each parameter must be the s
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -149,10 +150,16 @@ def check(model: pj.Model, source: Path) -> None:
 
 
 def build(directory: Path) -> None:
-  """Write everything; a no-op where it has been written."""
-  if (directory / "work.json").is_file():
+  """Write everything; a no-op where the same has been written."""
+  sources = b"".join(
+    (Path(__file__).parent / name).read_bytes() for name in ("work.py", "grids.py")
+  )
+  made_by = hashlib.sha256(sources + registry_file(MODEL).name.encode()).hexdigest()
+  written = directory / "work.json"
+  if written.is_file() and json.loads(written.read_text())["identity"].get("made_by") == made_by:
     return
   directory.mkdir(parents=True, exist_ok=True)
+  written.unlink(missing_ok=True)
   model = pj.load(MODEL, dtype="float32")
   grids = make_grids(model)
   write_hf(model, directory / "hf")
@@ -160,10 +167,11 @@ def build(directory: Path) -> None:
   if not target.exists():
     os.symlink(quantised, target)
   write_gguf(quantised, directory / "model-f32.gguf")
-  for written in (directory / "hf", directory / "model-f32.gguf"):
-    check(model, written)
+  for source in (directory / "hf", directory / "model-f32.gguf"):
+    check(model, source)
   identity = dataclasses.asdict(model.identity)
-  write(directory, grids, {name: identity[name] for name in ("name", "sha256", "quantisation")})
+  kept = {name: identity[name] for name in ("name", "sha256", "quantisation")}
+  write(directory, grids, kept | {"made_by": made_by})
 
 
 def main() -> None:

@@ -42,17 +42,23 @@ def greedy(model: Any) -> Any:
   return model
 
 
-def padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-  """Return left-padded ids and their mask."""
-  longest = max(map(len, prompts))
+def padded(prompts: Sequence[Sequence[int]], columns: int = 0) -> dict[str, torch.Tensor]:
+  """Return left-padded ids and their mask, with so many columns of padding at least."""
+  longest = max(map(len, prompts)) + columns
   ids = torch.tensor([[PAD] * (longest - len(p)) + list(p) for p in prompts])
   mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
   return {"input_ids": ids, "attention_mask": mask}
 
 
 def generate(model: Any, grid: Grid, prompts: Sequence[Sequence[int]], **options: Any) -> Rows:
-  """Continue a batch of prompts; return the new tokens."""
-  batch = {name: tensor.to(model.device) for name, tensor in padded(prompts).items()}
+  """Continue a batch of prompts; return the new tokens.
+
+  In bfloat16 on a CPU a batch without any padding takes a path that can be slow, so it gets a
+  column of it; a prefilled cache has no room for one.
+  """
+  slow = model.dtype == torch.bfloat16 and model.device.type == "cpu"
+  columns = int(slow and "past_key_values" not in options)
+  batch = {name: tensor.to(model.device) for name, tensor in padded(prompts, columns).items()}
   with torch.inference_mode():
     out = model.generate(**batch, max_new_tokens=grid.new_tokens, **options)
   return out[:, batch["input_ids"].shape[1] :].tolist()
