@@ -43,7 +43,7 @@ UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot bench bench-capture bench-score bench-load bench-kernels install fetch lock clean check-python
+.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot bench bench-gpu bench-capture bench-score bench-load bench-kernels install fetch lock clean check-python
 
 help:
 	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
@@ -52,6 +52,7 @@ help:
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
 	@echo 'make aot         compile for TPUs without one and GPUs without one (in an environment of its own)'
 	@echo 'make bench       us and Hugging Face, steering-vectors, repeng, llama.cpp on the same grids'
+	@echo 'make bench-gpu   the engine (and Hugging Face) on one GPU, sizes of Llama-3.1-8B'
 	@echo 'make bench-capture  activations of 20,000 prompts into moments; make bench-score: 1,440 items'
 	@echo 'make bench-kernels  what edits cost on TPUs, by the TPU compiler; no TPU needed'
 	@echo 'make bench-load  seconds and memory of loading a checkpoint of 2.5 GB (needs 5 GB of disk, 8 of memory)'
@@ -120,6 +121,11 @@ bench-kernels: $(AOT_STAMP)
 bench: fetch
 	$(RUN) -m benchmarks.grid.environments $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
 	JAX_PLATFORMS=cpu $(RUN) -m benchmarks.grid.bench $(ARGS)
+
+# On one NVIDIA GPU, random weights of Llama-3.1-8B's sizes; Hugging Face beside us where the
+# interpreter has PyTorch for the GPU too.
+bench-gpu: install
+	$(RUN) -m benchmarks.gpu $(ARGS)
 
 bench-capture: fetch
 	JAX_PLATFORMS=cpu $(RUN) benchmarks/capture.py $(ARGS)
@@ -192,7 +198,12 @@ lock: $(UV_STAMP)
 	  --output-file requirements-jax0.11.lock pyproject.toml -
 	$(UV_COMPILE) --python-version 3.11 --constraint requirements.lock \
 	  --output-file tests/parity/requirements.txt tests/parity/requirements.in
+	for name in hf steering llama; do \
+	  $(UV_COMPILE) --python-version 3.11 --override benchmarks/grid/override-torch.txt --no-emit-package torch \
+	    --output-file benchmarks/grid/requirements-$$name.txt benchmarks/grid/requirements-$$name.in || exit 1; \
+	done
 	@! grep -nE '://|file:|^-' requirements.lock requirements-jax0.11.lock tests/parity/requirements.txt \
+	  benchmarks/grid/requirements-*.txt \
 	  || { echo 'a lock names a host or a path' >&2; exit 1; }
 
 $(UV_STAMP): | check-python
