@@ -282,8 +282,11 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
   """
   limit = memory_limit(model.mesh)
   sizes = levels(most_rows(model.mesh))
+  failed: list[list[int]] = []
   for size in sizes:
     tiled = tiles(rows, size)
+    if tiled == failed:  # tiles are of equal size, so several of the largest sizes make the same
+      continue
     # The tile that takes most: of those with the most rows the one with the most tokens.
     largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
     if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
@@ -291,6 +294,7 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
     planned = plan_tile(model, rows, largest, settings, table=None if model.mesh else PROGRAMS)
     if planned.peak_bytes <= limit:
       return tiled
+    failed = tiled
   raise AssertionError("the smallest size is always taken")
 
 

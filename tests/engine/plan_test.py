@@ -116,17 +116,22 @@ def test_the_largest_tile_that_fits_is_chosen(tiny, monkeypatch):
   asked = grid(tiny, steered(tiny, 40), prompts=8)
   _, rows = grid_rows(tiny.model, asked)
   settings = grid_settings(tiny.model, asked)
-  # 320 rows in tiles of at most 256, 192, 128 or 96: of 160, 160, 107 or 80 rows.
+  # 320 rows in tiles of at most 256, 216, 176, 128, 112 or 88: thrice of 160, twice of 107, of 80.
   peaks = [
     planning.plan_tile(tiny.model, rows, tiles(rows, most)[0], settings).peak_bytes
-    for most in (128, 96)
+    for most in (128, 88)
   ]
   limit = sum(peaks) // 2
   monkeypatch.setattr(planning, "memory_limit", lambda mesh: limit)
   monkeypatch.setattr(planning, "_surely_fits", lambda *args: False)
+  real, planned = planning.plan_tile, []
+  monkeypatch.setattr(
+    planning, "plan_tile", lambda *args, **kw: planned.append(len(args[2])) or real(*args, **kw)
+  )
   tiled = planning.cut(tiny.model, rows, settings)
   assert sorted(n for tile in tiled for n in tile) == list(range(320))
   assert {len(tile) for tile in tiled} == {80}
+  assert planned == [160, 107, 80]  # what is cut alike is tried once
 
 
 def too_large(size: int) -> jax.Array:
