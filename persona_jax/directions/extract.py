@@ -38,8 +38,7 @@ def _group_sums(
   num_groups, arch = int(group_N.max()) + 1, model.arch
   sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.site_width(capture.sites[0])))
   for tile in batches(model, rows, capture):
-    reads = tile.by_row()
-    h_LBD = [reads[capture.sites[0], block] for block in range(arch.num_blocks)]
+    h_LBD = [tile.reads[capture.sites[0], block] for block in range(arch.num_blocks)]
     group_B = np.full(len(h_LBD[0]), num_groups, np.int32)  # padding is in no group
     group_B[: len(tile.numbers)] = group_N[tile.numbers]
     # Only the sums of a tile leave the device; tiles are added in float64.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from persona_jax.edits.table import Where
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
+from persona_jax.engine.memory import does_not_fit, in_halves, prefill_bytes
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.programs import PROGRAMS, Runner
+from persona_jax.engine.programs import PROGRAMS, Dry, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, by_row
 from persona_jax.engine.rows import Row, length_bucket
 from persona_jax.engine.tree import Tree
@@ -36,29 +36,24 @@ class ReadTile:
     numbers: of the rows, in the order of everything here.
     tree: the rows and what they share.
     held: of each row, the tokens that it reads, bool [T].
-    places: by (site, block), the width of what is read.
     prefix: the pass.
+    reads: by (site, block), what each row reads, [B, ·] on the device, for reduce="last" and
+      "mean"; B is the number of rows, rounded up, and NaN stands for a row whose window holds no
+      token. Nothing for reduce="all", where `notes` has it.
     run: calls the device.
   """
 
   numbers: list[int]
   tree: Tree
   held: list[np.ndarray]
-  places: dict[Where, int]
   prefix: Prefix
+  reads: Reads
   run: Runner
 
   @property
   def notes(self) -> list[NodeReads]:
     """What was read, pass by pass."""
     return self.prefix.reads
-
-  def by_row(self) -> Reads:
-    """Return what each row reads, [B, ·] on the device; for reduce="last" and "mean".
-
-    B is the number of rows, rounded up; NaN stands for a row whose window holds no token.
-    """
-    return by_row(self.notes, self.held, self.places, run=self.run)
 
 
 def cut(rows: Sequence[Row], *, full: bool = False) -> tuple[list[list[int]], list[int]]:
@@ -111,8 +106,12 @@ def batches(
   *,
   tiles: Sequence[Sequence[int]] | None = None,
   numbers: Sequence[int] | None = None,
+  wait: bool = True,
 ) -> Iterator[ReadTile]:
   """Run rows tile by tile and yield what is read of them.
+
+  A tile that does not fit into memory is run in halves, with a warning, which are yielded one after
+  the other.
 
   Args:
     model: the model.
@@ -120,24 +119,41 @@ def batches(
     capture: what to read.
     tiles: row numbers; default all rows, as `cut` says.
     numbers: what to call the rows in messages; default as they stand.
+    wait: whether a tile is yielded when it is done, so that a device that runs out of memory after
+      the call was dispatched is noticed here too; otherwise the caller goes on meanwhile.
 
   Raises:
     ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
       asked for.
+    MemoryError: a row by itself does not fit; the message names it and what it needs.
   """
   if not rows:
     return
   check_lengths(model, rows, 0)
   spec, banks = resolve(capture, model.arch)
   places, run = spec.places(banks, model.arch), model.runner(PROGRAMS)
-  for tile in cut(rows)[0] if tiles is None else tiles:
+  names = range(len(rows)) if numbers is None else numbers
+
+  def read(tile: list[int]) -> ReadTile:
     mine = [rows[n] for n in tile]
     tree = Tree(mine, [len(row.ids) for row in mine])
     reading = Reading(mine, spec, banks)
     out = prefill(model, tree, reading=reading, run=run)
-    names = tile if numbers is None else [numbers[n] for n in tile]
-    _check_delivered(names, mine, out.realised_R, out.requested_R)
-    yield ReadTile(list(tile), tree, reading.held, places, out, run)
+    _check_delivered([names[n] for n in tile], mine, out.realised_R, out.requested_R)
+    reads = {} if reading.every else by_row(out.reads, reading.held, places, run=run)
+    if wait:
+      jax.block_until_ready((reads, [note.arrays for note in out.reads]))
+    return ReadTile(tile, tree, reading.held, out, reads, run)
+
+  def single(n: int) -> str:
+    dry, tree = Dry(), Tree([rows[n]], [len(rows[n].ids)])
+    out = prefill(model, tree, reading=Reading([rows[n]], spec, banks), run=dry)
+    peak = prefill_bytes(model, dry, out)
+    advice = "a shorter prompt, a capture of fewer sites and blocks,"
+    return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), peak, model.mesh, advice)
+
+  for tile in cut(rows)[0] if tiles is None else tiles:
+    yield from in_halves(read, tile, single)
 
 
 def _check_delivered(

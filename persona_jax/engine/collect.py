@@ -39,7 +39,7 @@ def capture(
     if what.reduce == "all":
       _every_token(tile, out)
     else:
-      for where, x_BD in tile.by_row().items():
+      for where, x_BD in tile.reads.items():
         out[where][tile.numbers] = np.asarray(x_BD)[: len(tile.numbers)]
     if progress is not None:
       progress(len(tile.numbers))

@@ -46,8 +46,7 @@ def _readings(
         )
     blocks = sorted({p.block for p in group})
     for tile in batches(model, bare, Capture((site,), blocks, "mean", tokens=window)):
-      reads = tile.by_row()
-      h = {block: np.asarray(reads[site, block], np.float32) for block in blocks}
+      h = {block: np.asarray(tile.reads[site, block], np.float32) for block in blocks}
       for b, n in enumerate(tile.numbers):
         for probe in group:
           value = probe.value(h[probe.block][b])

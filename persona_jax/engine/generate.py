@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import warnings
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy as np
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.memory import in_halves
+from persona_jax.engine.memory import does_not_fit, in_halves
 from persona_jax.engine.plan import cut, plan_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
@@ -104,11 +104,13 @@ def run_tiles(
   all is run in halves, with a warning.
 
   Raises:
-    MemoryError: a row by itself does not fit.
+    MemoryError: a row by itself does not fit; the message names it and what it needs.
   """
 
-  def told(size: int) -> None:
-    warnings.warn(f"a tile of {size} rows ran out of memory; running it in halves", stacklevel=2)
+  def single(number: int) -> str:
+    peak = plan_tile(model, rows, [number], settings).peak_bytes
+    advice = f"a shorter prompt, max_new_tokens below {settings.max_new_tokens},"
+    return does_not_fit(f"row {number}", len(rows[number].ids), peak, model.mesh, advice)
 
   def run(numbers: list[int]) -> list[Generation]:
     return generate_tile(model, [rows[n] for n in numbers], settings)
@@ -120,7 +122,7 @@ def run_tiles(
     if model.mesh is None and settings.max_new_tokens > AHEAD_STEPS:
       for soon in tiled[i + (i > 0) : i + 2]:  # this one too if it is the first
         PROGRAMS.prepare(functools.partial(needed, soon))
-    yield tile, in_halves(run, tile, told)
+    yield tile, list(itertools.chain.from_iterable(in_halves(run, tile, single)))
 
 
 def _generation(

@@ -1,8 +1,9 @@
 """Device memory: what there is, what a program will take, and what to do when it was too little."""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -10,6 +11,10 @@ from jax.sharding import Mesh
 from persona_jax.engine.programs import Need, tree_bytes
 from persona_jax.models.arch import Arch
 from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+  from persona_jax.engine.prefix import Prefix
 
 T = TypeVar("T")
 
@@ -65,35 +70,79 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_halves(
-  run: Callable[[list[int]], Sequence[T]],
-  numbers: Sequence[int],
-  told: Callable[[int], Any] | None = None,
-) -> list[T]:
-  """Run a tile; where memory does not suffice, its halves, and so on.
+  run: Callable[[list[int]], T], numbers: Sequence[int], single: Callable[[int], str]
+) -> Iterator[T]:
+  """Run a tile; where memory does not suffice, its halves, and so on, with a warning.
 
   Args:
-    run: takes row numbers and returns one result for each.
+    run: takes row numbers and returns their results; must change nothing before it is done.
     numbers: of the tile's rows.
-    told: called with the number of rows of a tile that was too large.
+    single: says of one row what it needs and what would help, if it does not fit by itself.
+
+  Yields:
+    The result of the tile, or of each of its parts, in order.
 
   Raises:
     MemoryError: one row by itself is too large.
   """
+  numbers = list(numbers)
   try:
-    return list(run(list(numbers)))
+    result = run(numbers)
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
     if not is_out_of_memory(error):
       raise
     if len(numbers) == 1:
-      raise MemoryError(
-        f"row {numbers[0]} does not fit into the device's memory by itself; use a smaller "
-        f"max_new_tokens, a shorter prompt, or a mesh of more devices ({error})"
-      ) from error
+      raise MemoryError(f"{single(numbers[0])} ({error})") from error
+  else:
+    yield result
+    return
   # Outside the handler: the error's traceback would keep the arrays of the failed tile.
-  if told is not None:
-    told(len(numbers))
+  warnings.warn(
+    f"a tile of {len(numbers)} rows ran out of memory; running it in halves", stacklevel=2
+  )
   half = -(-len(numbers) // 2)
-  return [x for part in (numbers[:half], numbers[half:]) for x in in_halves(run, part, told)]
+  for part in (numbers[:half], numbers[half:]):
+    yield from in_halves(run, part, single)
+
+
+def does_not_fit(name: str, tokens: int, peak: int, mesh: Mesh | None, advice: str) -> str:
+  """Say that a row is too large by itself, what it is predicted to need, and what would help.
+
+  Args:
+    name: what the user calls it.
+    tokens: its number of tokens.
+    peak: predicted bytes on one device, the parameters included.
+    mesh: the model's devices.
+    advice: what to change, beside the number of devices.
+  """
+  return (
+    f"{name} of {tokens:,} tokens does not fit into the device's memory by itself: it is predicted "
+    f"to take {size_text(peak)}, parameters included, and {size_text(memory_limit(mesh))} may be "
+    f"filled; use {advice} or a mesh of more devices"
+  )
+
+
+def prefill_bytes(model: "Model", needs: Iterable[Need], prefix: "Prefix") -> int:
+  """Predict the most memory that a prefill takes on one device, parameters and results included.
+
+  Args:
+    model: the model.
+    needs: the programs of a dry prefill.
+    prefix: what it gave.
+  """
+  fixed = params_bytes(model.params)
+  held = sum(tree_bytes(wave.kv) for wave in prefix.waves)
+  held += sum(tree_bytes(note.arrays) for note in prefix.reads)
+  peak = fixed
+  for need in needs:
+    own = tree_bytes(need.args[0]) if need.name in ("block", "embed") else 0  # parameters
+    peak = max(peak, fixed + held + program_bytes(need, model.arch) - own)
+  return peak
+
+
+def size_text(count: int) -> str:
+  """Return a number of bytes for people."""
+  return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
 
 
 def params_bytes(params: Any) -> int:

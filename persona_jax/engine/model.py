@@ -180,6 +180,8 @@ class Model:
 
     Raises:
       ValueError: prompts, edits or settings do not fit; the message says which and what does.
+      MemoryError: a row by itself does not fit into the device's memory; the message names it and
+        what it needs. A tile of several rows is run in halves, with a warning.
     """
     sampling = Sampling(float(temperature), top_k, top_p, min_p)
     settings = Settings(max_new_tokens, sampling, *self.stops(stop), logprobs, trace)
@@ -237,6 +239,8 @@ class Model:
       ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, the
         prompts or edits do not fit, or a row did not get the edit that it asked for (`score_rows`
         says which and gives their numbers too).
+      MemoryError: a row by itself does not fit into the device's memory; the message names it and
+        what it needs. A tile of several rows is run in halves, with a warning.
     """
     scored = score_rows(self, prompts, continuations, edits=edits, progress=progress)
     for n, problem in enumerate(scored.problems):
@@ -269,6 +273,8 @@ class Model:
     Raises:
       ValueError: the capture, prompts or edits do not fit, or a row did not get the edit that it
         asked for.
+      MemoryError: a row by itself does not fit into the device's memory; the message names it and
+        what it needs. A tile of several rows is run in halves, with a warning.
     """
     return collecting.capture(self, prompts, capture, edits=edits, progress=progress)
 
@@ -307,6 +313,8 @@ class Model:
       ValueError: there is no prompt, the capture's window holds no token of one, the capture,
         prompts, groups or edits do not fit, a row did not get the edit that it asked for, or an
         activation is NaN or infinite.
+      MemoryError: a row by itself does not fit into the device's memory; the message names it and
+        what it needs. A tile of several rows is run in halves, with a warning.
     """
     return streaming.moments(
       self,

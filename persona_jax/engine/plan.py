@@ -13,7 +13,13 @@ import numpy as np
 from persona_jax.engine.checks import check_lengths
 from persona_jax.engine.gates import settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
-from persona_jax.engine.memory import memory_limit, params_bytes, program_bytes
+from persona_jax.engine.memory import (
+  memory_limit,
+  params_bytes,
+  prefill_bytes,
+  program_bytes,
+  size_text,
+)
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.programs import (
   PROGRAMS,
@@ -153,8 +159,8 @@ class Plan:
       shown = " + ".join(f"({p}, {m})" for p, m in lanes)
       lines.append(f"  lanes from block {first}: {shown or 'none: prompts of one token'}")
     lines.append(
-      f"memory    {_size(self.peak_bytes)} at most predicted (parameters "
-      f"{_size(self.params_bytes)}), {_size(self.memory_bytes)} may be filled"
+      f"memory    {size_text(self.peak_bytes)} at most predicted (parameters "
+      f"{size_text(self.params_bytes)}), {size_text(self.memory_bytes)} may be filled"
     )
     if self.undecided:
       lines.append(
@@ -166,10 +172,6 @@ class Plan:
     for need in needs:
       lines.append(f"  {need.name:<16} {need.shapes}")
     return "\n".join(lines)
-
-
-def _size(count: int) -> str:
-  return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
 
 
 def grid_rows(
@@ -219,10 +221,7 @@ def plan_tile(
   prefix = prefill(model, tree, run=dry)
   prompts = sum(tree_bytes(wave.kv) for wave in prefix.waves)
   fixed = params_bytes(model.params)
-  peak = fixed
-  for need in dry:
-    own = tree_bytes(need.args[0]) if need.name in ("block", "embed") else 0  # parameters
-    peak = max(peak, fixed + prompts + program_bytes(need, arch) - own)
+  peak = prefill_bytes(model, dry, prefix)
   before = set(dry.needs)
   _, work = decode_rows(
     model,
@@ -282,8 +281,11 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
   """
   limit = memory_limit(model.mesh)
   sizes = levels(most_rows(model.mesh))
+  failed: list[list[int]] = []
   for size in sizes:
     tiled = tiles(rows, size)
+    if tiled == failed:  # tiles are of equal size, so several of the largest sizes make the same
+      continue
     # The tile that takes most: of those with the most rows the one with the most tokens.
     largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
     if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
@@ -291,6 +293,7 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
     planned = plan_tile(model, rows, largest, settings, table=None if model.mesh else PROGRAMS)
     if planned.peak_bytes <= limit:
       return tiled
+    failed = tiled
   raise AssertionError("the smallest size is always taken")
 
 

@@ -6,6 +6,7 @@ code as the run, and what it announces is what will be compiled.
 """
 
 import dataclasses
+import itertools
 import math
 import threading
 import time
@@ -19,6 +20,10 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from persona_jax.data.wheels import cache_dir
+
+# A grid takes some dozens. Of a model of 30 blocks one takes 8 MiB of the host's memory on average
+# (measured on a CPU), so these are 4 GiB.
+MOST_PROGRAMS = 512
 
 
 class Runner(Protocol):
@@ -76,7 +81,7 @@ class Need:
   """A program that is wanted: a function with the shapes of its arguments."""
 
   def __init__(self, name: str, fn: Any, args: tuple[Any, ...], static: dict[str, Any]):
-    self.name, self._fn, self.static = name, fn, static
+    self.name, self.fn, self.static = name, fn, static
     self.args = jax.tree.map(_shape_of, args)
     self._device = jax.config.jax_default_device  # type: ignore[attr-defined]
     self.key = _key(name, fn, args, static)
@@ -89,7 +94,7 @@ class Need:
     """Trace the function; who comes second waits, and traces nothing again."""
     with self._lock:
       if self._traced is None:
-        self._traced = self._fn.trace(*self.args, **self.static)
+        self._traced = self.fn.trace(*self.args, **self.static)
         self._results = jax.tree.map(_shape_of, self._traced.out_info)
         donated = [x for x in jax.tree.leaves(self._traced.args_info) if x.donated]
         self._donated_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in donated)
@@ -121,6 +126,13 @@ class Need:
       self._trace()
     return self._results
 
+  def forget(self) -> None:
+    """Let JAX forget the function: it keeps what it has compiled, and so the memory, for itself.
+
+    Other programs of the function stay with those who hold them; new ones are traced again.
+    """
+    self.fn.clear_cache()
+
   def compile(self) -> tuple[Any, float]:
     """Compile it; return the program and the seconds that took."""
     start = time.perf_counter()
@@ -135,7 +147,7 @@ class _Entry:
   """A program of the table, compiled by whoever claims it first."""
 
   def __init__(self, need: Need):
-    self.need, self.calls = need, 0
+    self.need, self.calls, self.last_use = need, 0, 0
     self._claim = threading.Lock()
     self._made: Future[tuple[Any, float]] = Future()
 
@@ -173,11 +185,26 @@ class _Entry:
 
 
 class Live:
-  """Compiles and runs programs; one table serves the process, as JAX's own cache does."""
+  """Compiles and runs programs; one table serves the process, as JAX's own cache does.
+
+  Attributes:
+    most: how many programs are kept. When there are more, those that were not used for longest are
+      dropped, a quarter at once, and with them their memory; one that is called again is compiled
+      again, or read from disk.
+  """
 
   is_dry = False
 
-  def __init__(self) -> None:
+  def __init__(self, most: int = MOST_PROGRAMS) -> None:
+    """Begin with none.
+
+    Raises:
+      ValueError: `most` is below 1.
+    """
+    if most < 1:
+      raise ValueError(f"most={most}: keep at least 1 program.")
+    self.most = most
+    self._clock = itertools.count(1)
     self._entries: dict[Hashable, _Entry] = {}
     self._lock = threading.Lock()
     self._ahead = ThreadPoolExecutor(1, thread_name_prefix="compile-ahead")
@@ -189,6 +216,7 @@ class Live:
     if entry is None or entry.failed:
       entry = self._entry(Need(name, fn, args, static))
     entry.calls += 1
+    entry.last_use = next(self._clock)
     return entry.compiled(*args)
 
   def __len__(self) -> int:
@@ -202,7 +230,7 @@ class Live:
   def clear(self) -> None:
     """Forget all programs, and with them their memory; they are compiled again when called."""
     with self._lock:
-      self._entries.clear()
+      self._drop(len(self._entries))
 
   def know(self, needs: Iterable[Need]) -> list[Need]:
     """Take programs in, to be compiled when they are called; return those that the table has."""
@@ -232,7 +260,19 @@ class Live:
       entry = self._entries.get(need.key)
       if entry is None or entry.failed:
         entry = self._entries[need.key] = _Entry(need)
+      entry.last_use = next(self._clock)
+      if len(self._entries) > self.most:
+        # Not one by one: each time JAX's traces of the functions go too.
+        self._drop(len(self._entries) - max(1, self.most * 3 // 4))
       return entry
+
+  def _drop(self, count: int) -> None:
+    """Forget the programs that were not used for longest; who runs or compiles one still has it."""
+    oldest = sorted(self._entries.items(), key=lambda item: item[1].last_use)[:count]
+    for key, _ in oldest:
+      del self._entries[key]
+    for need in {entry.need.fn: entry.need for _, entry in oldest}.values():
+      need.forget()
 
 
 PROGRAMS = Live()

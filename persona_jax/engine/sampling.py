@@ -2,21 +2,10 @@
 
 The token chosen is that of the largest (logit - max) / temperature - log E, where the E of a row
 are independent exponentials of mean 1, each a function of (key, step, token id) alone (Gumbel-max:
--log E is a Gumbel). Of each chunk of 64 ids two come first, as in a Poisson race, and the others
-after them:
-
-    X(w) = -log1p(-min((w + 1/2) / 2^32, 1 - 2^-24))        an exponential of a 32-bit word, float32
-    w0, w1 = threefry(key, (step, 2^31 + 2 c))              for chunk c, the ids 64 c ... 64 c + 63
-    w2, w3 = threefry(key, (step, 2^31 + 2 c + 1))
-    E = X(w0) / 64 at place p1 = w1 >> 26
-    E = X(w0) / 64 + X(w2) / 63 at place p2 = (p1 + 1 + (63 (w3 >> 6) >> 26)) mod 64
-    E = X(w0) / 64 + X(w2) / 63 + X(first word of threefry(key, (step, id))) elsewhere
-
-The least of 64 exponentials is 1/64 of one, at any place alike; by lack of memory the others go on
-from there as if new. So the E are independent, the second arrival and the largest logit bound what
-the rest of a chunk can reach (as in A* sampling, Maddison et al. 2014), and a draw computes the
-noise of a few chunks, not of the vocabulary. Words are equal on every device and in every version
-of JAX; logarithms are equal to the device's rounding.
+-log E is a Gumbel). `engine.noise` gives them chunk by chunk in the order of a Poisson race, so
+that the second arrival and the largest logit bound what the rest of a chunk can reach (as in A*
+sampling, Maddison et al. 2014), and a draw computes the noise of a few chunks, not of the
+vocabulary.
 """
 
 import dataclasses
@@ -27,7 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_CHUNK = 64
+from persona_jax.engine.noise import CHUNK, Noise, arrivals, key_noise, later
+
 # Logarithms needn't be monotone in the last bits; a chunk within this of the best is looked at too.
 _SLACK = 1e-5
 # Chunks of a row that a draw looks at in one go.
@@ -114,9 +104,8 @@ def choose(
     place_B1 = jnp.argmax(_at(logits_BV, ids_BN), axis=1, keepdims=True)
     token_B = _take(ids_BN, place_B1)[:, 0]
   else:
-    step_B = jnp.broadcast_to(step, max_B.shape).astype(jnp.uint32)
     none_B = jnp.full_like(max_B, -jnp.inf)
-    rows = _Rows(logits_BV, peak_BC, max_B, none_B, usual_B, _words(key_B), step_B)
+    rows = _Rows(logits_BV, peak_BC, max_B, none_B, usual_B, key_noise(key_B, step))
     token_B = _sample(sampling, rows, mass_B if sampling.temperature == 1 else None)
 
   token_B = jax.lax.cond(
@@ -131,7 +120,7 @@ def choose(
 
 
 class _Rows(NamedTuple):
-  """Rows to draw for: logits, their maximum by chunk and in all, the least allowed, the key.
+  """Rows to draw for: logits, their maximum by chunk and in all, the least allowed, their noise.
 
   `usual_B` says which have a finite maximum and no NaN; others are not waited for.
   """
@@ -141,8 +130,7 @@ class _Rows(NamedTuple):
   max_B: jax.Array
   floor_B: jax.Array
   usual_B: jax.Array
-  words_B2: jax.Array
-  step_B: jax.Array
+  noise: Noise
 
 
 def _sample(sampling: Sampling, rows: _Rows, mass_B: jax.Array | None) -> jax.Array:
@@ -227,8 +215,8 @@ def _draw(rows: _Rows, inverse: float, above_B: jax.Array) -> jax.Array:
     above_B: float32, what the winner's logit must exceed.
   """
   num_rows, num_chunks = rows.peak_BC.shape
-  first_BC, second_BC, place1_BC, place2_BC = _arrivals(rows, num_chunks)
-  start_C = jnp.arange(num_chunks) * _CHUNK
+  first_BC, second_BC, place1_BC, place2_BC = arrivals(rows.noise, num_chunks)
+  start_C = jnp.arange(num_chunks) * CHUNK
 
   def value(logit_BN: jax.Array, exponential_BN: jax.Array) -> jax.Array:
     allowed_BN = (logit_BN >= rows.floor_B[:, None]) & (logit_BN > above_B[:, None])
@@ -249,11 +237,10 @@ def _draw(rows: _Rows, inverse: float, above_B: jax.Array) -> jax.Array:
     bound_BC, best = state
     _, chunk_BK = jax.lax.top_k(bound_BC, min(_LOOK, num_chunks))
     ids_BN = _ids(chunk_BK)
-    words_BN, _ = _hash(rows, ids_BN)
     since_BN = _spread(_take(second_BC, chunk_BK))
-    is_second_BN = ids_BN == _spread(chunk_BK * _CHUNK + _take(place2_BC, chunk_BK))
+    is_second_BN = ids_BN == _spread(chunk_BK * CHUNK + _take(place2_BC, chunk_BK))
     # The first arrival gets too much here; it has been looked at, with what is its own.
-    rest_BN = jnp.where(is_second_BN, 0, _exponential(words_BN))
+    rest_BN = jnp.where(is_second_BN, 0, later(rows.noise, ids_BN))
     best = better(best, ids_BN, since_BN + rest_BN)
     return bound_BC.at[jnp.arange(num_rows)[:, None], chunk_BK].set(-jnp.inf), best
 
@@ -278,7 +265,7 @@ def _kth_largest(rows: _Rows, k: int) -> jax.Array:
   """Return the k-th largest logit of each row."""
   vocab = rows.logits_BV.shape[1]
   logits_BN = rows.logits_BV
-  if 2 * k * _CHUNK <= vocab:
+  if 2 * k * CHUNK <= vocab:
     # The k chunks of the largest maxima hold k logits at least as large as any elsewhere.
     _, chunk_BK = jax.lax.top_k(rows.peak_BC, k)
     logits_BN = _at(rows.logits_BV, _ids(chunk_BK))
@@ -315,9 +302,9 @@ def _by_chunk(
 ) -> jax.Array:
   """Reduce each chunk of 64 logits to one number, [B, C]; the last chunk may be short."""
   num_rows, vocab = logits_BV.shape
-  whole = vocab - vocab % _CHUNK
+  whole = vocab - vocab % CHUNK
   # Two pieces, because XLA would copy the logits to pad them.
-  pieces = [logits_BV[:, :whole].reshape(num_rows, -1, _CHUNK), logits_BV[:, None, whole:]]
+  pieces = [logits_BV[:, :whole].reshape(num_rows, -1, CHUNK), logits_BV[:, None, whole:]]
   return jnp.concatenate([reduce(of(x), axis=2) for x in pieces if x.size], axis=1)
 
 
@@ -328,86 +315,17 @@ def _take(x_BN: jax.Array, at_BK: jax.Array) -> jax.Array:
 
 def _spread(x_BK: jax.Array) -> jax.Array:
   """Return what chunks have, once for each of their ids, [B, 64 K]."""
-  shape = (*x_BK.shape, _CHUNK)
+  shape = (*x_BK.shape, CHUNK)
   return jnp.broadcast_to(x_BK[..., None], shape).reshape(x_BK.shape[0], -1)
 
 
 def _ids(chunk_BK: jax.Array) -> jax.Array:
   """Return the token ids of chunks, [B, 64 K]."""
-  return _spread(chunk_BK * _CHUNK) + jnp.tile(
-    jnp.arange(_CHUNK, dtype=jnp.int32), chunk_BK.shape[1]
-  )
+  return _spread(chunk_BK * CHUNK) + jnp.tile(jnp.arange(CHUNK, dtype=jnp.int32), chunk_BK.shape[1])
 
 
 def _at(logits_BV: jax.Array, ids_BN: jax.Array) -> jax.Array:
   """Return the logits of ids; -inf where the last chunk is short of some."""
   vocab = logits_BV.shape[1]
   logits_BN = _take(logits_BV, jnp.minimum(ids_BN, vocab - 1))
-  return jnp.where(ids_BN < vocab, logits_BN, -jnp.inf) if vocab % _CHUNK else logits_BN
-
-
-def _arrivals(rows: _Rows, num_chunks: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Return the first two exponentials of every chunk and their places, each [B, C]."""
-  even_C = jnp.arange(num_chunks, dtype=jnp.uint32) * 2 + jnp.uint32(2**31)
-  time_BE, place_BE = _hash(rows, jnp.concatenate([even_C, even_C + 1])[None])
-  first_BC = _exponential(time_BE[:, :num_chunks]) / _CHUNK
-  second_BC = first_BC + _exponential(time_BE[:, num_chunks:]) / (_CHUNK - 1)
-  place1_BC = place_BE[:, :num_chunks] >> 26
-  beyond_BC = (place_BE[:, num_chunks:] >> 6) * (_CHUNK - 1) >> 26
-  place2_BC = (place1_BC + 1 + beyond_BC) % _CHUNK
-  return first_BC, second_BC, place1_BC.astype(jnp.int32), place2_BC.astype(jnp.int32)
-
-
-def _exponential(word: jax.Array) -> jax.Array:
-  """Return X of the module's docstring: from 1.2e-10 to 16.6, mean 1."""
-  u = word.astype(jnp.float32) * 2.0**-32 + 2.0**-33
-  return -jnp.log1p(-jnp.minimum(u, 1 - 2.0**-24))
-
-
-def _hash(rows: _Rows, count_BN: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return the two words of each row's key at counters (step, count), [B, N] each."""
-  key0_B1, key1_B1 = rows.words_B2[:, :1], rows.words_B2[:, 1:]
-  return threefry2x32(key0_B1, key1_B1, rows.step_B[:, None], count_BN)
-
-
-def _words(key_B: jax.Array) -> jax.Array:
-  """Return the two words of each key, uint32 [B, 2]."""
-  words_BW = jax.random.key_data(key_B)
-  if words_BW.shape[1:] != (2,):
-    raise ValueError(f"Sampling takes keys of impl='threefry2x32'; got {key_B.dtype}.")
-  return words_BW
-
-
-def threefry2x32(
-  key0: jax.Array, key1: jax.Array, count0: jax.Array, count1: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Hash a 64-bit counter with a 64-bit key to two words: Threefry-2x32, 20 rounds.
-
-  Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Arguments broadcast; words are
-  uint32.
-  """
-  key0, key1, count0, count1 = (
-    jnp.asarray(x).astype(jnp.uint32) for x in (key0, key1, count0, count1)
-  )
-  shape = jnp.broadcast_shapes(key0.shape, key1.shape, count0.shape, count1.shape)
-
-  # A loop, not 20 rounds in a row: XLA for CPU would compute them anew in every use of a word.
-  def four_rounds(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    x0, x1, key0, key1, key2, now_4, next_4 = state
-    for r in range(4):
-      x0 = x0 + x1
-      x1 = x0 ^ (x1 << now_4[r] | x1 >> 32 - now_4[r])
-    i = i.astype(jnp.uint32)
-    return x0 + key1, x1 + key2 + i + 1, key1, key2, key0, next_4, now_4
-
-  state = (
-    jnp.broadcast_to(count0 + key0, shape),
-    jnp.broadcast_to(count1 + key1, shape),
-    key0,
-    key1,
-    key0 ^ key1 ^ jnp.uint32(0x1BD11BDA),
-    jnp.asarray((13, 15, 26, 6), jnp.uint32),
-    jnp.asarray((17, 29, 16, 24), jnp.uint32),
-  )
-  x0, x1, *_ = jax.lax.fori_loop(0, 5, four_rounds, state)
-  return x0, x1
+  return jnp.where(ids_BN < vocab, logits_BN, -jnp.inf) if vocab % CHUNK else logits_BN

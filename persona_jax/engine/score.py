@@ -13,9 +13,9 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.forward import head
+from persona_jax.engine.memory import does_not_fit, in_halves, prefill_bytes
 from persona_jax.engine.prefill import prefill
-from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.programs import PROGRAMS
+from persona_jax.engine.programs import PROGRAMS, Dry
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.models.arch import Arch
@@ -72,28 +72,48 @@ def _logprobs(
   return logits_MV[pick_Q, target_Q] - jax.nn.logsumexp(logits_MV, axis=-1)[pick_Q]
 
 
-def _score_tile(
-  model: "Model",
-  rows: Sequence[Row],
-  fed: Sequence[tuple[int, ...]],
-  finals: Sequence[list[int]],
-  sharing: Sharing,
-) -> tuple[list[np.ndarray], list[np.ndarray], Prefix]:
-  """Score passes: row r is fed `fed[r]` after its own tokens, `finals[r]` may follow.
+class _Pass(NamedTuple):
+  """A row that is fed tokens after its own, and the tokens that may follow them."""
 
-  Returns:
-    log-probs of the fed tokens and of the finals, of each row, float32; and the pass.
+  row: Row
+  fed: tuple[int, ...]
+  finals: list[int]
+
+  def whole(self, model: "Model") -> Row:
+    """Return the row with the fed tokens."""
+    row, roles = self.row, self.row.answer_roles(self.fed, model.think_ids)
+    return dataclasses.replace(row, ids=row.ids + self.fed, roles=(*row.roles, *roles))
+
+
+class _Scores(NamedTuple):
+  """What a tile of passes gave; no array of it is on the device.
+
+  Attributes:
+    passes: their numbers.
+    fed, finals: of each pass, float32, log-probabilities of the fed tokens and of the finals.
+    doses: of each pass, the delivered dose.
+    edited: int, of each pass, tokens on which an edit was on.
+    cost: times that a token was sent through a block, and the same with padding.
   """
-  whole = [
-    dataclasses.replace(
-      row, ids=row.ids + ids, roles=(*row.roles, *row.answer_roles(ids, model.think_ids))
-    )
-    for row, ids in zip(rows, fed, strict=True)
-  ]
+
+  passes: list[int]
+  fed: list[np.ndarray]
+  finals: list[np.ndarray]
+  doses: list[float]
+  edited: np.ndarray
+  cost: tuple[int, int]
+
+
+def _score_tile(
+  model: "Model", passes: Sequence[_Pass], sharing: Sharing, numbers: list[int]
+) -> _Scores:
+  """Score some of the passes."""
+  tile = [passes[p] for p in numbers]
+  whole = [one.whole(model) for one in tile]
   # What is asked: (row, position of the activation, place in the answer, next token).
   asked = [
     (r, len(row.ids) - 1 + n, n, token)
-    for r, (row, ids, ends) in enumerate(zip(rows, fed, finals, strict=True))
+    for r, (row, ids, ends) in enumerate(tile)
     for n, token in [*enumerate(ids), *((len(ids), end) for end in ends)]
   ]
   tree = Tree(whole, [len(row.ids) for row in whole], sharing=sharing)
@@ -121,13 +141,25 @@ def _score_tile(
         values[r, n, token] = value
   of_fed = [
     np.asarray([values[r, n, token] for n, token in enumerate(ids)], np.float32)
-    for r, ids in enumerate(fed)
+    for r, (_, ids, _) in enumerate(tile)
   ]
   of_finals = [
     np.asarray([values[r, len(ids), token] for token in ends], np.float32)
-    for r, (ids, ends) in enumerate(zip(fed, finals, strict=True))
+    for r, (_, ids, ends) in enumerate(tile)
   ]
-  return of_fed, of_finals, prefix
+  doses = [dose_of(*both) for both in zip(prefix.realised_R, prefix.requested_R, strict=True)]
+  cost = prefix.passes, prefix.padded_passes
+  return _Scores(numbers, of_fed, of_finals, doses, prefix.edited_R, cost)
+
+
+def _too_large(model: "Model", one: _Pass, prompt: int) -> str:
+  """Say what a pass needs that does not fit into memory by itself."""
+  row, dry = one.whole(model), Dry()
+  tree = Tree([row], [len(row.ids)])
+  peak = prefill_bytes(model, dry, prefill(model, tree, run=dry))
+  logits = 8 * min(_HEAD_TOKENS, round_up(len(one.fed) + 1, _HEAD_STEP)) * model.arch.vocab_size
+  name, advice = f"prompt {prompt} with its continuation", "a shorter prompt or continuation,"
+  return does_not_fit(name, len(row.ids), peak + logits, model.mesh, advice)
 
 
 def _continuation_ids(
@@ -171,6 +203,8 @@ def score_rows(
   Raises:
     ValueError: lengths differ, a continuation is empty or holds ids outside the vocabulary, or the
       prompts or edits do not fit.
+    MemoryError: a row by itself does not fit; the message names it and what it needs. A tile that
+      does not is run in halves, with a warning.
   """
   if len(prompts) != len(continuations):
     raise ValueError(
@@ -183,42 +217,44 @@ def score_rows(
   check_lengths(model, rows, max(len(c) for c in conts))
 
   # One pass serves all continuations of a row that differ in their last token only.
-  passes: dict[tuple[object, ...], int] = {}
-  finals: list[list[int]] = []
+  found: dict[tuple[object, ...], int] = {}
+  passes: list[_Pass] = []
   place: list[tuple[int, int]] = []
   owner: list[int] = []
   for n, (row, cont) in enumerate(zip(rows, conts, strict=True)):
     mine = tuple(id(e) for e in row.edits)
     own = None if sharing.prefix else n
     key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1], own)
-    p = passes.setdefault(key, len(passes))
-    if p == len(finals):
-      finals.append([])
+    p = found.setdefault(key, len(passes))
+    if p == len(passes):
+      passes.append(_Pass(row, cont[:-1], []))
       owner.append(n)
-    if cont[-1] not in finals[p]:
-      finals[p].append(cont[-1])
-    place.append((p, finals[p].index(cont[-1])))
+    finals = passes[p].finals
+    if cont[-1] not in finals:
+      finals.append(cont[-1])
+    place.append((p, finals.index(cont[-1])))
 
   fed_logprob: dict[int, np.ndarray] = {}
   final_logprob: dict[int, np.ndarray] = {}
-  edited_P = np.zeros(len(finals), int)
-  dose_P = np.full(len(finals), np.nan)
+  edited_P = np.zeros(len(passes), int)
+  dose_P = np.full(len(passes), np.nan)
   total = padded = 0
-  users = np.bincount([p for p, _ in place], minlength=len(finals))
-  order = sorted(range(len(finals)), key=lambda p: (rows[owner[p]].ids, conts[owner[p]], p))
+  users = np.bincount([p for p, _ in place], minlength=len(passes))
+  order = sorted(range(len(passes)), key=lambda p: (passes[p].row.ids, conts[owner[p]], p))
+  run = functools.partial(_score_tile, model, passes, sharing)
+
+  def single(p: int) -> str:
+    return _too_large(model, passes[p], owner[p])
+
   for first in range(0, len(order), TILE_ROWS):
-    tile = order[first : first + TILE_ROWS]
-    tile_rows = [rows[owner[p]] for p in tile]
-    fed = [conts[owner[p]][:-1] for p in tile]
-    of_fed, of_finals, out = _score_tile(model, tile_rows, fed, [finals[p] for p in tile], sharing)
-    total, padded = total + out.passes, padded + out.padded_passes
-    edited_P[tile] = out.edited_R
-    for r, p in enumerate(tile):
-      dose_P[p] = dose_of(out.realised_R[r], out.requested_R[r])
-      fed_logprob[p] = of_fed[r].astype(np.float64)
-      final_logprob[p] = of_finals[r].astype(np.float64)
-    if progress is not None:
-      progress(int(users[tile].sum()))
+    for out in in_halves(run, order[first : first + TILE_ROWS], single):
+      total, padded = total + out.cost[0], padded + out.cost[1]
+      edited_P[out.passes], dose_P[out.passes] = out.edited, out.doses
+      for r, p in enumerate(out.passes):
+        fed_logprob[p] = out.fed[r].astype(np.float64)
+        final_logprob[p] = out.finals[r].astype(np.float64)
+      if progress is not None:
+        progress(int(users[out.passes].sum()))
   pass_N = [p for p, _ in place]
   edited_N, dose_N = edited_P[pass_N], dose_P[pass_N]
   return Scored(

@@ -70,7 +70,7 @@ def moments(
     tiles, rest = cut(rows, full=not last)
     if len(rest) > _WAITING:  # too many kinds of rows: take them as they are
       tiles, rest = cut(rows)
-    for tile in batches(model, rows, what, tiles=tiles, numbers=numbers):
+    for tile in batches(model, rows, what, tiles=tiles, numbers=numbers, wait=False):
       number_B = np.asarray([running.number(waiting[n].label) for n in tile.numbers])
       under_way.append((_add(running, tile, number_B, spec), len(tile.numbers)))
       running.flush()
@@ -175,11 +175,10 @@ def _add(
 ) -> jax.Array:
   """Add a tile; return what is ready when it is in."""
   if spec.reduce != "all":
-    values = tile.by_row()
-    size = next(iter(values.values())).shape[0]
+    size = next(iter(tile.reads.values())).shape[0]
     label_E, weight_E = np.zeros((2, size), int)
     label_E[: len(number_B)], weight_E[: len(number_B)] = number_B, 1
-    return running.add(values, label_E, weight_E=weight_E)
+    return running.add(tile.reads, label_E, weight_E=weight_E)
   for note in tile.notes:
     index_E, label_E, weight_E = _tokens(tile, note, number_B)
     ready = running.add(note.arrays, label_E, index_E=index_E, weight_E=weight_E)

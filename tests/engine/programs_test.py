@@ -1,5 +1,6 @@
 """Programs are compiled once, ahead if asked for, and kept on disk."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -55,6 +56,44 @@ def test_a_program_that_failed_may_be_tried_again():
     live("moody", moody, np.ones(2, np.float32))
   broken.clear()
   np.testing.assert_array_equal(live("moody", moody, np.ones(2, np.float32)), [2, 2])
+
+
+def test_programs_that_were_not_used_for_longest_are_dropped():
+  live, traced = Live(most=4), []
+
+  @jax.jit
+  def note(x):
+    traced.append(x.shape[0])
+    return x + 1
+
+  call = lambda n: np.testing.assert_array_equal(live("note", note, np.ones(n)), np.full(n, 2.0))
+  for n in (1, 2, 3, 4, 1):
+    call(n)
+  assert len(live) == 4 and traced == [1, 2, 3, 4]
+  call(5)  # 2 and 3 go
+  assert len(live) == 3
+  for n in (1, 4, 5, 2):
+    call(n)
+  assert len(live) == 4 and traced == [1, 2, 3, 4, 5, 2]
+  with pytest.raises(ValueError, match="at least 1"):
+    Live(most=0)
+
+
+def test_programs_that_are_dropped_are_given_back():
+  live = Live(most=1)
+
+  def executables() -> int:
+    gc.collect()
+    return len(jax.devices()[0].client.live_executables())
+
+  fn = jax.jit(lambda x: jnp.sort(x) * 3)
+  live("sort", fn, np.ones(3))
+  before = executables()
+  for n in range(4, 12):
+    live("sort", fn, np.ones(n))
+  assert len(live) == 1 and executables() <= before
+  live.clear()
+  assert len(live) == 0 and executables() < before
 
 
 SCRIPT = """

@@ -1,0 +1,141 @@
+"""A tile that is out of memory is run in halves; no row is lost, one that is too large is named."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from persona_jax.engine import batches, generate, score
+from persona_jax.engine.memory import in_halves, is_out_of_memory
+
+STEM = " ".join(f"w{i}" for i in range(20, 40))
+PROMPTS = [f"{STEM} w{i}" + " w9" * (i % 3) for i in range(5, 12)]
+HALVED = r"rows ran out of memory; running it in halves"
+
+
+def too_large(size: int) -> jax.Array:
+  return jnp.zeros((size, 1 << 48), jnp.int8).block_until_ready()
+
+
+def small_device(monkeypatch, module, most: int) -> list[int]:
+  """Makes prefills of more than so many rows fail as the device does; returns their sizes."""
+  real, sizes = module.prefill, []
+
+  @functools.wraps(real)
+  def prefill(model, tree, **options):
+    if not getattr(options.get("run"), "is_dry", False):
+      sizes.append(len(tree.rows))
+      if len(tree.rows) > most:
+        too_large(len(tree.rows))
+    return real(model, tree, **options)
+
+  monkeypatch.setattr(module, "prefill", prefill)
+  return sizes
+
+
+def test_a_tile_is_halved_and_its_parts_come_in_order():
+  def run(numbers):
+    if len(numbers) > 3:
+      too_large(len(numbers))
+    return numbers
+
+  with pytest.warns(UserWarning, match=HALVED) as told:
+    parts = list(in_halves(run, range(11), str))
+  assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
+  assert [str(w.message).split()[3] for w in told] == ["11", "6", "5"]
+
+
+def test_one_row_that_does_not_fit_is_an_error_and_so_is_any_other_error():
+  with pytest.raises(MemoryError, match="row 7 is too long"):
+    list(in_halves(lambda numbers: too_large(1 << 8), [7], "row {} is too long".format))
+  with pytest.raises(ZeroDivisionError):
+    list(in_halves(lambda numbers: 1 // 0, [7, 8], str))
+
+
+def test_only_errors_of_memory_are_taken_for_such():
+  with pytest.raises(jax.errors.JaxRuntimeError) as error:
+    too_large(4)
+  assert is_out_of_memory(error.value) and is_out_of_memory(MemoryError())
+  assert not is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: other"))
+
+
+def test_generate_goes_on_in_halves(tiny, monkeypatch):
+  expected = tiny.model.generate(PROMPTS, max_new_tokens=3)
+  sizes = small_device(monkeypatch, generate, 2)
+  with pytest.warns(UserWarning, match=f"7 {HALVED}"):
+    got = tiny.model.generate(PROMPTS, max_new_tokens=3)
+  assert sizes == [7, 4, 2, 2, 3, 2, 1]
+  assert [g.token_ids for g in got] == [g.token_ids for g in expected]
+
+
+def test_score_goes_on_in_halves(tiny, monkeypatch):
+  d, told = tiny.direction(), []
+  edits = [pj.add(d, n, unit="raw", blocks=1) if n % 2 else None for n in range(7)]
+  # The first two share a pass.
+  prompts, texts = [PROMPTS[0], *PROMPTS], ["w20 w22 w31", *(f"w20 w2{n} w30" for n in range(2, 9))]
+  args = prompts, texts
+  expected = score.score_rows(tiny.model, *args, edits=[None, *edits])
+  sizes = small_device(monkeypatch, score, 2)
+  with pytest.warns(UserWarning, match=f"7 {HALVED}"):
+    got = score.score_rows(tiny.model, *args, edits=[None, *edits], progress=told.append)
+  assert sizes == [7, 4, 2, 2, 3, 2, 1] and told == [3, 2, 2, 1]
+  for a, b in zip(got.logprobs, expected.logprobs, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+  np.testing.assert_array_equal(got.tokens_edited, expected.tokens_edited)
+  np.testing.assert_allclose(got.delivered_dose, expected.delivered_dose, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduce", ["all", "last", "mean"])
+def test_captures_and_moments_go_on_in_halves(tiny, monkeypatch, reduce):
+  what, groups = pj.Capture(blocks=(0, 2), reduce=reduce), ["a", "b", "a", "b", "c", "a", "c"]
+  reads = tiny.model.capture(PROMPTS, what)
+  whole = tiny.model.moments(PROMPTS, what, groups=groups, covariance=True)
+  sizes = small_device(monkeypatch, batches, 2)
+  with pytest.warns(UserWarning, match=HALVED):
+    got = tiny.model.capture(PROMPTS, what)
+  assert sum(n for n in sizes if n <= 2) == 7 and sizes[0] == 7
+  for where, x in reads.items():
+    np.testing.assert_allclose(got[where], x, atol=2e-5)
+  with pytest.warns(UserWarning, match=HALVED):
+    parts = tiny.model.moments(PROMPTS, what, groups=groups, covariance=True)
+  order = [parts.index(label) for label in whole.labels]
+  np.testing.assert_array_equal(parts.count_G[order], whole.count_G)
+  assert parts.work.prompts == 7
+  for name in ("mean", "variance", "covariance"):
+    for where, x in getattr(whole, name).items():
+      np.testing.assert_allclose(getattr(parts, name)[where][order], x, atol=5e-5)
+
+
+def test_gates_and_directions_read_in_halves(tiny, monkeypatch):
+  d = tiny.direction()
+  probe = pj.Probe(d, 1, above=0.0)
+  edits = [pj.add(d, 1.0, unit="raw", blocks=1).when(probe)] * len(PROMPTS)
+  gated = [g.tokens_edited for g in tiny.model.generate(PROMPTS, edits=edits, max_new_tokens=2)]
+  v_LD = pj.extract(tiny.model, PROMPTS[:4], PROMPTS[3:]).mean_LD
+  small_device(monkeypatch, batches, 2)
+  with pytest.warns(UserWarning, match=HALVED):
+    got = tiny.model.generate(PROMPTS, edits=edits, max_new_tokens=2)
+  assert [g.tokens_edited for g in got] == gated
+  with pytest.warns(UserWarning, match=HALVED):
+    np.testing.assert_allclose(
+      pj.extract(tiny.model, PROMPTS[:4], PROMPTS[3:]).mean_LD, v_LD, atol=2e-5
+    )
+
+
+@pytest.mark.filterwarnings("ignore:a tile of")
+def test_a_prompt_that_does_not_fit_is_named_with_what_it_needs(tiny, monkeypatch):
+  model, needs = tiny.model, r"by itself: it is predicted to take [\d.]+ MiB, .* may be filled"
+  size = lambda text: len(model.encode(text).ids)
+  small_device(monkeypatch, generate, 0)
+  with pytest.raises(MemoryError, match=f"row 0 of {size(PROMPTS[0])} .*{needs}.*max_new_tokens"):
+    model.generate(PROMPTS[:1], max_new_tokens=3)
+  small_device(monkeypatch, score, 0)
+  with pytest.raises(MemoryError, match=f"prompt 0 with its continuation of .*{needs}.*shorter"):
+    model.score(PROMPTS[:2], ["w20 w21", "w22"])
+  small_device(monkeypatch, batches, 0)
+  for read in (model.capture, model.moments):
+    with pytest.raises(MemoryError, match=f"prompt 0 of {size(PROMPTS[0])} .*{needs}.*fewer sites"):
+      read(PROMPTS[:1], pj.Capture())
