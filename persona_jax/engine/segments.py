@@ -143,6 +143,7 @@ class _Batch:
   ):
     self._model, self._rows, self._settings = model, list(rows), settings
     self._run = model.runner(run)
+    self._is_live = run is PROGRAMS and model.mesh is None
     self._lengths = [settings.max_new_tokens] * len(rows) if lengths is None else list(lengths)
     self.answers: list[Answer | None] = [None] * len(rows)
     self.work = Work()
@@ -335,7 +336,7 @@ class _Batch:
 
   def compile_ahead(self) -> None:
     """Have the programs compiled in the background that are likely to be needed next."""
-    if self._run is not PROGRAMS or self._settings.max_new_tokens <= AHEAD_STEPS:
+    if not self._is_live or self._settings.max_new_tokens <= AHEAD_STEPS:
       return
     dry = Dry(PROGRAMS)  # here, for what follows changes this batch
     if self._slots < self._settings.max_new_tokens:
@@ -347,7 +348,7 @@ class _Batch:
   def _next(self, dry: Dry) -> "_Batch":
     """Return a batch like this one that runs dry."""
     other = copy.copy(self)
-    other._run, other._shared = dry, dict(self._shared)
+    other._run, other._shared = self._model.runner(dry), dict(self._shared)
     return other
 
   def lengthen_and_call(self) -> None:

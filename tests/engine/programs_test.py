@@ -57,6 +57,38 @@ def test_a_program_that_failed_may_be_tried_again():
   np.testing.assert_array_equal(live("moody", moody, np.ones(2, np.float32)), [2, 2])
 
 
+@jax.jit
+def square(x):
+  return x @ x
+
+
+def test_settings_of_jax_make_a_program_of_their_own():
+  live, x = Live(), np.eye(3, dtype=np.float32)
+  live("square", square, x)
+  with jax.default_matmul_precision("highest"):
+    live("square", square, x)
+  with jax.enable_x64(True):
+    live("square", square, x)
+    assert live("square", square, x.astype(np.float64)).dtype == np.float64
+  live("square", square, x)
+  assert len(live) == 4
+
+
+def test_programs_made_ahead_have_the_settings_of_who_asked():
+  live, x = Live(), np.eye(3, dtype=np.float64)
+
+  def needed():
+    dry = Dry()
+    assert dry("square", square, x).dtype == np.float64
+    return dry
+
+  with jax.default_matmul_precision("highest"), jax.enable_x64(True):
+    live.prepare(needed).result()
+    assert len(live) == 1
+    assert live("square", square, x).dtype == np.float64
+  assert len(live) == 1
+
+
 SCRIPT = """
 import numpy as np, jax
 from persona_jax.engine.programs import Live, keep_on_disk
