@@ -5,6 +5,7 @@ runs it; `Dry` only works out shapes and notes which programs would be needed. S
 code as the run, and what it announces is what will be compiled.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -108,7 +109,8 @@ class Program:
     seconds: tracing and compiling, or reading from disk.
     argument_bytes, temp_bytes, output_bytes, alias_bytes: as the compiler reports; aliased bytes
       are those of outputs that take the place of donated arguments. -1 where it says nothing.
-    traces: how many times the function was traced for it.
+    traces: how many times Python ran the function to trace it, as JAX reports; 0 where JAX still
+      had the trace of an earlier program, such as that of a plan that is gone.
     calls: how many times it was run.
   """
 
@@ -126,6 +128,26 @@ class Program:
   def total_bytes(self) -> int:
     """Device memory while it runs: arguments, outputs that alias none, temporaries."""
     return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temp_bytes
+
+
+class _Traces(threading.local):
+  """How often Python has run functions under a trace in this thread, by name."""
+
+  def __init__(self) -> None:
+    self.counts: collections.Counter[str] = collections.Counter()
+
+
+_TRACES = _Traces()
+
+
+def _note_trace(event: str, duration_secs: float, **about: str | int) -> None:
+  del duration_secs
+  if event == "/jax/core/compile/jaxpr_trace_duration":
+    _TRACES.counts[str(about.get("fun_name"))] += 1
+
+
+# JAX tells of a trace that it makes, not of one that it still has.
+jax.monitoring.register_event_duration_secs_listener(_note_trace)
 
 
 class Need:
@@ -151,13 +173,16 @@ class Need:
     self._traced: Any = None
     self._results: Any = None
     self._donated_bytes = 0
+    self.traces = 0
 
   def _trace(self) -> Any:
     """Trace the function; who comes second waits, and traces nothing again."""
     with self._lock:
       if self._traced is None:
+        before = _TRACES.counts[self._fn.__name__]
         with _set(self._settings):
           self._traced = self._fn.trace(*self.args, **self.static)
+        self.traces += _TRACES.counts[self._fn.__name__] - before
         self._results = jax.tree.map(_shape_of, self._traced.out_info)
         donated = [x for x in jax.tree.leaves(self._traced.args_info) if x.donated]
         self._donated_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in donated)
@@ -237,7 +262,8 @@ class _Entry:
       for kind in ("argument", "temp", "output", "alias")
     )
     need = self.need
-    return Program(need.name, need.shapes, seconds, arguments, temp, output, alias, 1, self.calls)
+    sizes = (arguments, temp, output, alias)
+    return Program(need.name, need.shapes, seconds, *sizes, need.traces, self.calls)
 
 
 class Live:

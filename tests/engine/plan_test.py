@@ -60,7 +60,7 @@ def test_announced_programs_are_those_of_the_run(tiny, tmp_path):
   assert len(PROGRAMS) == before
   again = pj.compile(tiny.model, plan)
   assert [p.name for p in again.programs] == [p.name for p in table.programs]
-  assert all(p.calls > 0 and p.traces == 1 and p.seconds > 0 for p in again.programs)
+  assert all(p.calls > 0 and p.traces <= 1 and p.seconds > 0 for p in again.programs)
   assert {"embed", "block", "decode"} <= {p.name for p in again.programs}
 
 

@@ -57,6 +57,27 @@ def test_a_program_that_failed_may_be_tried_again():
   np.testing.assert_array_equal(live("moody", moody, np.ones(2, np.float32)), [2, 2])
 
 
+def test_traces_are_those_that_python_made():
+  made = []
+
+  @jax.jit
+  def noted(x):
+    made.append(x.shape)
+    return jax.nn.relu(x) + 1  # a jitted function inside is not counted
+
+  live, dry, x = Live(), Dry(), np.ones(6, np.float32)
+  dry("noted", noted, x)
+  for _ in range(3):
+    live.describe(dry)
+    live("noted", noted, x)
+  assert made == [(6,)] and [p.traces for p in live.describe(dry)] == [1]
+  # Another table asks again; JAX has the trace.
+  other = Live()
+  other("noted", noted, x)
+  (need,) = (entry.need for entry in other._entries.values())
+  assert made == [(6,)] and other.describe([need])[0].traces == 0
+
+
 @jax.jit
 def square(x):
   return x @ x
