@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
@@ -242,9 +243,14 @@ class _Entry:
       self._made.set_exception(error)
 
   @property
+  def error(self) -> BaseException | None:
+    """Why it could not be compiled; None if it was, or is being."""
+    return self._made.exception() if self._made.done() else None
+
+  @property
   def failed(self) -> bool:
     """Whether it could not be compiled."""
-    return self._made.done() and self._made.exception() is not None
+    return self.error is not None
 
   @property
   def compiled(self) -> Any:
@@ -325,12 +331,19 @@ class Live:
     settings = _settings()
 
     def compile_all() -> None:
-      with _set(settings):
-        needs = list(needed())
+      try:
+        with _set(settings):
+          needs = list(needed())
+      except Exception as error:
+        logging.warning("programs are not compiled ahead: they could not be planned: %r", error)
+        return
       # The longest first: who calls this is about to need the others, and compiles them himself.
       for need in sorted(needs, key=lambda need: need.name != "decode"):
         if threading.main_thread().is_alive():  # at exit, what is still queued is of no use
-          self._entry(need).compile()
+          entry = self._entry(need)
+          entry.compile()
+          if entry.failed:  # who calls it tries again, and is told
+            logging.warning("program %r could not be compiled ahead: %r", need.name, entry.error)
 
     return self._ahead.submit(compile_all)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from persona_jax.engine.programs import Dry, Live, keep_on_disk
+from persona_jax.engine.programs import Dry, Live, Need, keep_on_disk
 
 
 @jax.jit
@@ -76,6 +76,22 @@ def test_traces_are_those_that_python_made():
   other("noted", noted, x)
   (need,) = (entry.need for entry in other._entries.values())
   assert made == [(6,)] and other.describe([need])[0].traces == 0
+
+
+def test_what_fails_in_the_background_is_logged(caplog):
+  def needed():
+    raise ZeroDivisionError("a plan that can't be made")
+
+  @jax.jit
+  def broken(x):
+    raise ValueError("can't be traced")
+
+  live, x = Live(), np.ones(2, np.float32)
+  with caplog.at_level("WARNING"):
+    live.prepare(needed).result()
+    assert "a plan that can't be made" in caplog.text
+    live.prepare(lambda: [Need(None, "broken", broken, (x,), {})]).result()
+  assert "can't be traced" in caplog.text and "'broken'" in caplog.text
 
 
 @jax.jit
