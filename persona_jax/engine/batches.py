@@ -111,6 +111,7 @@ def batches(
   *,
   tiles: Sequence[Sequence[int]] | None = None,
   numbers: Sequence[int] | None = None,
+  run: Runner = PROGRAMS,
 ) -> Iterator[ReadTile]:
   """Run rows tile by tile and yield what is read of them.
 
@@ -120,6 +121,7 @@ def batches(
     capture: what to read.
     tiles: row numbers; default all rows, as `cut` says.
     numbers: what to call the rows in messages; default as they stand.
+    run: calls the device.
 
   Raises:
     ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
@@ -129,7 +131,7 @@ def batches(
     return
   check_lengths(model, rows, 0)
   spec, banks = resolve(capture, model.arch)
-  places, run = spec.places(banks, model.arch), model.runner(PROGRAMS)
+  places, run = spec.places(banks, model.arch), model.runner(run)
   for tile in cut(rows)[0] if tiles is None else tiles:
     mine = [rows[n] for n in tile]
     tree = Tree(mine, [len(row.ids) for row in mine])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona_jax.engine.checks import check_lengths
-from persona_jax.engine.gates import settle, taken_as_on
+from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.memory import memory_limit, params_bytes, program_bytes
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
@@ -86,6 +86,7 @@ class Plan:
     params_bytes: of the model.
     assumed: what answers' lengths were taken to be, in words.
     undecided: rows with a gate that only their prompt's activations can decide; taken as on.
+    gate_needs: the programs that read these prompts.
   """
 
   grid: Grid
@@ -98,11 +99,13 @@ class Plan:
   params_bytes: int
   assumed: str
   undecided: int
+  gate_needs: tuple[Need, ...] = ()
 
   @property
   def needs(self) -> list[Need]:
-    """The programs of all tiles, each once, in the order of first use."""
-    return list({need.key: need for tile in self.tiles for need in tile.needs}.values())
+    """The programs of gates and of all tiles, each once, in the order of first use."""
+    tiles = [need for tile in self.tiles for need in tile.needs]
+    return list({need.key: need for need in (*self.gate_needs, *tiles)}.values())
 
   @property
   def early_needs(self) -> list[Need]:
@@ -381,6 +384,8 @@ def plan(
     drawn = np.random.default_rng(grid.seed).choice(given, len(rows))
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
+  reading = Dry()
+  read_dry(model, rows, reading)
   rows, undecided = taken_as_on(rows)
   tiled = cut(model, rows, settings)
   whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
@@ -398,4 +403,5 @@ def plan(
     params_bytes(model.params),
     assumed,
     undecided,
+    tuple(reading),
   )

@@ -120,6 +120,19 @@ def test_gates_are_taken_as_on_and_named(tiny):
   assert plan.undecided == 3 and "3 rows have a gate" in str(plan)
 
 
+def test_programs_that_read_for_gates_are_announced(tiny, tmp_path):
+  probe = pj.Probe(tiny.direction(), 1, above=-1e9)  # on for every prompt, as is announced
+  edits = pj.add(tiny.direction(), 1.0, unit="unit", blocks=1).when(probe)
+  asked = grid(tiny, [pj.Condition("none"), pj.Condition("gated", edits=edits)])
+  PROGRAMS.clear()
+  plan = pj.plan(tiny.model, asked)
+  assert {"add reads", "mean of reads"} <= {need.name for need in plan.gate_needs}
+  pj.compile(tiny.model, plan)
+  before = len(PROGRAMS)
+  pj.run(tiny.model, asked, out=tmp_path / "run", progress=False)
+  assert len(PROGRAMS) == before
+
+
 def test_lengths_are_checked(tiny):
   for wrong in ([], [0, 3]):
     with pytest.raises(ValueError, match="at least 1"):
