@@ -66,6 +66,21 @@ def test_announced_programs_are_those_of_the_run(tiny, tmp_path):
   assert {"embed", "block", "decode"} <= {p.name for p in again.programs}
 
 
+def test_vectors_and_doses_make_no_new_program_but_windows_and_shares_can(tiny):
+  def programs(seed, doses, tokens="all"):
+    d = tiny.direction(seed)
+    conditions = [
+      pj.Condition(f"{i}", edits=pj.add(d, c, unit="unit", blocks=1, tokens=tokens) if c else ())
+      for i, c in enumerate(doses)
+    ]
+    return {need.key for need in pj.plan(tiny.model, grid(tiny, conditions, prompts=2)).needs}
+
+  first = programs(0, [1, 2, 3, 4])
+  assert programs(1, [0.5, -2, 7, 9]) == first
+  assert programs(0, [1, 2, 3, 4], "generated") - first
+  assert programs(0, [1, 2, None, None]) - first  # two conditions are alike
+
+
 def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_path):
   ends = dataclasses.replace(tiny.model.tokenizer, eos_ids=(3, 8, 13, 17, 29, 33, 41, 57))
   model = dataclasses.replace(tiny.model, tokenizer=ends)
