@@ -2,7 +2,7 @@
 
 The engine's host code calls the device through a `Runner`. `Live` compiles what it has not met and
 runs it; `Dry` only works out shapes and notes which programs would be needed. So a plan is the same
-code as the run, and what it announces is what will be compiled.
+code as the run; `engine.plan.plan` says what it can't foresee.
 """
 
 import collections
