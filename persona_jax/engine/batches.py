@@ -107,6 +107,7 @@ def batches(
   tiles: Sequence[Sequence[int]] | None = None,
   numbers: Sequence[int] | None = None,
   wait: bool = True,
+  run: Runner = PROGRAMS,
 ) -> Iterator[ReadTile]:
   """Run rows tile by tile and yield what is read of them.
 
@@ -121,6 +122,7 @@ def batches(
     numbers: what to call the rows in messages; default as they stand.
     wait: whether a tile is yielded when it is done, so that a device that runs out of memory after
       the call was dispatched is noticed here too; otherwise the caller goes on meanwhile.
+    run: calls the device.
 
   Raises:
     ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
@@ -131,7 +133,7 @@ def batches(
     return
   check_lengths(model, rows, 0)
   spec, banks = resolve(capture, model.arch)
-  places, run = spec.places(banks, model.arch), model.runner(PROGRAMS)
+  places, run = spec.places(banks, model.arch), model.runner(run)
   names = range(len(rows)) if numbers is None else numbers
 
   def read(tile: list[int]) -> ReadTile:

@@ -16,33 +16,37 @@ class ProgramTable:
 
   Attributes:
     programs: in the order of first use.
+    early: those that are needed only if answers end early, if the plan lists them.
   """
 
   programs: tuple[Program, ...]
+  early: tuple[Program, ...] = ()
 
   @property
   def seconds(self) -> float:
     """Seconds that compiling took, or reading from disk."""
-    return sum(program.seconds for program in self.programs)
+    return sum(program.seconds for program in (*self.programs, *self.early))
 
   def __str__(self) -> str:
     lines = [
       f"{'program':<16} {'seconds':>8} {'MiB':>9} {'temp':>8} {'traces':>6} {'calls':>6}  shapes"
     ]
-    for p in self.programs:
+    for p in (*self.programs, *self.early):
       lines.append(
         f"{p.name:<16} {p.seconds:8.2f} {p.total_bytes / 2**20:8.1f} {p.temp_bytes / 2**20:8.1f} "
         f"{p.traces:8d} {p.calls:8d}  {p.shapes}"
       )
-    lines.append(f"{len(self.programs)} programs, {self.seconds:.1f} s")
+    early = f", {len(self.early)} more if answers end early" if self.early else ""
+    lines.append(f"{len(self.programs)} programs{early}, {self.seconds:.1f} s")
     return "\n".join(lines)
 
 
 def compile(model: "Model", plan: Plan) -> ProgramTable:
   """Compile the programs of a plan, so that the run starts at once.
 
-  They stay in this process, and on disk for the next one (`engine.programs.keep_on_disk`). `pj.run`
-  does the same by itself, in the background.
+  Those of smaller batches, which a run needs if answers end early, are compiled if the plan lists
+  them: `pj.plan(model, grid, early_ends=True)`. Programs stay in this process, and on disk for the
+  next one (`engine.programs.keep_on_disk`). `pj.run` compiles by itself, in the background.
 
   Args:
     model: the model that the plan was made for.
@@ -60,4 +64,5 @@ def compile(model: "Model", plan: Plan) -> ProgramTable:
       "devices is known only then."
     )
   keep_on_disk()
-  return ProgramTable(tuple(PROGRAMS.describe(plan.needs)))
+  needed, early = PROGRAMS.describe(plan.needs), PROGRAMS.describe(plan.early_needs)
+  return ProgramTable(tuple(needed), tuple(early))

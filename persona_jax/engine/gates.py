@@ -1,7 +1,7 @@
 """Edits that depend on the prompt: it is read first, and each row's edits are settled."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,14 +9,34 @@ import numpy as np
 from persona_jax.edits.compile import RowEdits, as_rows
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.gate import Probe, decide
-from persona_jax.edits.window import as_window
+from persona_jax.edits.window import Window, as_window
 from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
+from persona_jax.engine.programs import Dry
 from persona_jax.engine.rows import Row, make_row
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
+
+
+def _bare(rows: Sequence[Row]) -> list[Row]:
+  """Return the prompts of rows: they alone decide, also where an answer has begun, unedited."""
+  return [
+    dataclasses.replace(
+      row, ids=row.ids[: row.prompt_length], roles=row.roles[: row.prompt_length], edits=()
+    )
+    for row in rows
+  ]
+
+
+def _captures(probes: Iterable[Probe]) -> Iterator[tuple[list[Probe], Capture]]:
+  """Yield probes that are read together, and what they read."""
+  together: dict[tuple[str, Window], list[Probe]] = {}
+  for probe in probes:
+    together.setdefault((probe.where, as_window(probe.tokens)), []).append(probe)
+  for (site, window), group in together.items():
+    yield group, Capture((site,), sorted({p.block for p in group}), "mean", tokens=window)
 
 
 def _readings(
@@ -27,16 +47,10 @@ def _readings(
   Raises:
     ValueError: a probe does not fit the model, or its window holds no token of a prompt.
   """
-  # Only the prompt decides, also where an answer has begun; the model is not edited.
-  bare = [
-    dataclasses.replace(
-      row, ids=row.ids[: row.prompt_length], roles=row.roles[: row.prompt_length], edits=()
-    )
-    for row in rows
-  ]
+  bare = _bare(rows)
   values: list[dict[int, float]] = [{} for _ in rows]
-  for site, window in dict.fromkeys((p.where, as_window(p.tokens)) for p in probes):
-    group = [p for p in probes if (p.where, as_window(p.tokens)) == (site, window)]
+  for group, capture in _captures(probes):
+    site, window = capture.sites[0], as_window(capture.tokens)
     for probe in group:
       expected, given = (model.arch.num_blocks, model.arch.width), probe.direction.mean_LD.shape
       if given != expected:
@@ -45,7 +59,7 @@ def _readings(
           f"{expected}."
         )
     blocks = sorted({p.block for p in group})
-    for tile in batches(model, bare, Capture((site,), blocks, "mean", tokens=window)):
+    for tile in batches(model, bare, capture):
       h = {block: np.asarray(tile.reads[site, block], np.float32) for block in blocks}
       for b, n in enumerate(tile.numbers):
         for probe in group:
@@ -65,17 +79,10 @@ def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
   Raises:
     ValueError: as `resolve_gates`.
   """
-  asking = [n for n, row in enumerate(rows) if any(not _settled(e) for e in row.edits)]
+  asking, probes = _asking(rows)
   if not asking:
     return list(rows)
-  probes = {
-    id(probe): probe
-    for n in asking
-    for edit in rows[n].edits
-    if not isinstance(edit.gate, float)
-    for probe in edit.gate.probes()
-  }
-  readings = _readings(model, [rows[n] for n in asking], list(probes.values()))
+  readings = _readings(model, [rows[n] for n in asking], probes)
   made: dict[tuple[int, float], Edit] = {}  # rows that share an edit go on sharing it
 
   def decided(edit: Edit, read: dict[int, float]) -> Edit:
@@ -91,6 +98,27 @@ def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
     edits = tuple(decided(edit, read) for edit in rows[n].edits)
     out[n] = dataclasses.replace(rows[n], edits=edits)
   return out
+
+
+def read_dry(model: "Model", rows: Sequence[Row], run: Dry) -> None:
+  """Note the programs by which `settle` reads prompts."""
+  asking, probes = _asking(rows)
+  for _, capture in _captures(probes):
+    for _ in batches(model, _bare([rows[n] for n in asking]), capture, run=run):
+      pass
+
+
+def _asking(rows: Sequence[Row]) -> tuple[list[int], list[Probe]]:
+  """Return the numbers of the rows with a rule that is not decided, and the probes of these."""
+  asking = [n for n, row in enumerate(rows) if any(not _settled(e) for e in row.edits)]
+  probes = {
+    id(probe): probe
+    for n in asking
+    for edit in rows[n].edits
+    if not isinstance(edit.gate, float)
+    for probe in edit.gate.probes()
+  }
+  return asking, list(probes.values())
 
 
 def taken_as_on(rows: Sequence[Row]) -> tuple[list[Row], int]:

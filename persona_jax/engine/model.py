@@ -25,7 +25,7 @@ from persona_jax.engine import stream as streaming
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.generate import Generation
 from persona_jax.engine.moments import Moments
-from persona_jax.engine.programs import DIRECT, Runner
+from persona_jax.engine.programs import DIRECT, Runner, device_of
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings
@@ -133,8 +133,13 @@ class Model:
     return {name: leaf for name, leaf in self.params.items() if name != "blocks"}
 
   def runner(self, run: Runner) -> Runner:
-    """Return what calls the device: `run`, or on a mesh jit, which knows how arrays are split."""
-    return run if self.mesh is None or run.is_dry else DIRECT
+    """Return what calls the device: `run`, or on a mesh jit, which knows how arrays are split.
+
+    Programs are for the device that the parameters lie on.
+    """
+    if self.mesh is not None:
+      return run if run.is_dry else DIRECT
+    return run.on(device_of(jax.tree.leaves(self.params)[0]))
 
   def embed(self, tokens_BT: jax.Array | np.ndarray, *, run: Runner = DIRECT) -> jax.Array:
     """Look token ids up, int32 [B, T]; what enters block 0, [B, T, D] in `resid_dtype`."""

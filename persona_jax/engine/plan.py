@@ -5,13 +5,14 @@ cut, and the host code of prefill and decoding is gone through dry (`engine.prog
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from persona_jax.engine.checks import check_lengths
-from persona_jax.engine.gates import settle, taken_as_on
+from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.memory import (
   memory_limit,
@@ -59,6 +60,8 @@ class TilePlan:
     decoding: the steps of decoding, if answers are as long as was assumed.
     peak_bytes: most memory at one time, predicted.
     needs: the programs.
+    smaller: sizes that the batch may shrink to if answers end early, none if they can't.
+    early_needs: the programs that may be needed besides if they do, where they were asked for.
   """
 
   rows: tuple[int, ...]
@@ -70,6 +73,8 @@ class TilePlan:
   decoding: Work
   peak_bytes: int
   needs: tuple[Need, ...]
+  smaller: tuple[int, ...] = ()
+  early_needs: tuple[Need, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Plan:
     params_bytes: of the model.
     assumed: what answers' lengths were taken to be, in words.
     undecided: rows with a gate that only their prompt's activations can decide; taken as on.
+    gate_needs: the programs that read these prompts.
   """
 
   grid: Grid
@@ -99,11 +105,20 @@ class Plan:
   params_bytes: int
   assumed: str
   undecided: int
+  gate_needs: tuple[Need, ...] = ()
 
   @property
   def needs(self) -> list[Need]:
-    """The programs of all tiles, each once, in the order of first use."""
-    return list({need.key: need for tile in self.tiles for need in tile.needs}.values())
+    """The programs of gates and of all tiles, each once, in the order of first use."""
+    tiles = [need for tile in self.tiles for need in tile.needs]
+    return list({need.key: need for need in (*self.gate_needs, *tiles)}.values())
+
+  @property
+  def early_needs(self) -> list[Need]:
+    """The programs that may be needed besides if answers end early, where they were asked for."""
+    known = {need.key for need in self.needs}
+    early = {need.key: need for tile in self.tiles for need in tile.early_needs}
+    return [need for key, need in early.items() if key not in known]
 
   @property
   def passes(self) -> int:
@@ -171,6 +186,15 @@ class Plan:
     lines.append(f"programs  {len(needs)}")
     for need in needs:
       lines.append(f"  {need.name:<16} {need.shapes}")
+    smaller = sorted({size for tile in self.tiles for size in tile.smaller}, reverse=True)
+    if early := self.early_needs:
+      lines.append(f"          {len(early)} more may be needed if answers end early")
+      lines += [f"  {need.name:<16} {need.shapes}" for need in early]
+    elif smaller:
+      lines.append(
+        f"          if answers end early, batches shrink to {', '.join(map(str, smaller))} rows; "
+        "programs for these are not listed (early_ends=True)"
+      )
     return "\n".join(lines)
 
 
@@ -213,8 +237,12 @@ def plan_tile(
   lengths: Sequence[int] | None = None,
   sharing: Sharing = ALL_SHARED,
   table: Live | None = None,
+  early_ends: bool = False,
 ) -> TilePlan:
-  """Go through one tile dry; `numbers` says which of the rows are in it, `table` as in `Dry`."""
+  """Go through one tile dry.
+
+  `numbers` says which of the rows are in it, `table` is as in `Dry`, `early_ends` as in `plan`.
+  """
   dry = Dry(table)
   arch, mine = model.arch, [rows[n] for n in numbers]
   tree = Tree(mine, [len(row.ids) - 1 for row in mine], sharing=sharing)
@@ -223,7 +251,8 @@ def plan_tile(
   fixed = params_bytes(model.params)
   peak = prefill_bytes(model, dry, prefix)
   before = set(dry.needs)
-  _, work = decode_rows(
+  go = functools.partial(
+    decode_rows,
     model,
     mine,
     prefix.waves,
@@ -231,8 +260,8 @@ def plan_tile(
     order=tree.order,
     copies=not sharing.attention,
     run=dry,
-    lengths=lengths,
   )
+  _, work = go(lengths=lengths)
   lanes: dict[int, tuple[tuple[int, int], ...]] = {}
   for key, need in dry.needs.items():
     if key in before:
@@ -242,6 +271,12 @@ def plan_tile(
     if with_params and not lanes:
       lanes = _lanes(need)
   batch = work.segments[0][0] if work.segments else 0
+  needs = tuple(dry)
+  smaller: tuple[int, ...] = ()
+  if settings.stop_ids or settings.stop_texts:
+    smaller = tuple(size for size in levels(batch) if size < batch)
+    if early_ends:
+      go(every_size=True)
   unshared = arch.num_blocks * sum(len(row.ids) - 1 for row in mine)
   return TilePlan(
     tuple(numbers),
@@ -252,7 +287,9 @@ def plan_tile(
     unshared,
     work,
     peak,
-    tuple(dry),
+    needs,
+    smaller,
+    tuple(dry)[len(needs) :],
   )
 
 
@@ -311,14 +348,25 @@ def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit:
   return params_bytes(model.params) + token_bytes * slots + logits + block + stream <= limit
 
 
-def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) -> Plan:
+def plan(
+  model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None, early_ends: bool = False
+) -> Plan:
   """Work out how a grid will be run, without running any of it.
+
+  Programs are those of a run whose answers are as long as assumed. Where answers end earlier, the
+  batch shrinks, and each size that it comes to has a decoding program of its own. They are many
+  (sizes times lengths of caches) and few are needed, so they are listed if asked for; `pj.run`
+  compiles those that come up, the likely next one in the background. What moves rows and caches
+  from one size to another ("leave out", "take classes", "lengthen") is listed for the first step
+  from the whole batch: each takes some hundredths of a second to compile.
 
   Args:
     model: the model.
     grid: the grid.
     lengths: answer lengths to reckon with, in tokens, such as `n_tokens` of an earlier run; a
       row's is drawn from them, with the grid's seed. Default: every answer takes its budget.
+    early_ends: whether to list the programs of smaller batches too (`Plan.early_needs`), for
+      `pj.compile` to compile. Tracing and compiling them can take longer than the run.
 
   Returns:
     The plan; print it.
@@ -339,6 +387,8 @@ def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) ->
     drawn = np.random.default_rng(grid.seed).choice(given, len(rows))
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
+  reading = Dry()
+  read_dry(model, rows, reading)
   rows, undecided = taken_as_on(rows)
   tiled = cut(model, rows, settings)
   whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
@@ -348,11 +398,13 @@ def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) ->
     model.arch.num_blocks,
     tuple(len(row.ids) for row in rows),
     tuple(
-      plan_tile(model, rows, tile, settings, lengths=length_R[tile].tolist()) for tile in tiled
+      plan_tile(model, rows, tile, settings, lengths=length_R[tile].tolist(), early_ends=early_ends)
+      for tile in tiled
     ),
     whole.passes(model.arch.num_blocks),
     memory_limit(model.mesh),
     params_bytes(model.params),
     assumed,
     undecided,
+    tuple(reading),
   )

@@ -2,9 +2,11 @@
 
 The engine's host code calls the device through a `Runner`. `Live` compiles what it has not met and
 runs it; `Dry` only works out shapes and notes which programs would be needed. So a plan is the same
-code as the run, and what it announces is what will be compiled.
+code as the run; `engine.plan.plan` says what it can't foresee.
 """
 
+import collections
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,7 +19,9 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import SingleDeviceSharding
 
 from persona_jax.data.wheels import cache_dir
 
@@ -29,9 +33,14 @@ MOST_PROGRAMS = 512
 class Runner(Protocol):
   """Calls a jitted function: `run(name, fn, *args, **static)`."""
 
-  is_dry: bool
+  @property
+  def is_dry(self) -> bool:
+    """Whether it gives shapes, and runs nothing."""
 
   def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any: ...
+
+  def on(self, device: jax.Device | None) -> "Runner":
+    """Return a runner whose programs are for a device; None leaves it to the arguments."""
 
 
 class _Direct:
@@ -43,8 +52,57 @@ class _Direct:
     del name
     return fn(*args, **static)
 
+  def on(self, device: jax.Device | None) -> Runner:
+    """Return itself: the arrays say where they are."""
+    del device
+    return self
+
 
 DIRECT: Runner = _Direct()
+
+
+@dataclasses.dataclass(frozen=True)
+class _On:
+  """`Live` or `Dry` on one device."""
+
+  run: "Live | Dry"
+  device: jax.Device
+
+  @property
+  def is_dry(self) -> bool:
+    return self.run.is_dry
+
+  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
+    return self.run.call(self.device, name, fn, args, static)
+
+  def on(self, device: jax.Device | None) -> Runner:
+    return self.run.on(device)
+
+
+# Settings of JAX that change what a program computes. JAX keeps them by thread, so a program made
+# in another one must be given them.
+_SETTINGS: dict[str, Callable[[Any], contextlib.AbstractContextManager[Any]]] = {
+  "jax_default_matmul_precision": jax.default_matmul_precision,
+  "jax_enable_x64": jax.enable_x64,
+  "jax_default_prng_impl": jax.default_prng_impl,
+  "jax_threefry_partitionable": jax.threefry_partitionable,
+  "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+  "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+}
+
+
+def _settings() -> tuple[Any, ...]:
+  """Return JAX's settings as they are in this thread."""
+  return tuple(getattr(jax.config, name) for name in _SETTINGS)
+
+
+@contextlib.contextmanager
+def _set(settings: tuple[Any, ...]) -> Iterator[None]:
+  """Give this thread the settings of another one."""
+  with contextlib.ExitStack() as stack:
+    for using, value in zip(_SETTINGS.values(), settings, strict=True):
+      stack.enter_context(using(value))
+    yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +115,8 @@ class Program:
     seconds: tracing and compiling, or reading from disk.
     argument_bytes, temp_bytes, output_bytes, alias_bytes: as the compiler reports; aliased bytes
       are those of outputs that take the place of donated arguments. -1 where it says nothing.
-    traces: how many times the function was traced for it.
+    traces: how many times Python ran the function to trace it, as JAX reports; 0 where JAX still
+      had the trace of an earlier program, such as that of a plan that is gone.
     calls: how many times it was run.
   """
 
@@ -77,24 +136,59 @@ class Program:
     return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temp_bytes
 
 
-class Need:
-  """A program that is wanted: a function with the shapes of its arguments."""
+class _Traces(threading.local):
+  """How often Python has run functions under a trace in this thread, by name."""
 
-  def __init__(self, name: str, fn: Any, args: tuple[Any, ...], static: dict[str, Any]):
+  def __init__(self) -> None:
+    self.counts: collections.Counter[str] = collections.Counter()
+
+
+_TRACES = _Traces()
+
+
+def _note_trace(event: str, duration_secs: float, **about: str | int) -> None:
+  del duration_secs
+  if event == "/jax/core/compile/jaxpr_trace_duration":
+    _TRACES.counts[str(about.get("fun_name"))] += 1
+
+
+# JAX tells of a trace that it makes, not of one that it still has.
+jax.monitoring.register_event_duration_secs_listener(_note_trace)
+
+
+class Need:
+  """A program that is wanted: a function with the shapes of its arguments, on one device.
+
+  It is compiled under the settings of JAX that it was made under, in whatever thread.
+  """
+
+  def __init__(
+    self,
+    device: jax.Device | None,
+    name: str,
+    fn: Any,
+    args: tuple[Any, ...],
+    static: dict[str, Any],
+  ):
     self.name, self.fn, self.static = name, fn, static
-    self.args = jax.tree.map(_shape_of, args)
-    self._device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    self.key = _key(name, fn, args, static)
+    self.key = _key(device, name, fn, args, static)
+    self._settings = _settings()
+    place = SingleDeviceSharding(device or _device_of(jax.tree.leaves(args)))
+    self.args = jax.tree.map(lambda leaf: _shape_of(leaf, place), args)
     self._lock = threading.Lock()
     self._traced: Any = None
     self._results: Any = None
     self._donated_bytes = 0
+    self.traces = 0
 
   def _trace(self) -> Any:
     """Trace the function; who comes second waits, and traces nothing again."""
     with self._lock:
       if self._traced is None:
-        self._traced = self.fn.trace(*self.args, **self.static)
+        before = _TRACES.counts[self.fn.__name__]
+        with _set(self._settings):
+          self._traced = self.fn.trace(*self.args, **self.static)
+        self.traces += _TRACES.counts[self.fn.__name__] - before
         self._results = jax.tree.map(_shape_of, self._traced.out_info)
         donated = [x for x in jax.tree.leaves(self._traced.args_info) if x.donated]
         self._donated_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in donated)
@@ -136,7 +230,7 @@ class Need:
   def compile(self) -> tuple[Any, float]:
     """Compile it; return the program and the seconds that took."""
     start = time.perf_counter()
-    with jax.default_device(self._device):
+    with _set(self._settings):
       compiled = self._trace().lower().compile()
     with self._lock:
       self._traced = None  # large, and of no further use
@@ -161,9 +255,14 @@ class _Entry:
       self._made.set_exception(error)
 
   @property
+  def error(self) -> BaseException | None:
+    """Why it could not be compiled; None if it was, or is being."""
+    return self._made.exception() if self._made.done() else None
+
+  @property
   def failed(self) -> bool:
     """Whether it could not be compiled."""
-    return self._made.done() and self._made.exception() is not None
+    return self.error is not None
 
   @property
   def compiled(self) -> Any:
@@ -181,7 +280,8 @@ class _Entry:
       for kind in ("argument", "temp", "output", "alias")
     )
     need = self.need
-    return Program(need.name, need.shapes, seconds, arguments, temp, output, alias, 1, self.calls)
+    sizes = (arguments, temp, output, alias)
+    return Program(need.name, need.shapes, seconds, *sizes, need.traces, self.calls)
 
 
 class Live:
@@ -211,10 +311,20 @@ class Live:
 
   def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
     """Run a function on arrays, compiled first if it is new."""
-    key = _key(name, fn, args, static)
+    return self.call(None, name, fn, args, static)
+
+  def on(self, device: jax.Device | None) -> Runner:
+    """Return this table's runner for a device."""
+    return self if device is None else _On(self, device)
+
+  def call(
+    self, device: jax.Device | None, name: str, fn: Any, args: Any, static: dict[str, Any]
+  ) -> Any:
+    """Run a function on a device; None is that of its arguments."""
+    key = _key(device, name, fn, args, static)
     entry = self._entries.get(key)
     if entry is None or entry.failed:
-      entry = self._entry(Need(name, fn, args, static))
+      entry = self._entry(Need(device, name, fn, args, static))
     entry.calls += 1
     entry.last_use = next(self._clock)
     return entry.compiled(*args)
@@ -236,20 +346,34 @@ class Live:
     """Take programs in, to be compiled when they are called; return those that the table has."""
     return [self._entry(need).need for need in needs]
 
-  def prepare(self, needed: Callable[[], Iterable[Need]]) -> None:
+  def prepare(self, needed: Callable[[], Iterable[Need]]) -> Future[None]:
     """Compile in the background what is not there yet.
 
     Args:
-      needed: called in the background too; gives the programs.
+      needed: called in the background too, under this thread's settings of JAX; gives the programs.
+
+    Returns:
+      What is done when they are compiled.
     """
 
-    def compile_all() -> None:
-      # The longest first: who calls this is about to need the others, and compiles them himself.
-      for need in sorted(needed(), key=lambda need: need.name != "decode"):
-        if threading.main_thread().is_alive():  # at exit, what is still queued is of no use
-          self._entry(need).compile()
+    settings = _settings()
 
-    self._ahead.submit(compile_all)
+    def compile_all() -> None:
+      try:
+        with _set(settings):
+          needs = list(needed())
+      except Exception as error:
+        logging.warning("programs are not compiled ahead: they could not be planned: %r", error)
+        return
+      # The longest first: who calls this is about to need the others, and compiles them himself.
+      for need in sorted(needs, key=lambda need: need.name != "decode"):
+        if threading.main_thread().is_alive():  # at exit, what is still queued is of no use
+          entry = self._entry(need)
+          entry.compile()
+          if entry.failed:  # who calls it tries again, and is told
+            logging.warning("program %r could not be compiled ahead: %r", need.name, entry.error)
+
+    return self._ahead.submit(compile_all)
 
   def describe(self, needs: Iterable[Need]) -> list[Program]:
     """Return the programs of these needs, compiled."""
@@ -299,9 +423,19 @@ class Dry:
 
   def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
     """Return the shapes of a function's results."""
-    key = _key(name, fn, args, static)
+    return self.call(None, name, fn, args, static)
+
+  def on(self, device: jax.Device | None) -> Runner:
+    """Return a runner that notes here what a device would run."""
+    return self if device is None else _On(self, device)
+
+  def call(
+    self, device: jax.Device | None, name: str, fn: Any, args: Any, static: dict[str, Any]
+  ) -> Any:
+    """Return the shapes of a function's results on a device; None is that of its arguments."""
+    key = _key(device, name, fn, args, static)
     if key not in self.needs:
-      need = Need(name, fn, args, static)
+      need = Need(device, name, fn, args, static)
       if self._table is not None:
         (need,) = self._table.know([need])
       self.needs[key] = need
@@ -313,10 +447,36 @@ class Dry:
     return iter(self.needs.values())
 
 
-def _key(name: str, fn: Callable[..., Any], args: Any, static: dict[str, Any]) -> Hashable:
+def _key(
+  device: jax.Device | None, name: str, fn: Callable[..., Any], args: Any, static: dict[str, Any]
+) -> Hashable:
   leaves, tree = jax.tree.flatten(args)
   shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
-  return name, fn, tree, shapes, tuple(sorted(static.items()))
+  place = device or _device_of(leaves)
+  return name, fn, tree, shapes, tuple(sorted(static.items())), place, _settings()
+
+
+def device_of(leaf: Any) -> jax.Device | None:
+  """Return the device of an array or a shape; None if it has none of its own."""
+  if isinstance(leaf, jax.core.Tracer):
+    return None
+  place = getattr(leaf, "sharding", None)
+  if place is None or len(place.device_set) != 1:
+    return None
+  (device,) = place.device_set
+  return device
+
+
+def _device_of(leaves: Iterable[Any]) -> jax.Device:
+  """Return the device of the first array that lies on one, else JAX's default."""
+  for leaf in leaves:
+    device = device_of(leaf)
+    if device is not None:
+      return device
+  default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+  if default is None or isinstance(default, str):  # a platform
+    return jax.local_devices(backend=default)[0]
+  return default
 
 
 def tree_bytes(tree: Any) -> int:
@@ -324,8 +484,8 @@ def tree_bytes(tree: Any) -> int:
   return sum(int(np.prod(np.shape(x))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+def _shape_of(leaf: Any, place: SingleDeviceSharding | None = None) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=place)
 
 
 def keep_on_disk() -> Path | None:

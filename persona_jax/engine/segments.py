@@ -105,6 +105,7 @@ def decode_rows(
   copies: bool = False,
   run: Runner = PROGRAMS,
   lengths: Sequence[int] | None = None,
+  every_size: bool = False,
 ) -> tuple[list[Answer | None], Work]:
   """Generate the answers of rows whose prompts, but for their last tokens, are computed.
 
@@ -117,6 +118,7 @@ def decode_rows(
     copies: whether each row is to have a copy of its prompt's keys and values.
     run: calls the device; a dry one gives no answers.
     lengths: for a dry run, how many tokens each row generates; default all up to the budget.
+    every_size: for a dry run, whether to note the programs of smaller batches too.
 
   Returns:
     The answers by row, and what they took.
@@ -124,6 +126,8 @@ def decode_rows(
   batch = _Batch(model, rows, waves, settings, order, copies, run, lengths)
   while batch.goes_on:
     batch.compile_ahead()
+    if every_size:
+      batch.note_smaller()
     batch.segment()
     batch.keep_what_is_needed()
   batch.collect(batch.numbers >= 0)
@@ -152,6 +156,7 @@ class _Batch:
   ):
     self._model, self._rows, self._settings = model, list(rows), settings
     self._run = model.runner(run)
+    self._is_live = run is PROGRAMS and model.mesh is None
     self._lengths = [settings.max_new_tokens] * len(rows) if lengths is None else list(lengths)
     self.answers: list[Answer | None] = [None] * len(rows)
     self.work = Work()
@@ -344,7 +349,7 @@ class _Batch:
 
   def compile_ahead(self) -> None:
     """Have the programs compiled in the background that are likely to be needed next."""
-    if self._run is not PROGRAMS or self._settings.max_new_tokens <= AHEAD_STEPS:
+    if not self._is_live or self._settings.max_new_tokens <= AHEAD_STEPS:
       return
     dry = Dry(PROGRAMS)  # here, for what follows changes this batch
     if self._slots < self._settings.max_new_tokens:
@@ -353,10 +358,17 @@ class _Batch:
       self._next(dry).leave_out_and_call(self._next_level)
     PROGRAMS.prepare(lambda: dry)
 
-  def _next(self, dry: Dry) -> "_Batch":
+  def note_smaller(self) -> None:
+    """Go dry through a step of each smaller batch that can be left if answers end early."""
+    if self._can_end:
+      for size in self._levels:
+        if size < len(self.numbers):
+          self._next(self._run).leave_out_and_call(size)
+
+  def _next(self, dry: Runner) -> "_Batch":
     """Return a batch like this one that runs dry."""
     other = copy.copy(self)
-    other._run, other._shared = dry, dict(self._shared)
+    other._run, other._shared = self._model.runner(dry), dict(self._shared)
     return other
 
   def lengthen_and_call(self) -> None:

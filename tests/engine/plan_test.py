@@ -1,5 +1,7 @@
 """What a plan announces is what the run does."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -58,8 +60,48 @@ def test_announced_programs_are_those_of_the_run(tiny, tmp_path):
   assert len(PROGRAMS) == before
   again = pj.compile(tiny.model, plan)
   assert [p.name for p in again.programs] == [p.name for p in table.programs]
-  assert all(p.calls > 0 and p.traces == 1 and p.seconds > 0 for p in again.programs)
+  assert all(p.calls > 0 and p.traces <= 1 and p.seconds > 0 for p in again.programs)
   assert {"embed", "block", "decode"} <= {p.name for p in again.programs}
+
+
+def test_vectors_and_doses_make_no_new_program_but_windows_and_shares_can(tiny):
+  def programs(seed, doses, tokens="all"):
+    d = tiny.direction(seed)
+    conditions = [
+      pj.Condition(f"{i}", edits=pj.add(d, c, unit="unit", blocks=1, tokens=tokens) if c else ())
+      for i, c in enumerate(doses)
+    ]
+    return {need.key for need in pj.plan(tiny.model, grid(tiny, conditions, prompts=2)).needs}
+
+  first = programs(0, [1, 2, 3, 4])
+  assert programs(1, [0.5, -2, 7, 9]) == first
+  assert programs(0, [1, 2, 3, 4], "generated") - first
+  assert programs(0, [1, 2, None, None]) - first  # two conditions are alike
+
+
+def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_path):
+  ends = dataclasses.replace(tiny.model.tokenizer, eos_ids=(3, 8, 13, 17, 29, 33, 41, 57))
+  model = dataclasses.replace(tiny.model, tokenizer=ends)
+  asked = dataclasses.replace(grid(tiny, steered(tiny, 4), prompts=5), max_new_tokens=40)
+  text = str(pj.plan(model, asked))
+  assert "if answers end early, batches shrink to 16, 8 rows" in text
+  plan = pj.plan(model, asked, early_ends=True)
+  assert f"{len(plan.early_needs)} more may be needed if answers end early" in str(plan)
+  table = pj.compile(model, plan)
+  # Two smaller sizes, each with caches of 32 and of 40 slots.
+  assert [p.name for p in table.early].count("decode") == 4
+  before = set(PROGRAMS._entries)
+  run = pj.run(model, asked, out=tmp_path / "run", progress=False)
+  assert (run.table()["n_tokens"] < 40).mean() > 0.5
+  more = [entry for key, entry in PROGRAMS._entries.items() if key not in before]
+  called = {entry.need.name for entry in more if entry.calls}
+  assert called <= {"leave out", "take classes", "lengthen"}
+  again = pj.compile(model, plan)
+  assert any(p.calls for p in again.early if p.name == "decode")
+  # The same grid once more compiles nothing.
+  before = set(PROGRAMS._entries)
+  pj.run(model, asked, out=tmp_path / "again", progress=False)
+  assert not [e for key, e in PROGRAMS._entries.items() if key not in before and e.calls]
 
 
 def test_donated_caches_alias(tiny):
@@ -89,6 +131,19 @@ def test_gates_are_taken_as_on_and_named(tiny):
   )
   plan = pj.plan(tiny.model, grid(tiny, [gated]))
   assert plan.undecided == 3 and "3 rows have a gate" in str(plan)
+
+
+def test_programs_that_read_for_gates_are_announced(tiny, tmp_path):
+  probe = pj.Probe(tiny.direction(), 1, above=-1e9)  # on for every prompt, as is announced
+  edits = pj.add(tiny.direction(), 1.0, unit="unit", blocks=1).when(probe)
+  asked = grid(tiny, [pj.Condition("none"), pj.Condition("gated", edits=edits)])
+  PROGRAMS.clear()
+  plan = pj.plan(tiny.model, asked)
+  assert {"add reads", "mean of reads"} <= {need.name for need in plan.gate_needs}
+  pj.compile(tiny.model, plan)
+  before = len(PROGRAMS)
+  pj.run(tiny.model, asked, out=tmp_path / "run", progress=False)
+  assert len(PROGRAMS) == before
 
 
 def test_lengths_are_checked(tiny):

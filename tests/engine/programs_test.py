@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from persona_jax.engine.programs import Dry, Live, keep_on_disk
+from persona_jax.engine.programs import Dry, Live, Need, keep_on_disk
 
 
 @jax.jit
@@ -94,6 +94,75 @@ def test_programs_that_are_dropped_are_given_back():
   assert len(live) == 1 and executables() <= before
   live.clear()
   assert len(live) == 0 and executables() < before
+
+
+def test_traces_are_those_that_python_made():
+  made = []
+
+  @jax.jit
+  def noted(x):
+    made.append(x.shape)
+    return jax.nn.relu(x) + 1  # a jitted function inside is not counted
+
+  live, dry, x = Live(), Dry(), np.ones(6, np.float32)
+  dry("noted", noted, x)
+  for _ in range(3):
+    live.describe(dry)
+    live("noted", noted, x)
+  assert made == [(6,)] and [p.traces for p in live.describe(dry)] == [1]
+  # Another table asks again; JAX has the trace.
+  other = Live()
+  other("noted", noted, x)
+  (need,) = (entry.need for entry in other._entries.values())
+  assert made == [(6,)] and other.describe([need])[0].traces == 0
+
+
+def test_what_fails_in_the_background_is_logged(caplog):
+  def needed():
+    raise ZeroDivisionError("a plan that can't be made")
+
+  @jax.jit
+  def broken(x):
+    raise ValueError("can't be traced")
+
+  live, x = Live(), np.ones(2, np.float32)
+  with caplog.at_level("WARNING"):
+    live.prepare(needed).result()
+    assert "a plan that can't be made" in caplog.text
+    live.prepare(lambda: [Need(None, "broken", broken, (x,), {})]).result()
+  assert "can't be traced" in caplog.text and "'broken'" in caplog.text
+
+
+@jax.jit
+def square(x):
+  return x @ x
+
+
+def test_settings_of_jax_make_a_program_of_their_own():
+  live, x = Live(), np.eye(3, dtype=np.float32)
+  live("square", square, x)
+  with jax.default_matmul_precision("highest"):
+    live("square", square, x)
+  with jax.enable_x64(True):
+    live("square", square, x)
+    assert live("square", square, x.astype(np.float64)).dtype == np.float64
+  live("square", square, x)
+  assert len(live) == 4
+
+
+def test_programs_made_ahead_have_the_settings_of_who_asked():
+  live, x = Live(), np.eye(3, dtype=np.float64)
+
+  def needed():
+    dry = Dry()
+    assert dry("square", square, x).dtype == np.float64
+    return dry
+
+  with jax.default_matmul_precision("highest"), jax.enable_x64(True):
+    live.prepare(needed).result()
+    assert len(live) == 1
+    assert live("square", square, x).dtype == np.float64
+  assert len(live) == 1
 
 
 SCRIPT = """
