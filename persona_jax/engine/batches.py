@@ -127,7 +127,7 @@ def batches(
   """
   if not rows:
     return
-  check_lengths(model, rows, 0)
+  check_lengths(model, rows, 0, names=numbers)
   spec, banks = resolve(capture, model.arch)
   places, run = spec.places(banks, model.arch), model.runner(PROGRAMS)
   for tile in cut(rows)[0] if tiles is None else tiles:

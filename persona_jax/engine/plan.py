@@ -192,7 +192,8 @@ def grid_rows(
     )
     for cell in cells
   ]
-  check_lengths(model, rows, grid.max_new_tokens)
+  names = [f"{cell.prompt_id!r} of condition {cell.condition.name!r}" for cell in cells]
+  check_lengths(model, rows, grid.max_new_tokens, names=names)
   return cells, settle(model, rows) if decide_gates else rows
 
 

@@ -180,7 +180,7 @@ def score_rows(
   conts = [_continuation_ids(model, n, c) for n, c in enumerate(continuations)]
   if not rows:
     return Scored([], np.zeros(0, int), np.zeros(0), [])
-  check_lengths(model, rows, max(len(c) for c in conts))
+  check_lengths(model, rows, [len(c) for c in conts])
 
   # One pass serves all continuations of a row that differ in their last token only.
   passes: dict[tuple[object, ...], int] = {}

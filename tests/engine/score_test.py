@@ -154,6 +154,22 @@ def test_bad_arguments_are_refused_by_name(tiny):
     pj.project(tiny.model, ["w8"], pj.Direction(np.zeros((1, 3, 44)), "z"))
 
 
+def test_rows_that_fill_all_positions_are_taken_and_longer_ones_named(tiny):
+  most = tiny.model.arch.max_positions
+  text = lambda n: " ".join(f"w{5 + i % 90}" for i in range(n))
+  long, short = [pj.Raw(text(most - 6)), pj.Raw("w5")], [text(6), text(most - 1)]
+  assert np.isfinite(tiny.model.score(long, short)).all()
+  with pytest.raises(ValueError, match=rf"prompt 1: its 1 tokens and the {most} that follow"):
+    tiny.model.score(long, [text(6), text(most)])
+  with pytest.raises(ValueError, match=rf"prompt 2: its {most + 1} tokens exceed .* shorten it"):
+    tiny.model.capture(["w5", "w6", pj.Raw(text(most + 1))], pj.Capture())
+  with pytest.raises(ValueError, match=rf"prompt 1: its {most - 6} tokens and the 7 that follow"):
+    tiny.model.generate(long[::-1], max_new_tokens=7)
+  conditions = [pj.Condition("a"), pj.Condition("b", system=text(most))]
+  with pytest.raises(ValueError, match="prompt '0000' of condition 'b': its"):
+    pj.plan(tiny.model, pj.Grid(["w5"], conditions, max_new_tokens=4))
+
+
 @pytest.mark.parametrize("ids", [[5, 101], [-1], [2**40]])
 def test_ids_outside_the_vocabulary_are_refused(tiny, ids):
   with pytest.raises(ValueError, match=r"continuation 1: .*vocabulary \[0, 101\)"):
