@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 
 def _readings(
-  model: "Model", rows: Sequence[Row], probes: Sequence[Probe]
+  model: "Model", rows: Sequence[Row], numbers: Sequence[int], probes: Sequence[Probe]
 ) -> list[dict[int, float]]:
   """Return, for each row, what every probe reads of its prompt, by the probe's `id`.
+
+  `numbers` are those of the rows in the call, for messages.
 
   Raises:
     ValueError: a probe does not fit the model, or its window holds no token of a prompt.
@@ -45,7 +47,8 @@ def _readings(
           f"{expected}."
         )
     blocks = sorted({p.block for p in group})
-    for tile in batches(model, bare, Capture((site,), blocks, "mean", tokens=window)):
+    capture = Capture((site,), blocks, "mean", tokens=window)
+    for tile in batches(model, bare, capture, numbers=numbers):
       reads = tile.by_row()
       h = {block: np.asarray(reads[site, block], np.float32) for block in blocks}
       for b, n in enumerate(tile.numbers):
@@ -53,8 +56,8 @@ def _readings(
           value = probe.value(h[probe.block][b])
           if np.isnan(value):
             raise ValueError(
-              f"row {n}: the window {window} of a probe on {probe.direction.concept!r} holds none "
-              f"of its {rows[n].prompt_length} prompt tokens."
+              f"row {numbers[n]}: the window {window} of a probe on {probe.direction.concept!r} "
+              f"holds none of its {rows[n].prompt_length} prompt tokens."
             )
           values[n][id(probe)] = value
   return values
@@ -76,7 +79,7 @@ def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
     if not isinstance(edit.gate, float)
     for probe in edit.gate.probes()
   }
-  readings = _readings(model, [rows[n] for n in asking], list(probes.values()))
+  readings = _readings(model, [rows[n] for n in asking], asking, list(probes.values()))
   made: dict[tuple[int, float], Edit] = {}  # rows that share an edit go on sharing it
 
   def decided(edit: Edit, read: dict[int, float]) -> Edit:
