@@ -276,10 +276,15 @@ def _lanes(need: Need) -> dict[int, tuple[tuple[int, int], ...]]:
 
 
 def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[int]]:
-  """Cut rows into the largest tiles that fit into memory.
+  """Cut rows into the largest tiles that fit into memory."""
+  return tiles(rows, tile_rows(model, rows, settings))
 
-  The cut depends on the rows, the model and the size of the memory alone, so that a run that goes
-  on after a stop makes the same tiles.
+
+def tile_rows(model: "Model", rows: Sequence[Row], settings: Settings) -> int:
+  """Return how many rows a tile may have, so that all fit into memory.
+
+  It depends on the rows, the model, the kind of device and the size of its memory; a run stores it,
+  so that it makes the same tiles when it goes on elsewhere.
   """
   limit = memory_limit(model.mesh)
   sizes = levels(most_rows(model.mesh))
@@ -288,10 +293,10 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
     # The tile that takes most: of those with the most rows the one with the most tokens.
     largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
     if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
-      return tiled
+      return size
     planned = plan_tile(model, rows, largest, settings, table=None if model.mesh else PROGRAMS)
     if planned.peak_bytes <= limit:
-      return tiled
+      return size
   raise AssertionError("the smallest size is always taken")
 
 
