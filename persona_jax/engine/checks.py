@@ -1,7 +1,9 @@
 """What every call checks of its rows: that they fit, and that they got the edits they asked for."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import contextlib
+import operator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,3 +74,28 @@ def check_lengths(
         f"prompt {name}: its {len(row.ids)} tokens{follows} the model's {most} positions; shorten "
         f"{'the prompt or what follows' if more else 'it'}."
       )
+
+
+def as_int(name: str, value: Any, least: int | None = None) -> int:
+  """Return an integer, of NumPy or not, as a plain one.
+
+  Raises:
+    ValueError: it is a bool or no integer, or below `least`.
+  """
+  fits = "an integer" if least is None else f"an integer of at least {least}"
+  try:
+    number = None if isinstance(value, bool) else int(operator.index(value))
+  except TypeError:
+    number = None
+  if number is None or (least is not None and number < least):
+    raise ValueError(f"{name}={value!r}: give {fits}.")
+  return number
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+  """Put a name before the message of a ValueError."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{what}: {error}") from error

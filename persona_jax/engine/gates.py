@@ -12,6 +12,7 @@ from persona_jax.edits.gate import Probe, decide
 from persona_jax.edits.window import as_window
 from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
+from persona_jax.engine.checks import naming
 from persona_jax.engine.rows import Row, make_row
 from persona_jax.personas.chat import Prompt
 
@@ -137,5 +138,8 @@ def resolve_gates(
   prompts, row_edits = list(prompts), as_rows(edits)
   if len(prompts) != len(row_edits):
     raise ValueError(f"{len(prompts)} prompts and edits of {len(row_edits)} rows; give as many.")
-  rows = [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits, strict=True)]
+  rows = []
+  for n, (prompt, its_edits) in enumerate(zip(prompts, row_edits, strict=True)):
+    with naming(f"prompt {n}"):
+      rows.append(make_row(model.encode(prompt), its_edits))
   return [row.edits for row in settle(model, rows)]

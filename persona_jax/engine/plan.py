@@ -5,12 +5,12 @@ cut, and the host code of prefill and decoding is gone through dry (`engine.prog
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from persona_jax.engine.checks import check_lengths
+from persona_jax.engine.checks import as_int, check_lengths, naming
 from persona_jax.engine.gates import settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.memory import memory_limit, params_bytes, program_bytes
@@ -184,15 +184,12 @@ def grid_rows(
   """
   assert isinstance(grid.prompts, dict)
   cells = grid.cells()
-  rows = [
-    make_row(
-      model.encode(cell.condition.apply(grid.prompts[cell.prompt_id])),
-      cell.condition.edits,
-      cell.seed,
-    )
-    for cell in cells
-  ]
   names = [f"{cell.prompt_id!r} of condition {cell.condition.name!r}" for cell in cells]
+  rows = []
+  for cell, name in zip(cells, names, strict=True):
+    with naming(f"prompt {name}"):
+      encoded = model.encode(cell.condition.apply(grid.prompts[cell.prompt_id]))
+      rows.append(make_row(encoded, cell.condition.edits, cell.seed))
   check_lengths(model, rows, grid.max_new_tokens, names=names)
   return cells, settle(model, rows) if decide_gates else rows
 
@@ -327,18 +324,18 @@ def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) ->
     The plan; print it.
 
   Raises:
-    ValueError: as `pj.run`; or `lengths` holds none, or one below 1.
+    ValueError: as `pj.run`; or `lengths` holds none, or one that is no integer of at least 1.
   """
   _, rows = grid_rows(model, grid, decide_gates=False)
   settings = grid_settings(model, grid)
   assumed = "every answer takes its whole budget"
   length_R = np.full(len(rows), grid.max_new_tokens)
   if lengths is not None:
-    given = np.asarray(list(lengths))
-    if not given.size or given.min() < 1:
-      raise ValueError(
-        f"lengths={given[:8].tolist()}: give answer lengths in tokens, each at least 1."
-      )
+    if isinstance(lengths, str) or not isinstance(lengths, Iterable):
+      raise ValueError(f"lengths={lengths!r}: give a list of answer lengths in tokens.")
+    given = np.asarray([as_int(f"lengths[{i}]", n, 1) for i, n in enumerate(lengths)], int)
+    if not given.size:
+      raise ValueError("lengths=[]: give answer lengths in tokens, each at least 1.")
     drawn = np.random.default_rng(grid.seed).choice(given, len(rows))
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"

@@ -144,6 +144,18 @@ def test_projections_are_dot_products_with_unit_vectors(tiny):
 
 
 def test_bad_arguments_are_refused_by_name(tiny):
+  for continuations in ("w5", 5, pj.Raw("w5")):
+    with pytest.raises(ValueError, match="continuations must be a list with one item .*5"):
+      tiny.model.score(["w8", "w9"], continuations)
+  for prompt in (pj.Raw("w8"), "w8", {"role": "user", "content": "w8"}):
+    with pytest.raises(ValueError, match="not a single one"):
+      tiny.model.score(prompt, ["w5"])
+  with pytest.raises(ValueError, match="continuation 1 is 5; give a text or a list of token ids"):
+    tiny.model.score(["w8", "w9"], ["w7", 5])
+  with pytest.raises(ValueError, match="prompt 1: .*no tokens"):
+    tiny.model.capture(["w8", pj.Raw("")], pj.Capture())
+  with pytest.raises(ValueError, match="prompt 1: a prompt is a string"):
+    pj.resolve_gates(tiny.model, ["w8", 5], [None, None])
   with pytest.raises(ValueError, match="2 prompts and 1 continuations"):
     tiny.model.score(["w8", "w9"], ["w7"])
   with pytest.raises(ValueError, match="no token"):
@@ -181,6 +193,8 @@ def test_ids_outside_the_vocabulary_are_refused(tiny, ids):
 def test_what_is_no_integer_is_refused(tiny):
   with pytest.raises(ValueError, match="continuation 0: token ids must be integers"):
     tiny.model.score(["w8"], [[1.7]])
+  with pytest.raises(ValueError, match=r"continuation 0: .*ids\[1\]=True"):
+    tiny.model.score(["w8"], [[5, True]])
   for blocks in ([1.7], 1.7, [np.float32(1)]):
     with pytest.raises(ValueError, match="are no integers"):
       tiny.model.capture(["w8"], pj.Capture(blocks=blocks))
