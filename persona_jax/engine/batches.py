@@ -16,7 +16,7 @@ from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, by_row
 from persona_jax.engine.rows import Row, length_bucket
-from persona_jax.engine.tree import Tree
+from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -111,6 +111,7 @@ def batches(
   *,
   tiles: Sequence[Sequence[int]] | None = None,
   numbers: Sequence[int] | None = None,
+  sharing: Sharing = ALL_SHARED,
 ) -> Iterator[ReadTile]:
   """Run rows tile by tile and yield what is read of them.
 
@@ -120,6 +121,7 @@ def batches(
     capture: what to read.
     tiles: row numbers; default all rows, as `cut` says.
     numbers: what to call the rows in messages; default as they stand.
+    sharing: what rows may have in common; to compare. It changes nothing in how they are cut.
 
   Raises:
     ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
@@ -132,7 +134,7 @@ def batches(
   places, run = spec.places(banks, model.arch), model.runner(PROGRAMS)
   for tile in cut(rows)[0] if tiles is None else tiles:
     mine = [rows[n] for n in tile]
-    tree = Tree(mine, [len(row.ids) for row in mine])
+    tree = Tree(mine, [len(row.ids) for row in mine], sharing=sharing)
     reading = Reading(mine, spec, banks)
     out = prefill(model, tree, reading=reading, run=run)
     names = tile if numbers is None else [numbers[n] for n in tile]

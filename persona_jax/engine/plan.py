@@ -272,12 +272,16 @@ def _lanes(need: Need) -> dict[int, tuple[tuple[int, int], ...]]:
   return out
 
 
-def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[int]]:
+def cut(
+  model: "Model", rows: Sequence[Row], settings: Settings, *, sharing: Sharing = ALL_SHARED
+) -> list[list[int]]:
   """Cut rows into the largest tiles that fit into memory."""
-  return tiles(rows, tile_rows(model, rows, settings))
+  return tiles(rows, tile_rows(model, rows, settings, sharing=sharing))
 
 
-def tile_rows(model: "Model", rows: Sequence[Row], settings: Settings) -> int:
+def tile_rows(
+  model: "Model", rows: Sequence[Row], settings: Settings, *, sharing: Sharing = ALL_SHARED
+) -> int:
   """Return how many rows a tile may have, so that all fit into memory.
 
   It depends on the rows, the model, the kind of device and the size of its memory; a run stores it,
@@ -291,7 +295,8 @@ def tile_rows(model: "Model", rows: Sequence[Row], settings: Settings) -> int:
     largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
     if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
       return size
-    planned = plan_tile(model, rows, largest, settings, table=None if model.mesh else PROGRAMS)
+    table = None if model.mesh else PROGRAMS
+    planned = plan_tile(model, rows, largest, settings, sharing=sharing, table=table)
     if planned.peak_bytes <= limit:
       return size
   raise AssertionError("the smallest size is always taken")
@@ -311,7 +316,13 @@ def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit:
   return params_bytes(model.params) + token_bytes * slots + logits + block + stream <= limit
 
 
-def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) -> Plan:
+def plan(
+  model: "Model",
+  grid: Grid,
+  *,
+  lengths: Sequence[int] | None = None,
+  sharing: Sharing = ALL_SHARED,
+) -> Plan:
   """Work out how a grid will be run, without running any of it.
 
   Args:
@@ -319,6 +330,8 @@ def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) ->
     grid: the grid.
     lengths: answer lengths to reckon with, in tokens, such as `n_tokens` of an earlier run; a
       row's is drawn from them, with the grid's seed. Default: every answer takes its budget.
+    sharing: what rows may have in common (`engine.tree.Sharing`), to see what each kind saves;
+      `pj.run` shares all.
 
   Returns:
     The plan; print it.
@@ -340,7 +353,7 @@ def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) ->
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
   rows, undecided = taken_as_on(rows)
-  tiled = cut(model, rows, settings)
+  tiled = cut(model, rows, settings, sharing=sharing)
   whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
   return Plan(
     grid,
@@ -348,7 +361,8 @@ def plan(model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None) ->
     model.arch.num_blocks,
     tuple(len(row.ids) for row in rows),
     tuple(
-      plan_tile(model, rows, tile, settings, lengths=length_R[tile].tolist()) for tile in tiled
+      plan_tile(model, rows, tile, settings, lengths=length_R[tile].tolist(), sharing=sharing)
+      for tile in tiled
     ),
     whole.passes(model.arch.num_blocks),
     memory_limit(model.mesh),
