@@ -189,4 +189,6 @@ def generate(
       out[n] = generation
     if progress is not None:
       progress(len(tile))
-  return [generation for generation in out if generation is not None]
+  done = [generation for generation in out if generation is not None]
+  assert len(done) == len(rows), "a row is in no tile"
+  return done

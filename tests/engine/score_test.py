@@ -133,6 +133,22 @@ def test_captures_equal_the_reference_and_pad_with_nan(tiny):
   assert reads["resid_post", 0].shape == (2, max(lengths), 44)
 
 
+@pytest.mark.parametrize(
+  "options", [dict(reduce="last"), dict(reduce="mean", tokens="last:2"), dict(reduce="mean")]
+)
+def test_an_infinity_at_a_token_that_is_not_read_changes_nothing(tiny, options):
+  params = dict(tiny.model.params)
+  params["embed_VD"] = params["embed_VD"].at[20, :3].set(np.inf)
+  broken = dataclasses.replace(tiny.model, params=params)
+  capture = pj.Capture("resid_pre", blocks=0, **options)
+  got = broken.capture([pj.Raw("w20 w5 w6"), pj.Raw("w7 w5 w6")], capture)["resid_pre", 0]
+  ids = np.asarray([broken.encode(pj.Raw(f"w{n} w5 w6")).ids for n in (20, 7)])
+  expected = np.asarray(pj.forward(broken, ids, None, capture)[1]["resid_pre", 0])
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+  assert np.isfinite(got[1]).all()
+  assert np.isfinite(got[0]).all() == (options != dict(reduce="mean"))
+
+
 def test_projections_are_dot_products_with_unit_vectors(tiny):
   ds = [tiny.direction(1), tiny.direction(2)]
   z_PLR = pj.project(tiny.model, ["w10 w11", "w5"], ds)
