@@ -16,7 +16,7 @@ from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.programs import PROGRAMS, Dry, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, by_row
 from persona_jax.engine.rows import Row, length_bucket
-from persona_jax.engine.tree import Tree
+from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -108,6 +108,7 @@ def batches(
   numbers: Sequence[int] | None = None,
   wait: bool = True,
   run: Runner = PROGRAMS,
+  sharing: Sharing = ALL_SHARED,
 ) -> Iterator[ReadTile]:
   """Run rows tile by tile and yield what is read of them.
 
@@ -123,6 +124,7 @@ def batches(
     wait: whether a tile is yielded when it is done, so that a device that runs out of memory after
       the call was dispatched is noticed here too; otherwise the caller goes on meanwhile.
     run: calls the device.
+    sharing: what rows may have in common; to compare. It changes nothing in how they are cut.
 
   Raises:
     ValueError: the rows or the capture do not fit the model, or a row did not get the edit that it
@@ -131,14 +133,14 @@ def batches(
   """
   if not rows:
     return
-  check_lengths(model, rows, 0)
+  check_lengths(model, rows, 0, names=numbers)
   spec, banks = resolve(capture, model.arch)
   places, run = spec.places(banks, model.arch), model.runner(run)
   names = range(len(rows)) if numbers is None else numbers
 
   def read(tile: list[int]) -> ReadTile:
     mine = [rows[n] for n in tile]
-    tree = Tree(mine, [len(row.ids) for row in mine])
+    tree = Tree(mine, [len(row.ids) for row in mine], sharing=sharing)
     reading = Reading(mine, spec, banks)
     out = prefill(model, tree, reading=reading, run=run)
     _check_delivered([names[n] for n in tile], mine, out.realised_R, out.requested_R)

@@ -145,6 +145,26 @@ def _units(directions: Sequence[DirectionLike], block: int, arch: Arch, width: i
   return np.asarray(rows, np.float32)
 
 
+def _product(sets_BCT: jax.Array, x_BTD: jax.Array) -> jax.Array:
+  """Sum over sets of tokens: 0 and 1 are exact in every dtype, and so are the products."""
+  return jnp.einsum(
+    "BCT,BTD->BCD",
+    sets_BCT.astype(x_BTD.dtype),
+    x_BTD,
+    precision=jax.lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _choice(sets_BCT: jax.Array, x_BTD: jax.Array) -> jax.Array:
+  """Sum over sets of tokens, some of which are NaN or infinite; set by set, to keep it small."""
+
+  def total(set_BT: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(set_BT[..., None], x_BTD.astype(jnp.float32), 0.0), axis=1)
+
+  return jnp.moveaxis(jax.lax.map(total, jnp.moveaxis(sets_BCT, 1, 0)), 0, 1)
+
+
 def read(
   spec: CaptureSpec,
   x_BTD: jax.Array,
@@ -169,14 +189,9 @@ def read(
   out = x_BTD
   if spec.reduce == "sets":
     assert sets_BCT is not None
-    # 0 and 1 are exact in every dtype, and so are the products.
-    out = jnp.einsum(
-      "BCT,BTD->BCD",
-      sets_BCT.astype(x_BTD.dtype),
-      x_BTD,
-      precision=jax.lax.Precision.HIGHEST,
-      preferred_element_type=jnp.float32,
-    )
+    # The product is 20 times as fast as a choice (2 cores, 16 x 4 sets of 256 tokens of width 576),
+    # but 0 x infinity is NaN: a set must not feel what it does not hold.
+    out = jax.lax.cond(jnp.isfinite(x_BTD).all(), _product, _choice, sets_BCT, x_BTD)
   elif spec.reduce == "last":
     index_BT = jnp.where(tokens.valid_BT, jnp.arange(tokens.valid_BT.shape[1]), -1)
     last_B = jnp.argmax(index_BT, axis=1)

@@ -1,7 +1,9 @@
 """What every call checks of its rows: that they fit, and that they got the edits they asked for."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import contextlib
+import operator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,11 +47,55 @@ def dose_of(realised: float, requested: float) -> float:
   return float(realised) / float(requested) if requested > 0 else float("nan")
 
 
-def check_lengths(model: "Model", rows: Sequence[Row], room: int) -> None:
-  """Raise a ValueError if a row and what follows it exceed the model's positions."""
-  longest = max(len(row.ids) for row in rows)
-  if longest + room > model.arch.max_positions:
-    raise ValueError(
-      f"a prompt of {longest} tokens and {room} more exceed the model's "
-      f"{model.arch.max_positions} positions; shorten it or generate less."
-    )
+def check_lengths(
+  model: "Model",
+  rows: Sequence[Row],
+  room: int | Sequence[int],
+  *,
+  names: Sequence[object] | None = None,
+) -> None:
+  """Check that each row and what follows it fit into the model's positions.
+
+  Args:
+    model: the model.
+    rows: the rows.
+    room: tokens that follow, one number or one a row.
+    names: what to call the prompts of the rows in messages; default their numbers.
+
+  Raises:
+    ValueError: one does not fit.
+  """
+  most = model.arch.max_positions
+  rooms = [room] * len(rows) if isinstance(room, int) else room
+  for name, row, more in zip(names or range(len(rows)), rows, rooms, strict=True):
+    if len(row.ids) + more > most:
+      follows = f" and the {more} that follow exceed" if more else " exceed"
+      raise ValueError(
+        f"prompt {name}: its {len(row.ids)} tokens{follows} the model's {most} positions; shorten "
+        f"{'the prompt or what follows' if more else 'it'}."
+      )
+
+
+def as_int(name: str, value: Any, least: int | None = None) -> int:
+  """Return an integer, of NumPy or not, as a plain one.
+
+  Raises:
+    ValueError: it is a bool or no integer, or below `least`.
+  """
+  fits = "an integer" if least is None else f"an integer of at least {least}"
+  try:
+    number = None if isinstance(value, bool) else int(operator.index(value))
+  except TypeError:
+    number = None
+  if number is None or (least is not None and number < least):
+    raise ValueError(f"{name}={value!r}: give {fits}.")
+  return number
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+  """Put a name before the message of a ValueError."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{what}: {error}") from error

@@ -10,6 +10,7 @@ from persona_jax.edits.edit import DirectionLike
 from persona_jax.engine.batches import ReadTile, batches
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.tree import ALL_SHARED, Sharing
 from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ def capture(
   *,
   edits: Sequence[RowEdits] | None = None,
   progress: Callable[[int], None] | None = None,
+  sharing: Sharing = ALL_SHARED,
 ) -> dict[tuple[str, int], np.ndarray]:
-  """Read activations of prompts; see `Model.capture`."""
+  """Read activations of prompts; see `Model.capture`. `sharing` can be switched off, to compare."""
   rows = encode_rows(model, prompts, edits)
   if not rows:
     raise ValueError("capture needs at least one prompt.")
@@ -35,7 +37,7 @@ def capture(
     where: np.full((len(rows), *tail, width), np.nan, np.float32)
     for where, width in spec.places(banks, model.arch).items()
   }
-  for tile in batches(model, rows, what):
+  for tile in batches(model, rows, what, sharing=sharing):
     if what.reduce == "all":
       _every_token(tile, out)
     else:

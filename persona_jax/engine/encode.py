@@ -1,10 +1,13 @@
 """Prompts to rows, with the edits of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from persona_jax.edits.compile import RowEdits, as_rows
 from persona_jax.edits.edit import Edit
+from persona_jax.engine.checks import naming
 from persona_jax.engine.gates import settle
 from persona_jax.engine.rows import Row, make_row
 from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
@@ -30,23 +33,39 @@ def per_row_edits(edits: Sequence[RowEdits] | None, num_rows: int) -> list[tuple
   return as_rows(edits)
 
 
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+  """Check that prompts are a list of them.
+
+  Raises:
+    ValueError: it is a single prompt, or no list.
+  """
+  single = isinstance(prompts, (str, Raw, Mapping))
+  if not single and not isinstance(prompts, (Sequence, np.ndarray)):
+    kind = type(prompts).__name__
+    raise ValueError(f"prompts must be a list of prompts (strings, chats or pj.Raw), got a {kind}.")
+  if single or (len(prompts) and isinstance(prompts[0], Mapping)):
+    raise ValueError(
+      "prompts must be a list of prompts (strings, chats or pj.Raw), not a single one."
+    )
+
+
 def encode_rows(
   model: "Model", prompts: Sequence[Prompt], edits: Sequence[RowEdits] | None
 ) -> list[Row]:
   """Render and tokenise prompts, with the edits of each, gates decided.
 
   Raises:
-    ValueError: `prompts` is a single prompt, or empty, one cannot be rendered, or a gate cannot
-      be decided.
+    ValueError: `prompts` is a single prompt or no list, edits do not fit, a prompt has no token or
+      cannot be rendered (the message names its number), or a gate cannot be decided.
   """
-  if isinstance(prompts, (str, Raw)) or (prompts and isinstance(prompts[0], dict)):
-    raise ValueError(
-      "prompts must be a list of prompts (strings, chats or pj.Raw), not a single one."
-    )
+  check_prompts(prompts)
   row_edits = per_row_edits(edits, len(prompts))
   encoded: dict[str, EncodedPrompt] = {}  # a prompt comes again with every condition
-  for prompt in prompts:
-    if repr(prompt) not in encoded:
-      encoded[repr(prompt)] = model.encode(prompt)
-  rows = [make_row(encoded[repr(p)], e) for p, e in zip(prompts, row_edits, strict=True)]
+  rows = []
+  for n, (prompt, its_edits) in enumerate(zip(prompts, row_edits, strict=True)):
+    with naming(f"prompt {n}"):
+      key = repr(prompt)
+      if key not in encoded:
+        encoded[key] = model.encode(prompt)
+      rows.append(make_row(encoded[key], its_edits))
   return settle(model, rows)

@@ -12,6 +12,7 @@ from persona_jax.edits.gate import Probe, decide
 from persona_jax.edits.window import Window, as_window
 from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
+from persona_jax.engine.checks import naming
 from persona_jax.engine.programs import Dry
 from persona_jax.engine.rows import Row, make_row
 from persona_jax.personas.chat import Prompt
@@ -40,9 +41,11 @@ def _captures(probes: Iterable[Probe]) -> Iterator[tuple[list[Probe], Capture]]:
 
 
 def _readings(
-  model: "Model", rows: Sequence[Row], probes: Sequence[Probe]
+  model: "Model", rows: Sequence[Row], numbers: Sequence[int], probes: Sequence[Probe]
 ) -> list[dict[int, float]]:
   """Return, for each row, what every probe reads of its prompt, by the probe's `id`.
+
+  `numbers` are those of the rows in the call, for messages.
 
   Raises:
     ValueError: a probe does not fit the model, or its window holds no token of a prompt.
@@ -59,15 +62,15 @@ def _readings(
           f"{expected}."
         )
     blocks = sorted({p.block for p in group})
-    for tile in batches(model, bare, capture):
+    for tile in batches(model, bare, capture, numbers=numbers):
       h = {block: np.asarray(tile.reads[site, block], np.float32) for block in blocks}
       for b, n in enumerate(tile.numbers):
         for probe in group:
           value = probe.value(h[probe.block][b])
           if np.isnan(value):
             raise ValueError(
-              f"row {n}: the window {window} of a probe on {probe.direction.concept!r} holds none "
-              f"of its {rows[n].prompt_length} prompt tokens."
+              f"row {numbers[n]}: the window {window} of a probe on {probe.direction.concept!r} "
+              f"holds none of its {rows[n].prompt_length} prompt tokens."
             )
           values[n][id(probe)] = value
   return values
@@ -82,7 +85,7 @@ def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
   asking, probes = _asking(rows)
   if not asking:
     return list(rows)
-  readings = _readings(model, [rows[n] for n in asking], probes)
+  readings = _readings(model, [rows[n] for n in asking], asking, probes)
   made: dict[tuple[int, float], Edit] = {}  # rows that share an edit go on sharing it
 
   def decided(edit: Edit, read: dict[int, float]) -> Edit:
@@ -161,5 +164,8 @@ def resolve_gates(
   prompts, row_edits = list(prompts), as_rows(edits)
   if len(prompts) != len(row_edits):
     raise ValueError(f"{len(prompts)} prompts and edits of {len(row_edits)} rows; give as many.")
-  rows = [make_row(model.encode(p), e) for p, e in zip(prompts, row_edits, strict=True)]
+  rows = []
+  for n, (prompt, its_edits) in enumerate(zip(prompts, row_edits, strict=True)):
+    with naming(f"prompt {n}"):
+      rows.append(make_row(model.encode(prompt), its_edits))
   return [row.edits for row in settle(model, rows)]

@@ -3,14 +3,12 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from persona_jax.edits.compile import RowEdits
-from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
+from persona_jax.engine.encode import check_prompts, encode_rows
 from persona_jax.engine.memory import does_not_fit, in_halves
 from persona_jax.engine.plan import cut, plan_tile
 from persona_jax.engine.prefill import prefill
@@ -149,6 +147,21 @@ def _generation(
   )
 
 
+def _seeds(seed: int | Sequence[int], num_rows: int) -> list[int]:
+  """Return the seed of each row.
+
+  Raises:
+    ValueError: it is neither an integer nor one a row.
+  """
+  if isinstance(seed, Sized) and not isinstance(seed, str) and getattr(seed, "ndim", 1) > 0:
+    if len(seed) != num_rows:
+      raise ValueError(
+        f"seed has {len(seed)} items for {num_rows} prompts; give one int or one a row."
+      )
+    return [as_int(f"seed of prompt {n}", s) for n, s in enumerate(seed)]
+  return [as_int("seed", seed)] * num_rows
+
+
 def generate(
   model: "Model",
   prompts: Sequence[Prompt],
@@ -162,17 +175,14 @@ def generate(
 
   A row's noise seed is `derive_seed(seed, plain_prompt(prompt))`.
   """
-  seeds = [seed] * len(prompts) if isinstance(seed, (int, np.integer)) else list(seed)
-  if len(seeds) != len(prompts):
-    raise ValueError(
-      f"seed has {len(seeds)} items for {len(prompts)} prompts; give one int or one a row."
-    )
+  check_prompts(prompts)
+  seeds = _seeds(seed, len(prompts))
   rows = encode_rows(model, prompts, edits)
   if not rows:
     return []
   check_lengths(model, rows, settings.max_new_tokens)
   rows = [
-    dataclasses.replace(row, seed=derive_seed(int(s), plain_prompt(p)))
+    dataclasses.replace(row, seed=derive_seed(s, plain_prompt(p)))
     for row, s, p in zip(rows, seeds, prompts, strict=True)
   ]
   out: list[Generation | None] = [None] * len(rows)
@@ -181,4 +191,6 @@ def generate(
       out[n] = generation
     if progress is not None:
       progress(len(tile))
-  return [generation for generation in out if generation is not None]
+  done = [generation for generation in out if generation is not None]
+  assert len(done) == len(rows), "a row is in no tile"
+  return done

@@ -4,12 +4,12 @@ A grid is prompts x conditions x samples.
 """
 
 import dataclasses
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
+from persona_jax.engine.checks import as_int
 from persona_jax.engine.rows import derive_seed, plain_prompt
 from persona_jax.engine.sampling import Sampling
 from persona_jax.personas.chat import Prompt, Raw
@@ -65,7 +65,7 @@ class Condition:
       "system": system,
       "prefix": prefix,
       "edits": edits,
-      "replicate": None if replicate is None else _integer("replicate", replicate),
+      "replicate": None if replicate is None else as_int("replicate", replicate),
     }
     for field, value in fields.items():
       object.__setattr__(self, field, value)
@@ -191,7 +191,7 @@ class Grid:
         f"different names (twice: {twice})."
       )
     for field in ("samples", "max_new_tokens", "seed"):
-      object.__setattr__(self, field, _integer(field, getattr(self, field)))
+      object.__setattr__(self, field, as_int(field, getattr(self, field)))
     object.__setattr__(self, "temperature", float(self.temperature))
     object.__setattr__(self, "paired", bool(self.paired))
     Sampling(self.temperature)
@@ -246,10 +246,3 @@ class Grid:
           row = [prompt_id, plain_prompt(prompt), described, sample, self.settings()]
           cells.append(Cell(content_hash(row)[:16], prompt_id, condition, sample, seed))
     return cells
-
-
-def _integer(name: str, value: Any) -> int:
-  try:
-    return int(operator.index(value))
-  except TypeError:
-    raise ValueError(f"{name}={value!r}: give an integer.") from None

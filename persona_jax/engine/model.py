@@ -23,6 +23,7 @@ from persona_jax.engine import collect as collecting
 from persona_jax.engine import generate as generating
 from persona_jax.engine import stream as streaming
 from persona_jax.engine.capture import Capture
+from persona_jax.engine.checks import as_int
 from persona_jax.engine.generate import Generation
 from persona_jax.engine.moments import Moments
 from persona_jax.engine.programs import DIRECT, Runner, device_of
@@ -338,10 +339,11 @@ class Model:
       Ids, and texts; a text that is one token is in both, so that the device knows it.
 
     Raises:
-      ValueError: an empty text, or an id outside the vocabulary.
+      ValueError: no list, an empty text, what is neither id nor text, or an id outside the
+        vocabulary.
     """
     ids, texts = list(self.tokenizer.eos_ids), []
-    if isinstance(stop, str):
+    if isinstance(stop, str) or not isinstance(stop, Iterable):
       raise ValueError(f"stop={stop!r}: give a list of ids or texts.")
     for item in stop:
       if isinstance(item, str):
@@ -352,7 +354,11 @@ class Model:
         if token is None or self.tokenizer.decode([token], skip_special=False) != item:
           continue
         item = token
-      if not 0 <= item < self.arch.vocab_size:
-        raise ValueError(f"stop id {item} lies outside the vocabulary of {self.arch.vocab_size}.")
-      ids.append(int(item))
+      try:
+        token = as_int("id", item)
+      except ValueError:
+        raise ValueError(f"stop holds {item!r}: give token ids (integers) or texts.") from None
+      if not 0 <= token < self.arch.vocab_size:
+        raise ValueError(f"stop id {token} lies outside the vocabulary of {self.arch.vocab_size}.")
+      ids.append(token)
     return tuple(dict.fromkeys(ids)), tuple(dict.fromkeys(texts))

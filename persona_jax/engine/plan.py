@@ -6,12 +6,12 @@ cut, and the host code of prefill and decoding is gone through dry (`engine.prog
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from persona_jax.engine.checks import check_lengths
+from persona_jax.engine.checks import as_int, check_lengths, naming
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.memory import (
@@ -210,15 +210,13 @@ def grid_rows(
   """
   assert isinstance(grid.prompts, dict)
   cells = grid.cells()
-  rows = [
-    make_row(
-      model.encode(cell.condition.apply(grid.prompts[cell.prompt_id])),
-      cell.condition.edits,
-      cell.seed,
-    )
-    for cell in cells
-  ]
-  check_lengths(model, rows, grid.max_new_tokens)
+  names = [f"{cell.prompt_id!r} of condition {cell.condition.name!r}" for cell in cells]
+  rows = []
+  for cell, name in zip(cells, names, strict=True):
+    with naming(f"prompt {name}"):
+      encoded = model.encode(cell.condition.apply(grid.prompts[cell.prompt_id]))
+      rows.append(make_row(encoded, cell.condition.edits, cell.seed))
+  check_lengths(model, rows, grid.max_new_tokens, names=names)
   return cells, settle(model, rows) if decide_gates else rows
 
 
@@ -310,11 +308,20 @@ def _lanes(need: Need) -> dict[int, tuple[tuple[int, int], ...]]:
   return out
 
 
-def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[int]]:
-  """Cut rows into the largest tiles that fit into memory.
+def cut(
+  model: "Model", rows: Sequence[Row], settings: Settings, *, sharing: Sharing = ALL_SHARED
+) -> list[list[int]]:
+  """Cut rows into the largest tiles that fit into memory."""
+  return tiles(rows, tile_rows(model, rows, settings, sharing=sharing))
 
-  The cut depends on the rows, the model and the size of the memory alone, so that a run that goes
-  on after a stop makes the same tiles.
+
+def tile_rows(
+  model: "Model", rows: Sequence[Row], settings: Settings, *, sharing: Sharing = ALL_SHARED
+) -> int:
+  """Return how many rows a tile may have, so that all fit into memory.
+
+  It depends on the rows, the model, the kind of device and the size of its memory; a run stores it,
+  so that it makes the same tiles when it goes on elsewhere.
   """
   limit = memory_limit(model.mesh)
   sizes = levels(most_rows(model.mesh))
@@ -326,10 +333,11 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
     # The tile that takes most: of those with the most rows the one with the most tokens.
     largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
     if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
-      return tiled
-    planned = plan_tile(model, rows, largest, settings, table=None if model.mesh else PROGRAMS)
+      return size
+    table = None if model.mesh else PROGRAMS
+    planned = plan_tile(model, rows, largest, settings, sharing=sharing, table=table)
     if planned.peak_bytes <= limit:
-      return tiled
+      return size
     failed = tiled
   raise AssertionError("the smallest size is always taken")
 
@@ -349,7 +357,12 @@ def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit:
 
 
 def plan(
-  model: "Model", grid: Grid, *, lengths: Sequence[int] | None = None, early_ends: bool = False
+  model: "Model",
+  grid: Grid,
+  *,
+  lengths: Sequence[int] | None = None,
+  sharing: Sharing = ALL_SHARED,
+  early_ends: bool = False,
 ) -> Plan:
   """Work out how a grid will be run, without running any of it.
 
@@ -365,6 +378,8 @@ def plan(
     grid: the grid.
     lengths: answer lengths to reckon with, in tokens, such as `n_tokens` of an earlier run; a
       row's is drawn from them, with the grid's seed. Default: every answer takes its budget.
+    sharing: what rows may have in common (`engine.tree.Sharing`), to see what each kind saves;
+      `pj.run` shares all.
     early_ends: whether to list the programs of smaller batches too (`Plan.early_needs`), for
       `pj.compile` to compile. Tracing and compiling them can take longer than the run.
 
@@ -372,25 +387,25 @@ def plan(
     The plan; print it.
 
   Raises:
-    ValueError: as `pj.run`; or `lengths` holds none, or one below 1.
+    ValueError: as `pj.run`; or `lengths` holds none, or one that is no integer of at least 1.
   """
   _, rows = grid_rows(model, grid, decide_gates=False)
   settings = grid_settings(model, grid)
   assumed = "every answer takes its whole budget"
   length_R = np.full(len(rows), grid.max_new_tokens)
   if lengths is not None:
-    given = np.asarray(list(lengths))
-    if not given.size or given.min() < 1:
-      raise ValueError(
-        f"lengths={given[:8].tolist()}: give answer lengths in tokens, each at least 1."
-      )
+    if isinstance(lengths, str) or not isinstance(lengths, Iterable):
+      raise ValueError(f"lengths={lengths!r}: give a list of answer lengths in tokens.")
+    given = np.asarray([as_int(f"lengths[{i}]", n, 1) for i, n in enumerate(lengths)], int)
+    if not given.size:
+      raise ValueError("lengths=[]: give answer lengths in tokens, each at least 1.")
     drawn = np.random.default_rng(grid.seed).choice(given, len(rows))
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
   reading = Dry()
   read_dry(model, rows, reading)
   rows, undecided = taken_as_on(rows)
-  tiled = cut(model, rows, settings)
+  tiled = cut(model, rows, settings, sharing=sharing)
   whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
   return Plan(
     grid,
@@ -398,7 +413,15 @@ def plan(
     model.arch.num_blocks,
     tuple(len(row.ids) for row in rows),
     tuple(
-      plan_tile(model, rows, tile, settings, lengths=length_R[tile].tolist(), early_ends=early_ends)
+      plan_tile(
+        model,
+        rows,
+        tile,
+        settings,
+        lengths=length_R[tile].tolist(),
+        sharing=sharing,
+        early_ends=early_ends,
+      )
       for tile in tiled
     ),
     whole.passes(model.arch.num_blocks),

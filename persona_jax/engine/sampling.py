@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from persona_jax.engine.checks import as_int
 from persona_jax.engine.noise import CHUNK, Noise, arrivals, key_noise, later
 
 # Logarithms needn't be monotone in the last bits; a chunk within this of the best is looked at too.
@@ -46,8 +47,8 @@ class Sampling:
   def __post_init__(self) -> None:
     if not 0 <= self.temperature < float("inf"):
       raise ValueError(f"temperature={self.temperature!r}: give 0 (greedy) or a positive number.")
-    if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-      raise ValueError(f"top_k={self.top_k!r}: give an int of at least 1.")
+    if self.top_k is not None:
+      object.__setattr__(self, "top_k", as_int("top_k", self.top_k, 1))
     for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
       if value is not None and not 0 < value <= 1:
         raise ValueError(f"{name}={value!r}: give a number in (0, 1].")

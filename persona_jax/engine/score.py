@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from persona_jax.edits.compile import RowEdits
-from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
+from persona_jax.engine.encode import check_prompts, encode_rows
 from persona_jax.engine.forward import head
 from persona_jax.engine.memory import does_not_fit, in_halves, prefill_bytes
 from persona_jax.engine.prefill import prefill
@@ -172,10 +171,12 @@ def _continuation_ids(
   """
   items = model.tokenizer.encode(continuation) if isinstance(continuation, str) else continuation
   vocab = model.arch.vocab_size
+  if not isinstance(items, Iterable):
+    raise ValueError(f"continuation {number} is {items!r}; give a text or a list of token ids.")
   try:
-    ids = tuple(operator.index(i) for i in items)
-  except TypeError as error:
-    raise ValueError(f"continuation {number}: token ids must be integers ({error}).") from error
+    ids = tuple(as_int(f"ids[{n}]", i) for n, i in enumerate(items))
+  except ValueError as error:
+    raise ValueError(f"continuation {number}: token ids must be integers ({error})") from error
   if not ids:
     raise ValueError(f"continuation {number} has no token; there is nothing to score.")
   wrong = [i for i in ids if not 0 <= i < vocab]
@@ -206,6 +207,12 @@ def score_rows(
     MemoryError: a row by itself does not fit; the message names it and what it needs. A tile that
       does not is run in halves, with a warning.
   """
+  check_prompts(prompts)
+  if isinstance(continuations, str) or not isinstance(continuations, (Sequence, np.ndarray)):
+    raise ValueError(
+      "continuations must be a list with one item (a text or token ids) a prompt, not "
+      f"{continuations!r}."
+    )
   if len(prompts) != len(continuations):
     raise ValueError(
       f"{len(prompts)} prompts and {len(continuations)} continuations; they are zipped."
@@ -214,7 +221,7 @@ def score_rows(
   conts = [_continuation_ids(model, n, c) for n, c in enumerate(continuations)]
   if not rows:
     return Scored([], np.zeros(0, int), np.zeros(0), [])
-  check_lengths(model, rows, max(len(c) for c in conts))
+  check_lengths(model, rows, [len(c) for c in conts])
 
   # One pass serves all continuations of a row that differ in their last token only.
   found: dict[tuple[object, ...], int] = {}

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from persona_jax.engine.checks import as_int
 from persona_jax.engine.sampling import Sampling
 
 
@@ -26,5 +27,5 @@ class Settings:
   trace: bool = False
 
   def __post_init__(self) -> None:
-    if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-      raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: give an int of at least 1.")
+    budget = as_int("max_new_tokens", self.max_new_tokens, 1)
+    object.__setattr__(self, "max_new_tokens", budget)

@@ -23,6 +23,7 @@ from persona_jax.engine.moments import Moments, RunningMoments, Work
 from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.reads import NodeReads, held_tokens
 from persona_jax.engine.rows import Row
+from persona_jax.engine.tree import ALL_SHARED, Sharing
 from persona_jax.personas.chat import Prompt, Raw
 
 if TYPE_CHECKING:
@@ -49,8 +50,12 @@ def moments(
   covariance: bool = False,
   edits: Iterable[RowEdits] | None = None,
   progress: Callable[[int], None] | None = None,
+  sharing: Sharing = ALL_SHARED,
 ) -> Moments:
-  """Take moments of activations of prompts; see `Model.moments`."""
+  """Take moments of activations of prompts; see `Model.moments`.
+
+  `sharing` can be switched off, to compare.
+  """
   spec, banks = resolve(what, model.arch)
   running, work = RunningMoments(covariance=covariance, run=model.runner(PROGRAMS)), Work()
   waiting: list[_Waiting] = []
@@ -70,7 +75,9 @@ def moments(
     tiles, rest = cut(rows, full=not last)
     if len(rest) > _WAITING:  # too many kinds of rows: take them as they are
       tiles, rest = cut(rows)
-    for tile in batches(model, rows, what, tiles=tiles, numbers=numbers, wait=False):
+    for tile in batches(
+      model, rows, what, tiles=tiles, numbers=numbers, sharing=sharing, wait=False
+    ):
       number_B = np.asarray([running.number(waiting[n].label) for n in tile.numbers])
       under_way.append((_add(running, tile, number_B, spec), len(tile.numbers)))
       running.flush()

@@ -1,6 +1,7 @@
 """`pj.run`: a grid becomes a run directory, tile by tile; stopped and started again, it goes on.
 
-DIR/grid.json            what was asked for: prompts, conditions, settings, model, hashes, versions
+DIR/grid.json            what was asked for: prompts, conditions, settings, model, hashes, versions;
+                         and how many rows a tile has at most
 DIR/results/tile-*.parquet   rows of one tile each, written whole or not at all
 DIR/scores/NAME.parquet  one file a scorer, keyed by row_id
 """
@@ -24,9 +25,9 @@ from persona_jax.data.hashing import content_hash
 from persona_jax.engine.generate import run_tiles
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
-from persona_jax.engine.plan import cut, grid_rows, grid_settings
+from persona_jax.engine.plan import grid_rows, grid_settings, tile_rows
 from persona_jax.engine.programs import keep_on_disk
-from persona_jax.engine.rows import plain_prompt
+from persona_jax.engine.rows import plain_prompt, tiles
 from persona_jax.scorers.base import Scorer
 
 # Columns of the table. `seed` is the row's final noise seed, already derived from the grid's seed,
@@ -269,10 +270,12 @@ def run(
 ) -> Run:
   """Generate every row of a grid into a directory; rows that are there already are kept.
 
-  Tiles are cut from the whole grid, whatever is done already, so a run that was stopped and goes on
-  computes each row in the same batch, and so to the same bits, as one that was not. A tile is
-  written when it is finished: an interruption costs at most one tile, which is at most
-  `engine.rows.TILE_ROWS` rows.
+  Tiles are cut from the whole grid, whatever is done already, and the size that fitted the device
+  on which the run began is stored with it. So a run that was stopped and goes on, there or where
+  there is more memory or less, computes each row in the same batch, and on the same kind of device
+  to the same bits, as one that was not. (A tile that is now too large is run in halves, with a
+  warning; rows then agree to rounding.) A tile is written when it is finished: an interruption
+  costs at most one tile, of 256 rows at most on a CPU and 512 elsewhere (`engine.rows.most_rows`).
 
   Args:
     model: the model.
@@ -298,10 +301,14 @@ def run(
   config_hash = {
     c.name: content_hash({**shared, "condition": c.describe()}) for c in grid.conditions
   }
-  plan = cut(model, rows, settings)
+  most = this.description.get("tile_rows") or tile_rows(model, rows, settings)
+  plan = tiles(rows, most)
   files = [this.directory / "results" / f"tile-{i:05d}.parquet" for i in range(len(plan))]
   planned = [[cells[n].row_id for n in tile] for tile in plan]
   _check_tiles(this.directory, dict(zip(files, planned, strict=True)))
+  if "tile_rows" not in this.description:
+    this.description["tile_rows"] = most
+    write_json(this.description, this.directory / "grid.json")
   todo = [i for i, file in enumerate(files) if not file.exists()]
   bar = tqdm.tqdm(
     total=len(rows),

@@ -301,6 +301,26 @@ ERRORS = {
   "empty stop text": (dict(stop=[""]), "empty text"),
   "stop that is no list": (dict(stop="w8"), "list of ids or texts"),
   "stop out of range": (dict(stop=[1000]), "vocabulary of 101"),
+  "stop that is no id": (
+    dict(stop=[1.5]),
+    r"stop holds 1\.5: give token ids \(integers\) or texts",
+  ),
+  "stop that is a bool": (dict(stop=[True]), "stop holds True"),
+  "stop that is one id": (dict(stop=5), "stop=5: give a list"),
+  "budget that is a bool": (dict(max_new_tokens=True), "max_new_tokens=True: give an integer"),
+  "budget that is no integer": (dict(max_new_tokens=2.0), "max_new_tokens=2.0: give an integer"),
+  "top_k that is a bool": (dict(temperature=1.0, top_k=True), "top_k=True: give an integer"),
+  "seed that is a text": (dict(seed="abc"), "seed='abc': give an integer"),
+  "seed that is no integer": (dict(seed=1.5), "seed=1.5: give an integer"),
+  "seeds that are no integers": (dict(seed=[1, 2, "a"]), "seed of prompt 2='a': give an integer"),
+  "one raw prompt": (dict(prompts=pj.Raw("w9")), "not a single one"),
+  "prompts that are no list": (
+    dict(prompts=iter(["w9"])),
+    "list of prompts .*, got a list_iterator",
+  ),
+  "a prompt that cannot be rendered": (dict(prompts=["w9", "w8", 5]), "prompt 2: a prompt is a"),
+  "an empty chat": (dict(prompts=["w9", []]), "prompt 1: a prompt is a string, a non-empty"),
+  "an empty text": (dict(prompts=["w9", pj.Raw("")]), "prompt 1: .*has no tokens"),
   "too long": (dict(max_new_tokens=100000), "positions"),
 }
 
@@ -313,3 +333,13 @@ def test_bad_arguments_are_refused_by_name(tiny, case):
     kwargs["edits"] = steer(tiny, 1.0, "all")[0]
   with pytest.raises(ValueError, match=message):
     tiny.model.generate(kwargs.pop("prompts"), **kwargs)
+
+
+def test_integers_of_numpy_are_taken(tiny):
+  options = dict(max_new_tokens=2, temperature=1.0, top_k=5, stop=[7], seed=3)
+  ours = {k: np.int64(v) if k != "temperature" else v for k, v in options.items() if k != "stop"}
+  plain = tiny.model.generate(PROMPTS, **options)
+  for seed in (np.int64(3), np.full(3, 3), jnp.full(3, 3), range(3, 4)):
+    prompts = PROMPTS[:1] if isinstance(seed, range) else PROMPTS
+    got = tiny.model.generate(prompts, stop=[np.int32(7)], **{**ours, "seed": seed})
+    assert [g.token_ids for g in got] == [g.token_ids for g in plain[: len(prompts)]]

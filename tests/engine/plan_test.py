@@ -152,6 +152,26 @@ def test_lengths_are_checked(tiny):
       pj.plan(tiny.model, grid(tiny, steered(tiny, 1)), lengths=wrong)
 
 
+@pytest.mark.parametrize(
+  ("lengths", "message"),
+  [
+    (["a"], r"lengths\[0\]='a': give an integer of at least 1"),
+    ([3, 2.5], r"lengths\[1\]=2.5: give an integer"),
+    (5, "lengths=5: give a list"),
+    ("12", "lengths='12': give a list"),
+  ],
+)
+def test_lengths_that_are_no_integers_are_refused(tiny, lengths, message):
+  with pytest.raises(ValueError, match=message):
+    pj.plan(tiny.model, grid(tiny, steered(tiny, 1)), lengths=lengths)
+
+
+def test_a_prompt_of_a_grid_that_cannot_be_rendered_is_named(tiny):
+  asked = pj.Grid({"a": "w5", "b": []}, steered(tiny, 1), max_new_tokens=2)
+  with pytest.raises(ValueError, match="prompt 'b' of condition 'c1': a prompt is a string"):
+    pj.plan(tiny.model, asked)
+
+
 def test_predicted_memory_is_that_of_the_compiler(smollm2):
   d = pj.Direction(np.ones((1, 30, 576)), "ones")
   edits = [pj.add(d, c, unit="unit", blocks=15, tokens="all") for c in (1.0, 2.0)]

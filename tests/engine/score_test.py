@@ -133,6 +133,22 @@ def test_captures_equal_the_reference_and_pad_with_nan(tiny):
   assert reads["resid_post", 0].shape == (2, max(lengths), 44)
 
 
+@pytest.mark.parametrize(
+  "options", [dict(reduce="last"), dict(reduce="mean", tokens="last:2"), dict(reduce="mean")]
+)
+def test_an_infinity_at_a_token_that_is_not_read_changes_nothing(tiny, options):
+  params = dict(tiny.model.params)
+  params["embed_VD"] = params["embed_VD"].at[20, :3].set(np.inf)
+  broken = dataclasses.replace(tiny.model, params=params)
+  capture = pj.Capture("resid_pre", blocks=0, **options)
+  got = broken.capture([pj.Raw("w20 w5 w6"), pj.Raw("w7 w5 w6")], capture)["resid_pre", 0]
+  ids = np.asarray([broken.encode(pj.Raw(f"w{n} w5 w6")).ids for n in (20, 7)])
+  expected = np.asarray(pj.forward(broken, ids, None, capture)[1]["resid_pre", 0])
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+  assert np.isfinite(got[1]).all()
+  assert np.isfinite(got[0]).all() == (options != dict(reduce="mean"))
+
+
 def test_projections_are_dot_products_with_unit_vectors(tiny):
   ds = [tiny.direction(1), tiny.direction(2)]
   z_PLR = pj.project(tiny.model, ["w10 w11", "w5"], ds)
@@ -144,6 +160,18 @@ def test_projections_are_dot_products_with_unit_vectors(tiny):
 
 
 def test_bad_arguments_are_refused_by_name(tiny):
+  for continuations in ("w5", 5, pj.Raw("w5")):
+    with pytest.raises(ValueError, match="continuations must be a list with one item .*5"):
+      tiny.model.score(["w8", "w9"], continuations)
+  for prompt in (pj.Raw("w8"), "w8", {"role": "user", "content": "w8"}):
+    with pytest.raises(ValueError, match="not a single one"):
+      tiny.model.score(prompt, ["w5"])
+  with pytest.raises(ValueError, match="continuation 1 is 5; give a text or a list of token ids"):
+    tiny.model.score(["w8", "w9"], ["w7", 5])
+  with pytest.raises(ValueError, match="prompt 1: .*no tokens"):
+    tiny.model.capture(["w8", pj.Raw("")], pj.Capture())
+  with pytest.raises(ValueError, match="prompt 1: a prompt is a string"):
+    pj.resolve_gates(tiny.model, ["w8", 5], [None, None])
   with pytest.raises(ValueError, match="2 prompts and 1 continuations"):
     tiny.model.score(["w8", "w9"], ["w7"])
   with pytest.raises(ValueError, match="no token"):
@@ -152,6 +180,22 @@ def test_bad_arguments_are_refused_by_name(tiny):
     tiny.model.capture([], pj.Capture())
   with pytest.raises(ValueError, match="zero or NaN at block 0"):
     pj.project(tiny.model, ["w8"], pj.Direction(np.zeros((1, 3, 44)), "z"))
+
+
+def test_rows_that_fill_all_positions_are_taken_and_longer_ones_named(tiny):
+  most = tiny.model.arch.max_positions
+  text = lambda n: " ".join(f"w{5 + i % 90}" for i in range(n))
+  long, short = [pj.Raw(text(most - 6)), pj.Raw("w5")], [text(6), text(most - 1)]
+  assert np.isfinite(tiny.model.score(long, short)).all()
+  with pytest.raises(ValueError, match=rf"prompt 1: its 1 tokens and the {most} that follow"):
+    tiny.model.score(long, [text(6), text(most)])
+  with pytest.raises(ValueError, match=rf"prompt 2: its {most + 1} tokens exceed .* shorten it"):
+    tiny.model.capture(["w5", "w6", pj.Raw(text(most + 1))], pj.Capture())
+  with pytest.raises(ValueError, match=rf"prompt 1: its {most - 6} tokens and the 7 that follow"):
+    tiny.model.generate(long[::-1], max_new_tokens=7)
+  conditions = [pj.Condition("a"), pj.Condition("b", system=text(most))]
+  with pytest.raises(ValueError, match="prompt '0000' of condition 'b': its"):
+    pj.plan(tiny.model, pj.Grid(["w5"], conditions, max_new_tokens=4))
 
 
 @pytest.mark.parametrize("ids", [[5, 101], [-1], [2**40]])
@@ -165,6 +209,8 @@ def test_ids_outside_the_vocabulary_are_refused(tiny, ids):
 def test_what_is_no_integer_is_refused(tiny):
   with pytest.raises(ValueError, match="continuation 0: token ids must be integers"):
     tiny.model.score(["w8"], [[1.7]])
+  with pytest.raises(ValueError, match=r"continuation 0: .*ids\[1\]=True"):
+    tiny.model.score(["w8"], [[5, True]])
   for blocks in ([1.7], 1.7, [np.float32(1)]):
     with pytest.raises(ValueError, match="are no integers"):
       tiny.model.capture(["w8"], pj.Capture(blocks=blocks))

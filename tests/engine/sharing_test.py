@@ -5,6 +5,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.table import SITES
+from persona_jax.engine.collect import capture as collect
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile
 from persona_jax.engine.prefill import prefill
@@ -12,6 +13,7 @@ from persona_jax.engine.prefix import Wave, merged
 from persona_jax.engine.programs import DIRECT
 from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.stream import moments
 from persona_jax.engine.tree import Sharing, Tree
 from persona_jax.models.layers import KV
 
@@ -185,6 +187,64 @@ def test_what_is_read_through_the_tree_is_what_a_pass_of_each_row_reads(tiny, op
       mine = got[where][n]
       mine = mine[: len(encoded.ids)] if options["reduce"] == "all" else mine
       np.testing.assert_allclose(mine, np.asarray(x)[0], atol=3e-5)
+
+
+def read_rows(tiny):
+  """Prompts and edits of rows that are read: no window of theirs is empty."""
+  d = tiny.direction(0, norm=6.0)
+  edits = [
+    None,
+    pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"),
+    pj.add(d, 1.0, unit="raw", blocks=2, tokens="last:1"),
+  ]
+  pairs = [(p, e) for p in PROMPTS[1:4] for e in edits]
+  return [p for p, _ in pairs], [e for _, e in pairs]
+
+
+@pytest.mark.parametrize(
+  ("off", "options"),
+  [
+    ("prefix", dict(reduce="mean", tokens="last:3")),
+    ("trunk", dict(reduce="mean", tokens="last:3")),
+    ("nothing", dict(reduce="mean", tokens="last:3")),
+    ("nothing", dict(reduce="all")),
+  ],
+)
+def test_what_is_read_without_sharing_is_the_same(tiny, off, options):
+  prompts, edits = read_rows(tiny)
+  what = pj.Capture(("mlp_out", "resid_post"), **options)
+  shared = tiny.model.capture(prompts, what, edits=edits)
+  alone = collect(tiny.model, prompts, what, edits=edits, sharing=OFF[off])
+  for where, x in shared.items():
+    np.testing.assert_allclose(alone[where], x, atol=3e-5)
+
+
+@pytest.mark.parametrize("reduce", ["last", "all"])
+def test_moments_without_sharing_are_the_same_and_cost_what_they_must(tiny, reduce):
+  prompts, edits = read_rows(tiny)
+  what = pj.Capture(("mlp_out", "resid_post"), reduce=reduce)
+  ours, alone = (
+    moments(tiny.model, prompts, what, edits=edits, sharing=sharing)
+    for sharing in (Sharing(), OFF["nothing"])
+  )
+  for where in ours.mean:
+    np.testing.assert_allclose(alone.mean[where], ours.mean[where], atol=3e-5)
+    np.testing.assert_allclose(alone.variance[where], ours.variance[where], rtol=1e-4, atol=1e-5)
+  assert alone.work.passes == 3 * alone.work.tokens == 3 * ours.work.tokens
+  assert ours.work.passes < alone.work.passes / 2
+
+
+def test_a_plan_without_sharing_counts_every_row_whole(tiny):
+  d = tiny.direction()
+  edits = [pj.add(d, c, unit="unit", blocks=1, tokens="all") for c in (1.0, 2.0)]
+  conditions = [pj.Condition(f"c{n}", edits=e) for n, e in enumerate(edits)]
+  grid = pj.Grid(PROMPTS[1:4], conditions, max_new_tokens=2)
+  plans = {off: pj.plan(tiny.model, grid, sharing=OFF[off]) for off in OFF}
+  shared = pj.plan(tiny.model, grid)
+  assert plans["nothing"].passes == shared.unshared_passes > plans["trunk"].passes > shared.passes
+  assert plans["nothing"].least_passes == shared.least_passes
+  assert plans["attention"].tiles[0].lanes != shared.tiles[0].lanes
+  assert plans["attention"].passes == shared.passes
 
 
 def test_tiles_of_many_chunks_and_pieces(tiny, monkeypatch):

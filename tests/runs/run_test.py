@@ -32,10 +32,7 @@ def grid(tiny, **changes) -> pj.Grid:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-  def by_four(model, rows, settings):
-    return [list(range(i, min(i + 4, len(rows)))) for i in range(0, len(rows), 4)]
-
-  monkeypatch.setattr(runs, "cut", by_four)
+  monkeypatch.setattr(runs, "tile_rows", lambda model, rows, settings: 4)
 
 
 def test_table_has_a_row_for_every_cell_with_all_columns(tiny, tmp_path):
@@ -86,6 +83,17 @@ def test_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch):
   resumed = pj.run(tiny.model, grid(tiny), tmp_path / "cut", progress=False).table()
   assert len(calls) == 5  # two more tiles, none twice
   pd.testing.assert_frame_equal(resumed, whole)
+
+
+def test_a_run_goes_on_with_its_tiles_where_others_would_be_cut(tiny, tmp_path, monkeypatch):
+  whole = pj.run(tiny.model, grid(tiny), tmp_path, progress=False).table()
+  results = tmp_path / "results"
+  for most in (16, 2):
+    (results / "tile-00002.parquet").unlink()
+    monkeypatch.setattr(runs, "tile_rows", lambda model, rows, settings, most=most: most)
+    resumed = pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
+    assert resumed.description["tile_rows"] == 4 and len(list(results.iterdir())) == 4
+    pd.testing.assert_frame_equal(resumed.table(), whole)
 
 
 def test_another_grid_or_model_is_refused_in_the_same_directory(tiny, tiny_tied, tmp_path):
