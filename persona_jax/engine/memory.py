@@ -1,5 +1,6 @@
 """Device memory: what there is, what a program will take, and what to do when it was too little."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from persona_jax.engine.programs import Need, tree_bytes
+from persona_jax.engine.programs import Dry, Live, Need, tree_bytes
 from persona_jax.models.arch import Arch
 from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
 
@@ -53,6 +54,53 @@ def _temporaries(need: Need, arch: Arch) -> int:
   if need.name == "log-probs":
     return 8 * need.static["size"] * arch.vocab_size
   return 0
+
+
+class _Array(jax.ShapeDtypeStruct):
+  """A shape in place of an array that a program gave; it tells when nobody holds it any more."""
+
+  __slots__ = ("_held", "nbytes")
+
+  def __init__(self, shape: Any, dtype: Any, held: list[int]):
+    super().__init__(shape, dtype)
+    self._held, self.nbytes = held, math.prod(shape) * dtype.itemsize
+    held[0] += self.nbytes
+
+  def __del__(self) -> None:
+    self._held[0] -= self.nbytes
+
+
+class DryMemory(Dry):
+  """A dry run that finds out how much memory is in use at most.
+
+  What the host's code holds of earlier results at a call is counted as Python counts it, so what
+  the code lets go is not reckoned with, and what it holds is.
+
+  Attributes:
+    peak_bytes: most memory at one time so far, the parameters included.
+  """
+
+  def __init__(self, arch: Arch, params: Any, table: Live | None = None) -> None:
+    super().__init__(table)
+    self._arch = arch
+    self._params_bytes = self.peak_bytes = params_bytes(params)
+    self._held = [0]
+    self._taken: dict[int, int] = {}
+
+  @property
+  def held_bytes(self) -> int:
+    """Bytes of results that are held now."""
+    return self._held[0]
+
+  def _returned(self, need: Need, args: tuple[Any, ...], results: Any) -> Any:
+    given = {id(x): x.nbytes for x in jax.tree.leaves(args) if isinstance(x, _Array)}
+    others = self._held[0] - sum(given.values())
+    taken = self._taken.get(id(need))
+    if taken is None:  # parameters among the arguments stand in `self._params_bytes`
+      own = tree_bytes(need.args[0]) if need.name in ("block", "embed", "decode") else 0
+      taken = self._taken[id(need)] = program_bytes(need, self._arch) - own
+    self.peak_bytes = max(self.peak_bytes, self._params_bytes + others + taken)
+    return jax.tree.map(lambda x: _Array(x.shape, x.dtype, self._held), results)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """`pj.plan`: what a grid will take, found by going through the run with shapes in place of arrays.
 
 Nothing runs on the device and nothing is compiled; prompts are rendered and tokenised, tiles are
-cut, and the host code of prefill and decoding is gone through dry (`engine.programs.Dry`).
+cut, and the host code of prefill and decoding is gone through dry (`engine.memory.DryMemory`).
 """
 
 import dataclasses
@@ -13,15 +13,9 @@ import numpy as np
 from persona_jax.engine.checks import check_lengths
 from persona_jax.engine.gates import settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
-from persona_jax.engine.memory import memory_limit, params_bytes, program_bytes
+from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
-from persona_jax.engine.programs import (
-  PROGRAMS,
-  Dry,
-  Live,
-  Need,
-  tree_bytes,
-)
+from persona_jax.engine.programs import PROGRAMS, Live, Need
 from persona_jax.engine.rows import (
   Row,
   length_bucket,
@@ -213,17 +207,10 @@ def plan_tile(
   table: Live | None = None,
 ) -> TilePlan:
   """Go through one tile dry; `numbers` says which of the rows are in it, `table` as in `Dry`."""
-  dry = Dry(table)
   arch, mine = model.arch, [rows[n] for n in numbers]
+  dry = DryMemory(arch, model.params, table)
   tree = Tree(mine, [len(row.ids) - 1 for row in mine], sharing=sharing)
   prefix = prefill(model, tree, run=dry)
-  prompts = sum(tree_bytes(wave.kv) for wave in prefix.waves)
-  fixed = params_bytes(model.params)
-  peak = fixed
-  for need in dry:
-    own = tree_bytes(need.args[0]) if need.name in ("block", "embed") else 0  # parameters
-    peak = max(peak, fixed + prompts + program_bytes(need, arch) - own)
-  before = set(dry.needs)
   _, work = decode_rows(
     model,
     mine,
@@ -234,14 +221,8 @@ def plan_tile(
     run=dry,
     lengths=lengths,
   )
-  lanes: dict[int, tuple[tuple[int, int], ...]] = {}
-  for key, need in dry.needs.items():
-    if key in before:
-      continue
-    with_params = need.name == "decode"
-    peak = max(peak, program_bytes(need, arch) + (0 if with_params else fixed + prompts))
-    if with_params and not lanes:
-      lanes = _lanes(need)
+  first = next((need for need in dry if need.name == "decode"), None)
+  lanes = {} if first is None else _lanes(first)
   batch = work.segments[0][0] if work.segments else 0
   unshared = arch.num_blocks * sum(len(row.ids) - 1 for row in mine)
   return TilePlan(
@@ -252,7 +233,7 @@ def plan_tile(
     prefix.padded_passes,
     unshared,
     work,
-    peak,
+    dry.peak_bytes,
     tuple(dry),
   )
 
