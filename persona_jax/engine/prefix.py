@@ -215,7 +215,7 @@ def shared_parts(
   shared: dict[int, list[Part]] = {block: [] for block in blocks}
   for w in range(len(waves)):
     wave = waves.pop(0)
-    kvs, class_of, position_of = list(wave.kv), wave.class_of, wave.position_of
+    kvs, class_of, position_of = dict(enumerate(wave.kv)), wave.class_of, wave.position_of
     del wave
     for block in blocks:
       class_R, position_PS = class_of[block], position_of[block]
@@ -225,7 +225,7 @@ def shared_parts(
         layouts.append(layout)
         numbers[key] = used, len(layouts) - 1
       used, number = numbers[key]
-      kv, kvs[block] = kvs[block], None
+      kv = kvs.pop(block)
       if not np.array_equal(used, np.arange(kv.num_rows)):
         kv = run("take classes", take, kv, used.astype(np.int32))
       shared[block].append(Part(kv, number))
