@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from persona_jax import sharding
 from persona_jax.engine.programs import Dry, Live, Need, tree_bytes
 from persona_jax.models.arch import Arch
 from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
@@ -29,19 +31,49 @@ def memory_limit(mesh: Mesh | None) -> int:
   return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def program_bytes(need: Need, arch: Arch) -> int:
-  """Predict the memory that a program takes while it runs, arguments and results included.
+def _part_bytes(axes: str, shape: Sequence[int], itemsize: int, mesh: Mesh | None) -> int:
+  """Return the bytes on one device of an array with these axes, a letter each."""
+  if mesh is not None:
+    shape = NamedSharding(mesh, sharding.spec(axes, shape, mesh)).shard_shape(tuple(shape))
+  return math.prod(shape) * itemsize
+
+
+def _leaf_bytes(path: tuple[Any, ...], leaf: Any, mesh: Mesh | None) -> int:
+  shape = np.shape(leaf)
+  key = path[-1] if path else None
+  name = getattr(key, "name", getattr(key, "key", ""))
+  axes = name.rpartition("_")[2] if isinstance(name, str) else ""
+  if len(axes) != len(shape) or not axes.isupper():
+    axes = "?" * len(shape)
+  return _part_bytes(axes, shape, leaf.dtype.itemsize, mesh)
+
+
+def device_bytes(tree: Any, mesh: Mesh | None) -> int:
+  """Return the bytes of a pytree's arrays on one device.
+
+  An array is split as the axes in its name say (`sharding.RULES`), which for keys and values is
+  what the compiler does. One that has no name of its own in the pytree is counted whole.
+  """
+  if mesh is None:
+    return tree_bytes(tree)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return sum(_leaf_bytes(path, leaf, mesh) for path, leaf in leaves)
+
+
+def program_bytes(need: Need, arch: Arch, mesh: Mesh | None = None) -> int:
+  """Predict the memory that a program takes on one device, arguments and results included.
 
   Arguments and results are known. Of the temporaries, the logits of a step of decoding and the
   widest arrays of a block of prefill are counted.
   """
-  return need.argument_bytes + need.new_result_bytes + _temporaries(need, arch)
+  results = min(need.new_result_bytes, device_bytes(need.results(), mesh))
+  return device_bytes(need.args, mesh) + results + _temporaries(need, arch, mesh)
 
 
-def _temporaries(need: Need, arch: Arch) -> int:
+def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   if need.name == "decode":
     rows = need.args[3].token_B.shape[0]
-    return 4 * rows * arch.vocab_size
+    return _part_bytes("BV", (rows, arch.vocab_size), 4, mesh)
   if need.name == "block":
     h_BTD, slots = need.args[1], need.args[2]
     rows, tokens, _ = h_BTD.shape
@@ -50,7 +82,10 @@ def _temporaries(need: Need, arch: Arch) -> int:
     for part in slots.shared:
       groups = rows if part.member_PC is None else part.member_PC.size
       seen += groups * part.position_PS.shape[1]
-    return 4 * max(2 * queries * arch.num_heads * seen, 3 * rows * tokens * arch.ffw_width)
+    return max(
+      2 * queries * _part_bytes("NS", (arch.num_heads, seen), 4, mesh),
+      3 * _part_bytes("BTF", (rows, tokens, arch.ffw_width), 4, mesh),
+    )
   if need.name == "log-probs":
     return 8 * need.static["size"] * arch.vocab_size
   return 0
@@ -61,9 +96,9 @@ class _Array(jax.ShapeDtypeStruct):
 
   __slots__ = ("_held", "nbytes")
 
-  def __init__(self, shape: Any, dtype: Any, held: list[int]):
+  def __init__(self, shape: Any, dtype: Any, nbytes: int, held: list[int]):
     super().__init__(shape, dtype)
-    self._held, self.nbytes = held, math.prod(shape) * dtype.itemsize
+    self._held, self.nbytes = held, nbytes
     held[0] += self.nbytes
 
   def __del__(self) -> None:
@@ -71,7 +106,7 @@ class _Array(jax.ShapeDtypeStruct):
 
 
 class DryMemory(Dry):
-  """A dry run that finds out how much memory is in use at most.
+  """A dry run that finds out how much memory of a device is in use at most.
 
   What the host's code holds of earlier results at a call is counted as Python counts it, so what
   the code lets go is not reckoned with, and what it holds is.
@@ -80,9 +115,11 @@ class DryMemory(Dry):
     peak_bytes: most memory at one time so far, the parameters included.
   """
 
-  def __init__(self, arch: Arch, params: Any, table: Live | None = None) -> None:
+  def __init__(
+    self, arch: Arch, params: Any, mesh: Mesh | None = None, table: Live | None = None
+  ) -> None:
     super().__init__(table)
-    self._arch = arch
+    self._arch, self._mesh = arch, mesh
     self._params_bytes = self.peak_bytes = params_bytes(params)
     self._held = [0]
     self._taken: dict[int, int] = {}
@@ -97,10 +134,14 @@ class DryMemory(Dry):
     others = self._held[0] - sum(given.values())
     taken = self._taken.get(id(need))
     if taken is None:  # parameters among the arguments stand in `self._params_bytes`
-      own = tree_bytes(need.args[0]) if need.name in ("block", "embed", "decode") else 0
-      taken = self._taken[id(need)] = program_bytes(need, self._arch) - own
+      has_params = need.name in ("block", "embed", "decode")
+      own = device_bytes(need.args[0], self._mesh) if has_params else 0
+      taken = self._taken[id(need)] = program_bytes(need, self._arch, self._mesh) - own
     self.peak_bytes = max(self.peak_bytes, self._params_bytes + others + taken)
-    return jax.tree.map(lambda x: _Array(x.shape, x.dtype, self._held), results)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: _Array(x.shape, x.dtype, _leaf_bytes(path, x, self._mesh), self._held),
+      results,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -208,7 +208,7 @@ def plan_tile(
 ) -> TilePlan:
   """Go through one tile dry; `numbers` says which of the rows are in it, `table` as in `Dry`."""
   arch, mine = model.arch, [rows[n] for n in numbers]
-  dry = DryMemory(arch, model.params, table)
+  dry = DryMemory(arch, model.params, model.mesh, table)
   tree = Tree(mine, [len(row.ids) - 1 for row in mine], sharing=sharing)
   prefix = prefill(model, tree, run=dry)
   _, work = decode_rows(
@@ -276,7 +276,10 @@ def cut(model: "Model", rows: Sequence[Row], settings: Settings) -> list[list[in
 
 
 def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit: int) -> bool:
-  """Whether a tile fits even if its rows share nothing, which takes no dry run to know."""
+  """Whether a tile fits even if its rows share nothing, which takes no dry run to know.
+
+  On a mesh all but the parameters is taken to lie on one device, so that it is an upper bound.
+  """
   arch = model.arch
   item = model.params["blocks"][0]["k_DKH"].dtype.itemsize
   token_bytes = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
