@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -28,7 +29,37 @@ def memory_limit(mesh: Mesh | None) -> int:
   stats = device.memory_stats() if device.platform != "cpu" else None
   if stats and "bytes_limit" in stats:
     return int(_SHARE * stats["bytes_limit"])
-  return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+  return int(_HOST_SHARE * host_bytes())
+
+
+def host_bytes(root: Path = Path("/")) -> int:
+  """Return the host's memory, or less where a control group (a container) limits it.
+
+  Args:
+    root: where the file systems `proc` and `sys` are.
+  """
+  found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  groups = [("", "/")]  # inside a container its own group is the root
+  try:
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+      _, controllers, path = line.split(":", 2)
+      groups.append((controllers, path))
+  except (OSError, ValueError):
+    pass
+  for controllers, path in groups:
+    if controllers and "memory" not in controllers.split(","):
+      continue
+    group = Path(path.lstrip("/"))
+    for inner in (group, *group.parents):  # a group is limited by those it is in, too
+      for name in (
+        root / "sys/fs/cgroup" / inner / "memory.max",
+        root / "sys/fs/cgroup/memory" / inner / "memory.limit_in_bytes",
+      ):
+        try:
+          found.append(int(name.read_text()))  # "max" if there is no limit
+        except (OSError, ValueError):
+          continue
+  return min(found)
 
 
 def _part_bytes(axes: str, shape: Sequence[int], itemsize: int, mesh: Mesh | None) -> int:

@@ -222,3 +222,24 @@ def test_what_is_held_at_each_call_is_that_of_the_run(tiny, monkeypatch):
   assert {"merge waves", "lengthen", "decode"} <= {name for name, _ in seen}
   for (name, foretold), (_, held) in zip(predicted, seen, strict=True):
     assert abs(foretold - held) <= 0.02 * held + 4096, name
+
+
+@pytest.mark.parametrize(
+  ("group", "file", "text", "limit"),
+  [
+    ("0::/", "memory.max", "1000000", 1000000),
+    ("0::/a.slice/b", "a.slice/memory.max", "1000000", 1000000),
+    ("0::/", "memory.max", "max", None),
+    ("5:memory:/docker/x", "memory/docker/x/memory.limit_in_bytes", "1000000", 1000000),
+    ("5:memory:/docker/x", "memory/memory.limit_in_bytes", "9223372036854771712", None),
+    ("5:cpu:/docker/x", "memory/docker/x/memory.limit_in_bytes", "1000000", None),
+  ],
+)
+def test_limit_of_a_container_counts(tmp_path, group, file, text, limit):
+  unlimited = memory.host_bytes(tmp_path)
+  (tmp_path / "proc/self").mkdir(parents=True)
+  (tmp_path / "proc/self/cgroup").write_text(group + "\n")
+  path = tmp_path / "sys/fs/cgroup" / file
+  path.parent.mkdir(parents=True)
+  path.write_text(text + "\n")
+  assert memory.host_bytes(tmp_path) == (limit or unlimited)
