@@ -10,10 +10,10 @@ import numpy as np
 
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.memory import does_not_fit, in_halves, prefill_bytes
+from persona_jax.engine.memory import DryMemory, does_not_fit, in_halves
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.programs import PROGRAMS, Dry, Runner
+from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, by_row
 from persona_jax.engine.rows import Row, length_bucket
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
@@ -150,11 +150,11 @@ def batches(
     return ReadTile(tile, tree, reading.held, out, reads, run)
 
   def single(n: int) -> str:
-    dry, tree = Dry(), Tree([rows[n]], [len(rows[n].ids)])
-    out = prefill(model, tree, reading=Reading([rows[n]], spec, banks), run=dry)
-    peak = prefill_bytes(model, dry, out)
+    dry = DryMemory(model.arch, model.params, model.mesh)
+    tree = Tree([rows[n]], [len(rows[n].ids)])
+    prefill(model, tree, reading=Reading([rows[n]], spec, banks), run=dry)
     advice = "a shorter prompt, a capture of fewer sites and blocks,"
-    return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), peak, model.mesh, advice)
+    return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), dry.peak_bytes, model.mesh, advice)
 
   for tile in cut(rows)[0] if tiles is None else tiles:
     yield from in_halves(read, tile, single)

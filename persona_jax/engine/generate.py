@@ -81,10 +81,9 @@ def run_tile(
   """Generate for the rows of one tile, in their order; also return what it took."""
   tree = Tree(rows, [len(row.ids) - 1 for row in rows], sharing=sharing)
   prefix = prefill(model, tree, trace=settings.trace)
-  waves = prefix.waves[:]
-  prefix.waves.clear()  # decoding may drop what no row reads any more
+  # Empties the waves: what no row reads must not be held while decoding.
   answers, decoding = decode_rows(
-    model, rows, waves, settings, order=tree.order, copies=not sharing.attention
+    model, rows, prefix.waves, settings, order=tree.order, copies=not sharing.attention
   )
   work = TileWork(prefix.passes, prefix.padded_passes, decoding)
   return [

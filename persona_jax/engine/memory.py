@@ -1,20 +1,20 @@
 """Device memory: what there is, what a program will take, and what to do when it was too little."""
 
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
-from persona_jax.engine.programs import Need, tree_bytes
+from persona_jax import sharding
+from persona_jax.engine.programs import Dry, Live, Need, tree_bytes
 from persona_jax.models.arch import Arch
 from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
-
-if TYPE_CHECKING:
-  from persona_jax.engine.model import Model
-  from persona_jax.engine.prefix import Prefix
 
 T = TypeVar("T")
 
@@ -30,22 +30,83 @@ def memory_limit(mesh: Mesh | None) -> int:
   stats = device.memory_stats() if device.platform != "cpu" else None
   if stats and "bytes_limit" in stats:
     return int(_SHARE * stats["bytes_limit"])
-  return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+  return int(_HOST_SHARE * host_bytes())
 
 
-def program_bytes(need: Need, arch: Arch) -> int:
-  """Predict the memory that a program takes while it runs, arguments and results included.
+def host_bytes(root: Path = Path("/")) -> int:
+  """Return the host's memory, or less where a control group (a container) limits it.
+
+  Args:
+    root: where the file systems `proc` and `sys` are.
+  """
+  found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  groups = [("", "/")]  # inside a container its own group is the root
+  try:
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+      _, controllers, path = line.split(":", 2)
+      groups.append((controllers, path))
+  except (OSError, ValueError):
+    pass
+  for controllers, path in groups:
+    if controllers and "memory" not in controllers.split(","):
+      continue
+    group = Path(path.lstrip("/"))
+    for inner in (group, *group.parents):  # a group is limited by those it is in, too
+      for name in (
+        root / "sys/fs/cgroup" / inner / "memory.max",
+        root / "sys/fs/cgroup/memory" / inner / "memory.limit_in_bytes",
+      ):
+        try:
+          found.append(int(name.read_text()))  # "max" if there is no limit
+        except (OSError, ValueError):
+          continue
+  return min(found)
+
+
+def _part_bytes(axes: str, shape: Sequence[int], itemsize: int, mesh: Mesh | None) -> int:
+  """Return the bytes on one device of an array with these axes, a letter each."""
+  if mesh is not None:
+    shape = NamedSharding(mesh, sharding.spec(axes, shape, mesh)).shard_shape(tuple(shape))
+  return math.prod(shape) * itemsize
+
+
+def _leaf_bytes(path: tuple[Any, ...], leaf: Any, mesh: Mesh | None) -> int:
+  shape = np.shape(leaf)
+  key = path[-1] if path else None
+  name = getattr(key, "name", getattr(key, "key", ""))
+  axes = name.rpartition("_")[2] if isinstance(name, str) else ""
+  if len(axes) != len(shape) or not axes.isupper():
+    axes = "?" * len(shape)
+  return _part_bytes(axes, shape, leaf.dtype.itemsize, mesh)
+
+
+def device_bytes(tree: Any, mesh: Mesh | None) -> int:
+  """Return the bytes of a pytree's arrays on one device.
+
+  An array is split as the axes in its name say (`sharding.RULES`), which for keys and values is
+  what the compiler does. One that has no name of its own in the pytree is counted whole.
+  """
+  if mesh is None:
+    return tree_bytes(tree)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return sum(_leaf_bytes(path, leaf, mesh) for path, leaf in leaves)
+
+
+def program_bytes(need: Need, arch: Arch, mesh: Mesh | None = None) -> int:
+  """Predict the memory that a program takes on one device, arguments and results included.
 
   Arguments and results are known. Of the temporaries, the logits of a step of decoding and the
   widest arrays of a block of prefill are counted.
   """
-  return need.argument_bytes + need.new_result_bytes + _temporaries(need, arch)
+  results = min(need.new_result_bytes, device_bytes(need.results(), mesh))
+  return device_bytes(need.args, mesh) + results + _temporaries(need, arch, mesh)
 
 
-def _temporaries(need: Need, arch: Arch) -> int:
+def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   if need.name == "decode":
     rows = need.args[3].token_B.shape[0]
-    return 4 * rows * arch.vocab_size
+    logits = _part_bytes("BV", (rows, arch.vocab_size), 4, mesh)
+    return logits + _widened_head(need, arch, mesh)
   if need.name == "block":
     h_BTD, slots = need.args[1], need.args[2]
     rows, tokens, _ = h_BTD.shape
@@ -54,10 +115,78 @@ def _temporaries(need: Need, arch: Arch) -> int:
     for part in slots.shared:
       groups = rows if part.member_PC is None else part.member_PC.size
       seen += groups * part.position_PS.shape[1]
-    return 4 * max(2 * queries * arch.num_heads * seen, 3 * rows * tokens * arch.ffw_width)
+    return max(
+      2 * queries * _part_bytes("NS", (arch.num_heads, seen), 4, mesh),
+      3 * _part_bytes("BTF", (rows, tokens, arch.ffw_width), 4, mesh),
+    )
   if need.name == "log-probs":
     return 8 * need.static["size"] * arch.vocab_size
   return 0
+
+
+def _widened_head(need: Need, arch: Arch, mesh: Mesh | None) -> int:
+  """Return the bytes of the float32 copy of a bfloat16 head, which XLA makes on a CPU only.
+
+  smollm2-135m, 32 rows: 114.1 MiB of temporaries, 108.0 of them the head's copy and 6.0 the logits.
+  The copies of the blocks' weights, made one after another, take the same place.
+  """
+  device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+  if device.platform != "cpu" or need.args[0]["embed_VD"].dtype != jax.numpy.bfloat16:
+    return 0
+  return _part_bytes("VD", (arch.vocab_size, arch.width), 4, mesh)
+
+
+class _Array(jax.ShapeDtypeStruct):
+  """A shape in place of an array that a program gave; it tells when nobody holds it any more."""
+
+  __slots__ = ("_held", "nbytes")
+
+  def __init__(self, shape: Any, dtype: Any, nbytes: int, held: list[int]):
+    super().__init__(shape, dtype)
+    self._held, self.nbytes = held, nbytes
+    held[0] += self.nbytes
+
+  def __del__(self) -> None:
+    self._held[0] -= self.nbytes
+
+
+class DryMemory(Dry):
+  """A dry run that finds out how much memory of a device is in use at most.
+
+  What the host's code holds of earlier results at a call is counted as Python counts it, so what
+  the code lets go is not reckoned with, and what it holds is.
+
+  Attributes:
+    peak_bytes: most memory at one time so far, the parameters included.
+  """
+
+  def __init__(
+    self, arch: Arch, params: Any, mesh: Mesh | None = None, table: Live | None = None
+  ) -> None:
+    super().__init__(table)
+    self._arch, self._mesh = arch, mesh
+    self._params_bytes = self.peak_bytes = params_bytes(params)
+    self._held = [0]
+    self._taken: dict[int, int] = {}
+
+  @property
+  def held_bytes(self) -> int:
+    """Bytes of results that are held now."""
+    return self._held[0]
+
+  def _returned(self, need: Need, args: tuple[Any, ...], results: Any) -> Any:
+    given = {id(x): x.nbytes for x in jax.tree.leaves(args) if isinstance(x, _Array)}
+    others = self._held[0] - sum(given.values())
+    taken = self._taken.get(id(need))
+    if taken is None:  # parameters among the arguments stand in `self._params_bytes`
+      has_params = need.name in ("block", "embed", "decode")
+      own = device_bytes(need.args[0], self._mesh) if has_params else 0
+      taken = self._taken[id(need)] = program_bytes(need, self._arch, self._mesh) - own
+    self.peak_bytes = max(self.peak_bytes, self._params_bytes + others + taken)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: _Array(x.shape, x.dtype, _leaf_bytes(path, x, self._mesh), self._held),
+      results,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -120,24 +249,6 @@ def does_not_fit(name: str, tokens: int, peak: int, mesh: Mesh | None, advice: s
     f"to take {size_text(peak)}, parameters included, and {size_text(memory_limit(mesh))} may be "
     f"filled; use {advice} or a mesh of more devices"
   )
-
-
-def prefill_bytes(model: "Model", needs: Iterable[Need], prefix: "Prefix") -> int:
-  """Predict the most memory that a prefill takes on one device, parameters and results included.
-
-  Args:
-    model: the model.
-    needs: the programs of a dry prefill.
-    prefix: what it gave.
-  """
-  fixed = params_bytes(model.params)
-  held = sum(tree_bytes(wave.kv) for wave in prefix.waves)
-  held += sum(tree_bytes(note.arrays) for note in prefix.reads)
-  peak = fixed
-  for need in needs:
-    own = tree_bytes(need.args[0]) if need.name in ("block", "embed") else 0  # parameters
-    peak = max(peak, fixed + held + program_bytes(need, model.arch) - own)
-  return peak
 
 
 def size_text(count: int) -> str:

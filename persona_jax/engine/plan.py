@@ -1,12 +1,11 @@
 """`pj.plan`: what a grid will take, found by going through the run with shapes in place of arrays.
 
 Nothing runs on the device and nothing is compiled; prompts are rendered and tokenised, tiles are
-cut, and the host code of prefill and decoding is gone through dry (`engine.programs.Dry`).
+cut, and the host code of prefill and decoding is gone through dry (`engine.memory.DryMemory`).
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,21 +13,9 @@ import numpy as np
 from persona_jax.engine.checks import as_int, check_lengths, naming
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
-from persona_jax.engine.memory import (
-  memory_limit,
-  params_bytes,
-  prefill_bytes,
-  program_bytes,
-  size_text,
-)
+from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes, size_text
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
-from persona_jax.engine.programs import (
-  PROGRAMS,
-  Dry,
-  Live,
-  Need,
-  tree_bytes,
-)
+from persona_jax.engine.programs import PROGRAMS, Dry, Live, Need
 from persona_jax.engine.rows import (
   Row,
   length_bucket,
@@ -74,6 +61,7 @@ class TilePlan:
   peak_bytes: int
   needs: tuple[Need, ...]
   smaller: tuple[int, ...] = ()
+  early: tuple[Need, ...] = ()
   early_needs: tuple[Need, ...] = ()
 
 
@@ -241,16 +229,11 @@ def plan_tile(
 
   `numbers` says which of the rows are in it, `table` is as in `Dry`, `early_ends` as in `plan`.
   """
-  dry = Dry(table)
   arch, mine = model.arch, [rows[n] for n in numbers]
+  dry = DryMemory(arch, model.params, model.mesh, table)
   tree = Tree(mine, [len(row.ids) - 1 for row in mine], sharing=sharing)
   prefix = prefill(model, tree, run=dry)
-  prompts = sum(tree_bytes(wave.kv) for wave in prefix.waves)
-  fixed = params_bytes(model.params)
-  peak = prefill_bytes(model, dry, prefix)
-  before = set(dry.needs)
-  go = functools.partial(
-    decode_rows,
+  _, work = decode_rows(
     model,
     mine,
     prefix.waves,
@@ -259,22 +242,16 @@ def plan_tile(
     copies=not sharing.attention,
     run=dry,
   )
-  _, work = go(lengths=lengths)
-  lanes: dict[int, tuple[tuple[int, int], ...]] = {}
-  for key, need in dry.needs.items():
-    if key in before:
-      continue
-    with_params = need.name == "decode"
-    peak = max(peak, program_bytes(need, arch) + (0 if with_params else fixed + prompts))
-    if with_params and not lanes:
-      lanes = _lanes(need)
+  first = next((need for need in dry if need.name == "decode"), None)
+  lanes = {} if first is None else _lanes(first)
   batch = work.segments[0][0] if work.segments else 0
   needs = tuple(dry)
   smaller: tuple[int, ...] = ()
+  early: tuple[Need, ...] = ()
   if settings.stop_ids or settings.stop_texts:
     smaller = tuple(size for size in levels(batch) if size < batch)
     if early_ends:
-      go(every_size=True)
+      early = _early_needs(model, mine, settings, sharing, set(dry.needs), table)
   unshared = arch.num_blocks * sum(len(row.ids) - 1 for row in mine)
   return TilePlan(
     tuple(numbers),
@@ -284,11 +261,35 @@ def plan_tile(
     prefix.padded_passes,
     unshared,
     work,
-    peak,
+    dry.peak_bytes,
     needs,
     smaller,
-    tuple(dry)[len(needs) :],
+    early,
   )
+
+
+def _early_needs(
+  model: "Model",
+  rows: Sequence[Row],
+  settings: Settings,
+  sharing: Sharing,
+  known: Collection[Hashable],
+  table: Live | None,
+) -> tuple[Need, ...]:
+  """Return the programs of a tile's smaller batches, in which rows are that end early."""
+  dry = Dry(table)
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows], sharing=sharing)
+  decode_rows(
+    model,
+    rows,
+    prefill(model, tree, run=dry).waves,
+    settings,
+    order=tree.order,
+    copies=not sharing.attention,
+    run=dry,
+    every_size=True,
+  )
+  return tuple(need for key, need in dry.needs.items() if key not in known)
 
 
 def _lanes(need: Need) -> dict[int, tuple[tuple[int, int], ...]]:
@@ -343,7 +344,10 @@ def tile_rows(
 
 
 def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit: int) -> bool:
-  """Whether a tile fits even if its rows share nothing, which takes no dry run to know."""
+  """Whether a tile fits even if its rows share nothing, which takes no dry run to know.
+
+  On a mesh all but the parameters is taken to lie on one device, so that it is an upper bound.
+  """
   arch = model.arch
   item = model.params["blocks"][0]["k_DKH"].dtype.itemsize
   token_bytes = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim

@@ -261,7 +261,7 @@ class _Prefill:
         table = EditTable(left)
       spec, banks, sets = self._what(part)
       rows = [group.rows[0] for group in part.groups]
-      shared, layouts = shared_parts(before, blocks, rows, part.size, run=self._run)
+      shared, layouts = shared_parts(list(before), blocks, rows, part.size, run=self._run)
       whole = len(pieces) == 1
       out = run_blocks(
         self._model.arch,

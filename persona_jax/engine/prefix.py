@@ -70,9 +70,7 @@ class Prefix:
   padded_passes: int
 
 
-def merged(
-  waves: Sequence[Wave], spare_slots: int, order: Sequence[int], *, run: Runner
-) -> list[Wave]:
+def merged(waves: list[Wave], spare_slots: int, order: Sequence[int], *, run: Runner) -> list[Wave]:
   """Put successive waves together where that copies few slots.
 
   A decoding step pays for every wave that it attends to: 128 rows on 2 CPU cores 1 ms a block
@@ -80,14 +78,17 @@ def merged(
   values of a node are put before those of its children, unless a long one has many.
 
   Args:
-    waves: the waves; emptied.
+    waves: the waves; emptied, so that a block's arrays can go as soon as they were copied.
     spare_slots: how many slots a block may get more.
     order: the rows as they will stand in the batch; classes come in the same order.
     run: calls the device.
   """
-  waves = list(waves)
-  out = waves[:1]
-  for wave in waves[1:]:
+  out: list[Wave] = []
+  while waves:
+    wave = waves.pop(0)
+    if not out:
+      out.append(wave)
+      continue
     pairs = [_pairs(out[-1].class_of[b], wave.class_of[b], order) for b in range(len(wave.kv))]
     more = [
       len(pair_N2) * (a.shape[1] + b.shape[1]) - a.size - b.size
@@ -98,11 +99,13 @@ def merged(
       continue
     spare_slots -= max(0, max(more))
     before = out.pop()
+    position_of = list(zip(before.position_of, wave.position_of, strict=True))
+    kvs = list(zip(before.kv, wave.kv, strict=True))
+    del before, wave
     kv, positions = [], []
-    for block, (pair_N2, _) in enumerate(pairs):
+    for (pair_N2, _), parts in zip(pairs, position_of, strict=True):
       index_N2 = np.maximum(pair_N2, 0).astype(np.int32)
-      kv.append(run("merge waves", _merge, before.kv[block], wave.kv[block], index_N2))
-      parts = (before.position_of[block], wave.position_of[block])
+      kv.append(run("merge waves", _merge, *kvs.pop(0), index_N2))
       positions.append(
         np.concatenate(
           [
@@ -195,7 +198,7 @@ def _grouped(
 
 
 def shared_parts(
-  waves: Sequence[Wave],
+  waves: list[Wave],
   blocks: range,
   rows: Sequence[int],
   size: int,
@@ -203,20 +206,26 @@ def shared_parts(
   copies: bool = False,
   run: Runner = DIRECT,
 ) -> tuple[dict[int, list[Part]], list[Layout]]:
-  """Arrange what a batch of rows reads of the waves before it, by block; see `rows_layout`."""
+  """Arrange what a batch of rows reads of the waves before it, by block; see `rows_layout`.
+
+  Empties `waves`, so that what no row reads can go.
+  """
   layouts: list[Layout] = []
   numbers: dict[tuple[int, bytes, bytes], tuple[np.ndarray, int]] = {}
   shared: dict[int, list[Part]] = {block: [] for block in blocks}
-  for w, wave in enumerate(waves):
+  for w in range(len(waves)):
+    wave = waves.pop(0)
+    kvs, class_of, position_of = dict(enumerate(wave.kv)), wave.class_of, wave.position_of
+    del wave
     for block in blocks:
-      class_R, position_PS = wave.class_of[block], wave.position_of[block]
+      class_R, position_PS = class_of[block], position_of[block]
       key = (w, class_R.tobytes(), position_PS.tobytes())
       if key not in numbers:
         used, layout = rows_layout(class_R, position_PS, rows, size, copies=copies)
         layouts.append(layout)
         numbers[key] = used, len(layouts) - 1
       used, number = numbers[key]
-      kv = wave.kv[block]
+      kv = kvs.pop(block)
       if not np.array_equal(used, np.arange(kv.num_rows)):
         kv = run("take classes", take, kv, used.astype(np.int32))
       shared[block].append(Part(kv, number))

@@ -441,7 +441,12 @@ class Dry:
       self.needs[key] = need
       self._results[key] = need.results()
     self.calls[key] = self.calls.get(key, 0) + 1
-    return self._results[key]
+    return self._returned(self.needs[key], args, self._results[key])
+
+  def _returned(self, need: Need, args: tuple[Any, ...], results: Any) -> Any:
+    """Return what a call of a program gives."""
+    del need, args
+    return results
 
   def __iter__(self) -> Iterator[Need]:
     return iter(self.needs.values())

@@ -12,9 +12,9 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import check_prompts, encode_rows
 from persona_jax.engine.forward import head
-from persona_jax.engine.memory import does_not_fit, in_halves, prefill_bytes
+from persona_jax.engine.memory import does_not_fit, in_halves
 from persona_jax.engine.prefill import prefill
-from persona_jax.engine.programs import PROGRAMS, Dry
+from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.models.arch import Arch
@@ -153,12 +153,11 @@ def _score_tile(
 
 def _too_large(model: "Model", one: _Pass, prompt: int) -> str:
   """Say what a pass needs that does not fit into memory by itself."""
-  row, dry = one.whole(model), Dry()
-  tree = Tree([row], [len(row.ids)])
-  peak = prefill_bytes(model, dry, prefill(model, tree, run=dry))
+  row, dry = one.whole(model), DryMemory(model.arch, model.params, model.mesh)
+  prefill(model, Tree([row], [len(row.ids)]), run=dry)
   logits = 8 * min(_HEAD_TOKENS, round_up(len(one.fed) + 1, _HEAD_STEP)) * model.arch.vocab_size
   name, advice = f"prompt {prompt} with its continuation", "a shorter prompt or continuation,"
-  return does_not_fit(name, len(row.ids), peak + logits, model.mesh, advice)
+  return does_not_fit(name, len(row.ids), dry.peak_bytes + logits, model.mesh, advice)
 
 
 def _continuation_ids(

@@ -98,7 +98,7 @@ class Answer:
 def decode_rows(
   model: "Model",
   rows: Sequence[Row],
-  waves: Sequence[Wave],
+  waves: list[Wave],
   settings: Settings,
   *,
   order: Sequence[int],
@@ -112,7 +112,8 @@ def decode_rows(
   Args:
     model: the model.
     rows: the rows.
-    waves: keys and values of their prompts (`engine.prefix.Prefix.waves`).
+    waves: keys and values of their prompts (`engine.prefix.Prefix.waves`); emptied, so that while
+      decoding only what the rows read is held.
     settings: how to decode.
     order: the rows' numbers as they are to stand in the batch.
     copies: whether each row is to have a copy of its prompt's keys and values.
@@ -147,7 +148,7 @@ class _Batch:
     self,
     model: "Model",
     rows: Sequence[Row],
-    waves: Sequence[Wave],
+    waves: list[Wave],
     settings: Settings,
     order: Sequence[int],
     copies: bool,

@@ -1,17 +1,21 @@
 """What a plan announces is what the run does."""
 
 import dataclasses
+import gc
 
+import jax
 import numpy as np
 import pytest
 
 import persona_jax as pj
 from persona_jax.engine import generate as generating
+from persona_jax.engine import memory
 from persona_jax.engine import plan as planning
 from persona_jax.engine.memory import program_bytes
 from persona_jax.engine.plan import grid_rows, grid_settings
-from persona_jax.engine.programs import PROGRAMS
+from persona_jax.engine.programs import PROGRAMS, Live
 from persona_jax.engine.rows import tiles
+from persona_jax.engine.settings import Settings
 
 STEM = " ".join(f"w{i}" for i in range(20, 60))
 
@@ -172,17 +176,22 @@ def test_a_prompt_of_a_grid_that_cannot_be_rendered_is_named(tiny):
     pj.plan(tiny.model, asked)
 
 
-def test_predicted_memory_is_that_of_the_compiler(smollm2):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_predicted_memory_is_that_of_the_compiler(smollm2, dtype):
+  model = smollm2 if dtype == "float32" else pj.load("smollm2-135m-instruct", dtype=dtype)
   d = pj.Direction(np.ones((1, 30, 576)), "ones")
-  edits = [pj.add(d, c, unit="unit", blocks=15, tokens="all") for c in (1.0, 2.0)]
-  conditions = [pj.Condition(f"c{i}", edits=e) for i, e in enumerate(edits)]
-  asked = pj.Grid(["How was your day?", "What is fun?"], conditions, max_new_tokens=8)
-  plan = pj.plan(smollm2, asked)
-  largest = max(plan.needs, key=lambda need: program_bytes(need, smollm2.arch))
+  conditions = [
+    pj.Condition(f"c{c}", edits=pj.add(d, c, unit="unit", blocks=15, tokens="all"))
+    for c in range(1, 17)
+  ]
+  prompts = [f"{i} " + "walk city friend good " * 6 for i in range(4)]
+  plan = pj.plan(model, pj.Grid(prompts, conditions, max_new_tokens=32))
+  (largest,) = (need for need in plan.needs if need.name == "decode")
   (program,) = PROGRAMS.describe([largest])
-  assert largest.name == "decode"
-  assert 0.9 < program_bytes(largest, smollm2.arch) / program.total_bytes < 1.1
-  assert 0.9 < plan.peak_bytes / program.total_bytes < 1.1
+  # Without the parameters, which would hide what is wrong with the rest.
+  rest = program.total_bytes - plan.params_bytes
+  assert 0.9 < (program_bytes(largest, model.arch) - plan.params_bytes) / rest < 1.1
+  assert program_bytes(largest, model.arch) <= plan.peak_bytes <= 1.1 * program.total_bytes
 
 
 def test_the_largest_tile_that_fits_is_chosen(tiny, monkeypatch):
@@ -192,7 +201,7 @@ def test_the_largest_tile_that_fits_is_chosen(tiny, monkeypatch):
   # 320 rows in tiles of at most 256, 216, 176, 128, 112 or 88: thrice of 160, twice of 107, of 80.
   peaks = [
     planning.plan_tile(tiny.model, rows, tiles(rows, most)[0], settings).peak_bytes
-    for most in (128, 88)
+    for most in (216, 128)
   ]
   limit = sum(peaks) // 2
   monkeypatch.setattr(planning, "memory_limit", lambda mesh: limit)
@@ -203,8 +212,8 @@ def test_the_largest_tile_that_fits_is_chosen(tiny, monkeypatch):
   )
   tiled = planning.cut(tiny.model, rows, settings)
   assert sorted(n for tile in tiled for n in tile) == list(range(320))
-  assert {len(tile) for tile in tiled} == {80}
-  assert planned == [160, 107, 80]  # what is cut alike is tried once
+  assert {len(tile) for tile in tiled} == {106, 107}
+  assert planned == [160, 107]  # what is cut alike is tried once
 
 
 def test_what_surely_fits_does(tiny):
@@ -214,3 +223,57 @@ def test_what_surely_fits_does(tiny):
   peak = planning.plan_tile(tiny.model, rows, range(len(rows)), settings).peak_bytes
   assert not planning._surely_fits(tiny.model, rows, settings, peak)
   assert planning._surely_fits(tiny.model, rows, settings, 1 << 34)
+
+
+def test_what_is_held_at_each_call_is_that_of_the_run(tiny, monkeypatch):
+  stem, middle = (" ".join(f"w{i}" for i in range(first, first + 20)) for first in (20, 60))
+  prompts = [pj.Raw(f"{stem} w{5 + i} {middle} w{5 + i}") for i in range(6)]
+  asked = pj.Grid(prompts, steered(tiny, 3, block=0), max_new_tokens=40)
+  _, rows = grid_rows(tiny.model, asked)
+  settings = Settings(asked.max_new_tokens)  # no stops: no answer ends early
+  predicted, seen = [], []
+
+  class Noted(memory.DryMemory):
+    def __call__(self, name, fn, *args, **static):
+      predicted.append((name, self.held_bytes))
+      return super().__call__(name, fn, *args, **static)
+
+  monkeypatch.setattr(planning, "DryMemory", Noted)
+  planning.plan_tile(tiny.model, rows, range(len(rows)), settings)
+  generating.run_tile(tiny.model, rows, settings)  # banks of vectors are made once and stay
+  gc.collect()
+  before = {id(x): x for x in jax.live_arrays()}
+  real = Live.__call__
+
+  def noted(self, name, fn, *args, **static):
+    held = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
+    seen.append((name, held))
+    return real(self, name, fn, *args, **static)
+
+  monkeypatch.setattr(Live, "__call__", noted)
+  generating.run_tile(tiny.model, rows, settings)
+  assert [name for name, _ in predicted] == [name for name, _ in seen]
+  assert {"merge waves", "lengthen", "decode"} <= {name for name, _ in seen}
+  for (name, foretold), (_, held) in zip(predicted, seen, strict=True):
+    assert abs(foretold - held) <= 0.02 * held + 4096, name
+
+
+@pytest.mark.parametrize(
+  ("group", "file", "text", "limit"),
+  [
+    ("0::/", "memory.max", "1000000", 1000000),
+    ("0::/a.slice/b", "a.slice/memory.max", "1000000", 1000000),
+    ("0::/", "memory.max", "max", None),
+    ("5:memory:/docker/x", "memory/docker/x/memory.limit_in_bytes", "1000000", 1000000),
+    ("5:memory:/docker/x", "memory/memory.limit_in_bytes", "9223372036854771712", None),
+    ("5:cpu:/docker/x", "memory/docker/x/memory.limit_in_bytes", "1000000", None),
+  ],
+)
+def test_limit_of_a_container_counts(tmp_path, group, file, text, limit):
+  unlimited = memory.host_bytes(tmp_path)
+  (tmp_path / "proc/self").mkdir(parents=True)
+  (tmp_path / "proc/self/cgroup").write_text(group + "\n")
+  path = tmp_path / "sys/fs/cgroup" / file
+  path.parent.mkdir(parents=True)
+  path.write_text(text + "\n")
+  assert memory.host_bytes(tmp_path) == (limit or unlimited)

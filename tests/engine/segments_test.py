@@ -1,17 +1,22 @@
 """Decoding in segments: rows that are done leave, caches grow, and nothing else changes."""
 
+import dataclasses
+import weakref
+
 import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine import generate as generating
 from persona_jax.engine import segments
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.prefill import prefill
+from persona_jax.engine.prefix import merged
 from persona_jax.engine.programs import Dry
 from persona_jax.engine.segments import decode_rows, levels
 from persona_jax.engine.settings import Settings
-from persona_jax.engine.tree import Tree
+from persona_jax.engine.tree import ALL_SHARED, Tree
 
 STEM = " ".join(f"w{i}" for i in range(40, 60))
 # Ends answers of the tiny model at many different lengths.
@@ -78,7 +83,7 @@ def test_programs_compiled_ahead_are_those_needed(tiny):
   waves = prefill(tiny.model, tree).waves
   ahead, real = Dry(), Dry()
   make = lambda run: segments._Batch(
-    tiny.model, rows, waves, settings, tree.order, False, run, [40] * 20 + [5] * 10
+    tiny.model, rows, list(waves), settings, tree.order, False, run, [40] * 20 + [5] * 10
   )
   batch = make(Dry())
   batch._next(ahead).leave_out_and_call(24)
@@ -111,3 +116,52 @@ def test_few_row_steps_are_wasted_at_a_constant_rate_of_ends(tiny, rows, mean):
     shares.append(work.wasted)
   print(f"{rows} rows, {mean} tokens: {np.mean(shares):.1%} of the row-steps are wasted")
   assert np.mean(shares) <= 0.15
+
+
+def several_waves(tiny):
+  """Rows whose prompts share a stem, then a middle with the edit before it; 3 depths of a tree."""
+  stem, middle = (" ".join(f"w{i}" for i in range(first, first + 20)) for first in (20, 60))
+  prompts = [pj.Raw(f"{stem} w{5 + i} {middle} w{5 + i}") for i in range(6)]
+  edits = [pj.add(tiny.direction(), c, unit="unit", blocks=0, tokens="all") for c in (1, 2, 3)]
+  return encode_rows(
+    tiny.model, [p for _ in edits for p in prompts], [e for e in edits for _ in prompts]
+  )
+
+
+@pytest.mark.parametrize("sharing", [ALL_SHARED, dataclasses.replace(ALL_SHARED, attention=False)])
+def test_of_prefill_only_what_rows_read_is_held_while_decoding(tiny, monkeypatch, sharing):
+  made, held = [], []
+  real_prefill, real_call = generating.prefill, segments._Batch._call
+
+  def prefill_noted(*args, **options):
+    prefix = real_prefill(*args, **options)
+    assert len(prefix.waves) > 1
+    made.extend(weakref.ref(kv.k_BKHS) for wave in prefix.waves for kv in wave.kv)
+    return prefix
+
+  def call_noted(batch, until, leave):
+    if not batch._run.is_dry:
+      read = {id(part.kv.k_BKHS) for parts in batch._shared.values() for part in parts}
+      held.append([ref for ref in made if ref() is not None and id(ref()) not in read])
+    return real_call(batch, until, leave)
+
+  monkeypatch.setattr(generating, "prefill", prefill_noted)
+  monkeypatch.setattr(segments._Batch, "_call", call_noted)
+  run_tile(tiny.model, several_waves(tiny), Settings(4), sharing=sharing)
+  assert made and held == [[]]
+
+
+def test_merging_lets_a_block_s_arrays_go_before_the_next_block(tiny):
+  rows = several_waves(tiny)
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows])
+  waves = prefill(tiny.model, tree).waves
+  made = [weakref.ref(kv.k_BKHS) for wave in waves for kv in wave.kv]
+  alive = []
+
+  def run(name, fn, *args, **static):
+    alive.append(sum(ref() is not None for ref in made))
+    return fn(*args, **static)
+
+  merged(waves, 1 << 20, tree.order, run=run)
+  # Two waves of three blocks; while a block is merged its own arrays are still there.
+  assert not waves and len(made) == 6 and alive == [6, 4, 2]

@@ -22,6 +22,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import persona_jax as pj  # noqa: E402
+from persona_jax.engine import generate, memory, plan, segments  # noqa: E402
+from persona_jax.engine.programs import tree_bytes  # noqa: E402
 from persona_jax.models import attention, families, layers  # noqa: E402
 from persona_jax.models.fused_attention import FusedAttention  # noqa: E402
 from persona_jax.models.params import stored_shape  # noqa: E402
@@ -123,7 +125,47 @@ def attention_error() -> float:
   return float(jnp.abs(outs[1] - jax.device_put(outs[0], outs[1].sharding)).max())
 
 
+def memory_records() -> list[dict[str, object]]:
+  """Compares the bytes that a plan counts on one device with those that lie there."""
+  records: list[dict[str, object]] = []
+  with tempfile.TemporaryDirectory() as folder:
+    write(TITLES[0], Path(folder))
+    stem = " ".join(f"w{i}" for i in range(20, 40))
+    texts = [pj.Raw(f"{stem} w{5 + i} w7 w8") for i in range(8)]
+    for data, model in ((2, 2), (1, 2), (1, 8), (8, 1)):
+      many = pj.load(folder, mesh=pj.make_mesh(data, model))
+      grid = pj.Grid(texts, [pj.Condition("none")], max_new_tokens=8)
+      _, rows = plan.grid_rows(many, grid)
+      settings = plan.grid_settings(many, grid)
+      planned = plan.plan_tile(many, rows, range(8), settings)
+      (decode,) = (need for need in planned.needs if need.name == "decode")
+      shared, state = decode.args[1], decode.args[5]
+      seen: list[int] = []
+      real = segments._Batch.keep_what_is_needed
+
+      def noted(batch, seen=seen, real=real):
+        leaves = jax.tree.leaves((batch._shared, batch._state.caches))
+        seen.append(sum(x.addressable_shards[0].data.nbytes for x in leaves))
+        return real(batch)
+
+      segments._Batch.keep_what_is_needed = noted
+      generate.run_tile(many, rows, settings)
+      segments._Batch.keep_what_is_needed = real
+      records.append({
+        "data": data, "model": model, "whole": tree_bytes((shared, state.caches)), "seen": seen[0],
+        "counted": memory.device_bytes((shared, state.caches), many.mesh),
+        "params": memory.params_bytes(many.params), "all_params": tree_bytes(many.params),
+        "params_counted": memory.device_bytes(decode.args[0], many.mesh),
+        "peak": planned.peak_bytes,
+      })  # fmt: skip
+  return records
+
+
 def main() -> None:
+  if sys.argv[1:] == ["memory"]:
+    for record in memory_records():
+      print(json.dumps(record), flush=True)
+    return
   if sys.argv[1:] == ["attention"]:
     print(json.dumps({"error": attention_error()}))
     return

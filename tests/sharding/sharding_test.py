@@ -62,6 +62,16 @@ def test_attention_kernel_runs_on_each_device_s_rows_and_heads():
   assert record["error"] <= 2e-6
 
 
+def test_a_plan_counts_the_bytes_of_one_device():
+  for record in run_script("memory"):
+    assert record["params_counted"] == record["params"] <= record["all_params"]
+    assert record["counted"] == record["seen"] <= record["whole"], record
+    if record["model"] < 8:  # 8 does not divide the two key heads
+      assert record["seen"] < record["whole"], record
+    else:
+      assert record["params"] < record["peak"] < record["all_params"], record
+
+
 class Mesh:
   """As much of a mesh as the rules look at."""
 
