@@ -12,7 +12,7 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import check_prompts, encode_rows
 from persona_jax.engine.forward import head
-from persona_jax.engine.memory import does_not_fit, in_halves
+from persona_jax.engine.memory import DryMemory, does_not_fit, in_halves
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
