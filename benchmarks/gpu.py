@@ -278,7 +278,7 @@ def grid_section(
   """Run us and the peer in turn; arms that would begin after the deadline are left out.
 
   Round 0 warms up what is repeated. The peer's arms that go condition by condition are slow and
-  compile nothing: they run once, in round 1.
+  compile nothing: they run once, in the last round.
   """
   texts = [grid.texts[prompt] for prompt, _ in grid.rows]
   edits = edits_of(model, grid)
@@ -302,7 +302,7 @@ def grid_section(
     for name, run in arms.items():
       if name in found["failed"] or time.perf_counter() - BEGUN > deadline:
         continue
-      if "conditions" in name and repetition != 1:
+      if "conditions" in name and repetition != repetitions:
         continue
       try:
         took = engine_section.seconds(lambda run=run, name=name: answers.update({name: run()}))

@@ -56,9 +56,10 @@ def generate(model: Any, grid: Grid, prompts: Sequence[Sequence[int]], **options
   In bfloat16 on a CPU a batch without any padding takes a path that can be slow, so it gets a
   column of it; a prefilled cache has no room for one.
   """
-  slow = model.dtype == torch.bfloat16 and model.device.type == "cpu"
+  weight = next(model.parameters())  # what wraps a model need not have its properties
+  slow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
   columns = int(slow and "past_key_values" not in options)
-  batch = {name: tensor.to(model.device) for name, tensor in padded(prompts, columns).items()}
+  batch = {name: tensor.to(weight.device) for name, tensor in padded(prompts, columns).items()}
   with torch.inference_mode():
     out = model.generate(**batch, max_new_tokens=grid.new_tokens, **options)
   return out[:, batch["input_ids"].shape[1] :].tolist()
