@@ -143,7 +143,9 @@ def batches(
     tree = Tree(mine, [len(row.ids) for row in mine], sharing=sharing)
     reading = Reading(mine, spec, banks)
     out = prefill(model, tree, reading=reading, run=run)
-    _check_delivered([names[n] for n in tile], mine, out.realised_R, out.requested_R)
+    _check_delivered(
+      [names[n] for n in tile], mine, out.delivered.realised_R, out.delivered.requested_R
+    )
     reads = {} if reading.every else by_row(out.reads, reading.held, places, run=run)
     if wait:
       jax.block_until_ready((reads, [note.arrays for note in out.reads]))

@@ -129,17 +129,18 @@ def _generation(
   assert answer is not None
   text = model.tokenizer.decode(list(answer.ids))
   text = text[: stop_place(text, settings.stop_texts)]
-  dose = dose_of(prefix.realised_R[n] + answer.realised, prefix.requested_R[n] + answer.requested)
+  done = prefix.delivered
+  dose = dose_of(done.realised_R[n] + answer.realised, done.requested_R[n] + answer.requested)
   trace = None
   if settings.trace:
-    before = {place: by_row[n] for place, by_row in prefix.changes.items()}
+    before = {place: by_row[n] for place, by_row in done.changes.items()}
     trace = of_row(row, before, answer.changes, len(answer.ids))
   return Generation(
     text=text,
     token_ids=answer.ids,
     finish_reason="stop" if answer.stopped else "length",
     logprobs=answer.logprobs,
-    tokens_edited=int(prefix.edited_R[n]) + answer.edited,
+    tokens_edited=int(done.edited_R[n]) + answer.edited,
     delivered_dose=dose,
     valid=not problem_of(row, row.answer_roles(answer.ids[:-1], model.think_ids), dose),
     trace=trace,

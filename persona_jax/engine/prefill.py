@@ -21,7 +21,7 @@ from persona_jax.edits.table import FOREVER, EditTable, Site, Where
 from persona_jax.engine.capture import CaptureSpec
 from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.group_batch import GroupBatch, chunks
-from persona_jax.engine.prefix import Chosen, Prefix, Wave, shared_parts, take
+from persona_jax.engine.prefix import Chosen, Delivered, Prefix, Wave, shared_parts, take
 from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, Sets
 from persona_jax.engine.rows import length_bucket, round_up
@@ -330,33 +330,40 @@ class _Prefill:
       for record in self._records
       if record.sets is not None and record.reads
     ]
+    # Without the reads, which are let go as soon as they have been put together.
+    notes = [(record.groups, record.deliveries, record.changes) for record in self._records]
     if self._run.is_dry:
-      nothing, none = np.zeros(len(tree.rows), np.float32), np.zeros(len(tree.rows), np.int32)
-      passes = (self._passes, self._padded)
-      return Prefix(waves, nothing, nothing, none, {}, self._chosen, reads, *passes)
-    realised, requested = (np.zeros(len(tree.rows), np.float32) for _ in range(2))
-    edited = [np.zeros(stop, bool) for stop in tree.stops]
-    changes: dict[Where, list[np.ndarray]] = {}
-    for record in self._records:
-      for delivery in record.deliveries:
-        done = [np.asarray(x) for x in delivery]
-        for g, group in enumerate(record.groups):
-          node = tree.nodes[group.node]
-          for row in group.rows:
-            realised[row] += done[0][g]
-            requested[row] += done[1][g]
-            edited[row][node.start : node.stop] |= done[2][g, : node.length]
-      for where, change_GT in record.changes.items():
-        by_row = changes.setdefault(where, [np.zeros(stop, np.float32) for stop in tree.stops])
-        change = np.asarray(change_GT)
-        for g, group in enumerate(record.groups):
-          node = tree.nodes[group.node]
-          for row in group.rows:
-            by_row[row][node.start : node.stop] = change[g, : node.length]
-    counts = np.asarray([x.sum() for x in edited], np.int32)
-    return Prefix(
-      waves, realised, requested, counts, changes, self._chosen, reads, self._passes, self._padded
-    )
+      notes = []
+    deliver = functools.partial(_delivered, tree, notes)
+    return Prefix(waves, deliver, self._chosen, reads, self._passes, self._padded)
+
+
+def _delivered(
+  tree: Tree,
+  notes: Sequence[tuple[Sequence[Group], Sequence[Delivery], dict[Where, jax.Array]]],
+) -> Delivered:
+  """Put together by row what was delivered to groups."""
+  realised, requested = (np.zeros(len(tree.rows), np.float32) for _ in range(2))
+  edited = [np.zeros(stop, bool) for stop in tree.stops]
+  changes: dict[Where, list[np.ndarray]] = {}
+  for groups, deliveries, changed in notes:
+    for delivery in deliveries:
+      done = [np.asarray(x) for x in delivery]
+      for g, group in enumerate(groups):
+        node = tree.nodes[group.node]
+        for row in group.rows:
+          realised[row] += done[0][g]
+          requested[row] += done[1][g]
+          edited[row][node.start : node.stop] |= done[2][g, : node.length]
+    for where, change_GT in changed.items():
+      by_row = changes.setdefault(where, [np.zeros(stop, np.float32) for stop in tree.stops])
+      change = np.asarray(change_GT)
+      for g, group in enumerate(groups):
+        node = tree.nodes[group.node]
+        for row in group.rows:
+          by_row[row][node.start : node.stop] = change[g, : node.length]
+  counts = np.asarray([x.sum() for x in edited], np.int32)
+  return Delivered(realised, requested, counts, changes)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "trace"))

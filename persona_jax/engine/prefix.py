@@ -1,7 +1,9 @@
 """What a prefill leaves: keys and values by depth of the tree, and how rows read them."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +46,28 @@ class Chosen:
   place: dict[tuple[int, int], int]
 
 
+class Delivered(NamedTuple):
+  """What the edits did to the tokens of R rows.
+
+  Attributes:
+    realised_R, requested_R: float32, delivery of the edits (`edits.apply.Delivery`).
+    edited_R: int32, tokens on which an edit was on.
+    changes: float32 by (site, block) and row, how far each of its tokens was moved, if traced.
+  """
+
+  realised_R: np.ndarray
+  requested_R: np.ndarray
+  edited_R: np.ndarray
+  changes: dict[Where, list[np.ndarray]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefix:
   """The computed tree of R rows.
 
   Attributes:
     waves: keys and values, by depth.
-    realised_R, requested_R: float32, delivery of the edits (`edits.apply.Delivery`).
-    edited_R: int32, tokens on which an edit was on.
-    changes: float32 by (site, block) and row, how far each of its tokens was moved, if traced.
+    deliver: waits for the device and says what the edits did; see `delivered`.
     chosen: what was chosen.
     reads: what was read, pass by pass.
     passes: times that a token was sent through a block.
@@ -60,14 +75,16 @@ class Prefix:
   """
 
   waves: list[Wave]
-  realised_R: np.ndarray
-  requested_R: np.ndarray
-  edited_R: np.ndarray
-  changes: dict[Where, list[np.ndarray]]
+  deliver: Callable[[], Delivered]
   chosen: list[Chosen]
   reads: list[NodeReads]
   passes: int
   padded_passes: int
+
+  @functools.cached_property
+  def delivered(self) -> Delivered:
+    """What the edits did; waits for the device, which until then computes by itself."""
+    return self.deliver()
 
 
 def merged(waves: list[Wave], spare_slots: int, order: Sequence[int], *, run: Runner) -> list[Wave]:

@@ -146,9 +146,10 @@ def _score_tile(
     np.asarray([values[r, len(ids), token] for token in ends], np.float32)
     for r, (_, ids, ends) in enumerate(tile)
   ]
-  doses = [dose_of(*both) for both in zip(prefix.realised_R, prefix.requested_R, strict=True)]
+  done = prefix.delivered
+  doses = [dose_of(*both) for both in zip(done.realised_R, done.requested_R, strict=True)]
   cost = prefix.passes, prefix.padded_passes
-  return _Scores(numbers, of_fed, of_finals, doses, prefix.edited_R, cost)
+  return _Scores(numbers, of_fed, of_finals, doses, done.edited_R, cost)
 
 
 def _too_large(model: "Model", one: _Pass, prompt: int) -> str:

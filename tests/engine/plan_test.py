@@ -88,12 +88,12 @@ def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_pa
   model = dataclasses.replace(tiny.model, tokenizer=ends)
   asked = dataclasses.replace(grid(tiny, steered(tiny, 4), prompts=5), max_new_tokens=40)
   text = str(pj.plan(model, asked))
-  assert "if answers end early, batches shrink to 16, 8 rows" in text
+  assert "if answers end early, batches shrink to 16, 8, 4, 1 rows" in text
   plan = pj.plan(model, asked, early_ends=True)
   assert f"{len(plan.early_needs)} more may be needed if answers end early" in str(plan)
   table = pj.compile(model, plan)
-  # Two smaller sizes, each with caches of 32 and of 40 slots.
-  assert [p.name for p in table.early].count("decode") == 4
+  # Four smaller sizes, each with caches of 32 and of 40 slots.
+  assert [p.name for p in table.early].count("decode") == 8
   before = set(PROGRAMS._entries)
   run = pj.run(model, asked, out=tmp_path / "run", progress=False)
   assert (run.table()["n_tokens"] < 40).mean() > 0.5
@@ -234,23 +234,23 @@ def test_what_is_held_at_each_call_is_that_of_the_run(tiny, monkeypatch):
   predicted, seen = [], []
 
   class Noted(memory.DryMemory):
-    def __call__(self, name, fn, *args, **static):
+    def call(self, device, name, fn, args, static):
       predicted.append((name, self.held_bytes))
-      return super().__call__(name, fn, *args, **static)
+      return super().call(device, name, fn, args, static)
 
   monkeypatch.setattr(planning, "DryMemory", Noted)
   planning.plan_tile(tiny.model, rows, range(len(rows)), settings)
   generating.run_tile(tiny.model, rows, settings)  # banks of vectors are made once and stay
   gc.collect()
   before = {id(x): x for x in jax.live_arrays()}
-  real = Live.__call__
+  real = Live.call
 
-  def noted(self, name, fn, *args, **static):
+  def noted(self, device, name, fn, args, static):
     held = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
     seen.append((name, held))
-    return real(self, name, fn, *args, **static)
+    return real(self, device, name, fn, args, static)
 
-  monkeypatch.setattr(Live, "__call__", noted)
+  monkeypatch.setattr(Live, "call", noted)
   generating.run_tile(tiny.model, rows, settings)
   assert [name for name, _ in predicted] == [name for name, _ in seen]
   assert {"merge waves", "lengthen", "decode"} <= {name for name, _ in seen}

@@ -58,19 +58,24 @@ def conditions(tiny: Tiny) -> list[list[pj.Edit]]:
 
 def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed):
   model = windowed.model
-  pairs = [(p, e) for p in PROMPTS for e in conditions(windowed)]
+  # Every prompt with two conditions, every condition with two prompts.
+  pairs = [
+    (p, e)
+    for i, p in enumerate(PROMPTS)
+    for j, e in enumerate(conditions(windowed))
+    if (i + j) % 2 == 0
+  ]
   prompts, edits = [p for p, _ in pairs], [e for _, e in pairs]
   rows = [
     dataclasses.replace(row, seed=n) for n, row in enumerate(encode_rows(model, prompts, edits))
   ]
-  settings = Settings(BUDGET, Sampling(1.0), stop_ids=STOPS, logprobs=True)
+  ends = model.arch.family.name == "gemma2"
+  settings = Settings(BUDGET, Sampling(1.0), stop_ids=STOPS if ends else (), logprobs=True)
   ours, work = run_tile(model, rows, settings)
-  assert work.passes < 0.7 * 3 * sum(len(row.ids) for row in rows)
+  assert work.passes < 0.9 * 3 * sum(len(row.ids) for row in rows)
   sizes = {size for size, _, _ in work.decoding.segments}
   slots = {slots for _, slots, _ in work.decoding.segments}
-  assert len(slots) > 1
-  if model.arch.family.name == "gemma2":  # so many answers of the other's go on that none leave
-    assert len(sizes) > 1
+  assert len(slots) > 1 and (len(sizes) > 1) == ends
 
   length = max(len(row.ids) for row in rows) + BUDGET
   ids_BT, roles_BT = np.zeros((2, len(rows), length), np.int32)
