@@ -1,6 +1,7 @@
 """One grid, done by every arm in turn: times, and what the answers are worth."""
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,14 +47,21 @@ class Entrant:
     return "reuse" not in self.arm
 
 
-def entrants(processes: Sequence[Process], grid: Grid, only: Sequence[str]) -> list[Entrant]:
-  """Return the arms for a grid; `only` keeps those whose key begins with one of its items."""
+def entrants(
+  processes: Sequence[Process], grid: Grid, only: Sequence[str], left_out: str
+) -> list[Entrant]:
+  """Return the arms for a grid.
+
+  `only` keeps those whose key begins with one of its items; `left_out` is a pattern of others that
+  are not run.
+  """
   found = [
     Entrant(f"{process.tool.name}_{arm}", process, arm, fields["dtype"])
     for process in processes
     for arm, fields in process.description["arms"].items()
     if grid.name in fields["grids"]
   ]
+  found = [e for e in found if not re.fullmatch(left_out, e.key)]
   return [e for e in found if not only or any(e.key.startswith(start) for start in only)]
 
 
@@ -174,6 +182,7 @@ def grid_section(
   grid: Grid,
   *,
   only: Sequence[str],
+  left_out: str,
   warm_up: bool,
   repetitions: int,
   slow_s: float,
@@ -181,8 +190,11 @@ def grid_section(
 ) -> dict[str, Any]:
   """Do a grid and judge the answers; see the keys of what is returned.
 
+  Arguments are those of `entrants` and `measure`.
+
   Returns:
     rows, tokens: of the grid.
+    left_out: the pattern of arms that were not run on this grid.
     tok_s: {arm: new tokens a second, the median}; seconds, warm_seconds, failed: see `measure`.
     ratios: see `ratios`.
     agreement_with_ours_f32, conditions_told_apart: of each arm's tokens.
@@ -190,7 +202,7 @@ def grid_section(
     bf16_tokens: of each bfloat16 arm's tokens, by the same arm's in float32.
     logprobs: see `scores`.
   """
-  field = entrants(processes, grid, only)
+  field = entrants(processes, grid, only, left_out)
   timed, answers = measure(
     field, grid, warm_up=warm_up, repetitions=repetitions, slow_s=slow_s, say=say
   )
@@ -199,6 +211,7 @@ def grid_section(
   section = {
     "rows": len(grid.rows),
     "tokens": tokens,
+    "left_out": left_out,
     "tok_s": {key: tokens / statistics.median(s) for key, s in timed["seconds"].items()},
     **timed,
     "ratios": ratios(field, timed["seconds"]),

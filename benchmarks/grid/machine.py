@@ -23,6 +23,11 @@ def _file(path: str) -> str:
   return Path(path).read_text() if Path(path).exists() else ""
 
 
+def has_bfloat16() -> bool:
+  """Whether the processor multiplies bfloat16 by instructions of its own."""
+  return bool({"avx512_bf16", "amx_bf16"} & set(device()["flags"])) or platform.machine() == "arm64"
+
+
 def _cores() -> list[int]:
   """Return the numbers of the cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):  # Linux

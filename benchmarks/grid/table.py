@@ -25,6 +25,8 @@ def _grid(name: str, section: dict[str, Any]) -> Iterator[str]:
     rate = section["tok_s"][key]
     apart = _percent(section["conditions_told_apart"].get(key))
     yield f"| {key} | {rate:.1f} | {each} | {_percent(whole)} | {_percent(first)} | {apart} |"
+  if section.get("left_out"):
+    yield f"| {section['left_out']} | left out: this processor has no bfloat16 products | | | | |"
   for key, why in section["failed"].items():
     yield f"| {key} | FAILED: {why.strip().splitlines()[-1]} | | | | |"
   yield "\n| ratio | peer | median | each repetition |\n|---|---|---|---|"
