@@ -61,7 +61,6 @@ class TilePlan:
   peak_bytes: int
   needs: tuple[Need, ...]
   smaller: tuple[int, ...] = ()
-  early: tuple[Need, ...] = ()
   early_needs: tuple[Need, ...] = ()
 
 
@@ -241,6 +240,7 @@ def plan_tile(
     order=tree.order,
     copies=not sharing.attention,
     run=dry,
+    lengths=lengths,
   )
   first = next((need for need in dry if need.name == "decode"), None)
   lanes = {} if first is None else _lanes(first)
