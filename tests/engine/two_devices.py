@@ -4,6 +4,7 @@ Prints one JSON object: what was generated, scored and read on each, and which d
 are for.
 """
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -50,6 +51,8 @@ def work(tiny: Tiny, model: pj.Model) -> dict[str, object]:
 
 def planned(tiny: Tiny, model: pj.Model) -> dict[str, object]:
   PROGRAMS.clear()
+  # No answer ends early, which a plan does not foresee.
+  model = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, eos_ids=()))
   edits = pj.add(tiny.direction(), 1.0, unit="unit", blocks=1)
   grid = pj.Grid(PROMPTS, [pj.Condition("c", edits=edits)], max_new_tokens=4)
   plan = pj.plan(model, grid)
