@@ -5,8 +5,6 @@ runs it; `Dry` only works out shapes and notes which programs would be needed. S
 code as the run; `engine.plan.plan` says what it can't foresee.
 """
 
-import collections
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -24,6 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from persona_jax.data.wheels import cache_dir
+from persona_jax.engine import jax_thread
 
 # A grid takes some dozens. Of a model of 30 blocks one takes 8 MiB of the host's memory on average
 # (measured on a CPU), so these are 4 GiB.
@@ -61,11 +60,31 @@ class _Direct:
 DIRECT: Runner = _Direct()
 
 
+class _Table:
+  """A runner that knows its programs: subclasses say what a call of one does."""
+
+  is_dry: bool
+
+  def call(
+    self, device: jax.Device | None, name: str, fn: Any, args: Any, static: dict[str, Any]
+  ) -> Any:
+    """Call a function on a device; None is that of its arguments."""
+    raise NotImplementedError
+
+  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
+    """Call a function on the device of its arguments."""
+    return self.call(None, name, fn, args, static)
+
+  def on(self, device: jax.Device | None) -> Runner:
+    """Return a runner that calls functions here for a device."""
+    return self if device is None else _On(self, device)
+
+
 @dataclasses.dataclass(frozen=True)
 class _On:
-  """`Live` or `Dry` on one device."""
+  """A table on one device."""
 
-  run: "Live | Dry"
+  run: _Table
   device: jax.Device
 
   @property
@@ -77,32 +96,6 @@ class _On:
 
   def on(self, device: jax.Device | None) -> Runner:
     return self.run.on(device)
-
-
-# Settings of JAX that change what a program computes. JAX keeps them by thread, so a program made
-# in another one must be given them.
-_SETTINGS: dict[str, Callable[[Any], contextlib.AbstractContextManager[Any]]] = {
-  "jax_default_matmul_precision": jax.default_matmul_precision,
-  "jax_enable_x64": jax.enable_x64,
-  "jax_default_prng_impl": jax.default_prng_impl,
-  "jax_threefry_partitionable": jax.threefry_partitionable,
-  "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
-  "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
-}
-
-
-def _settings() -> tuple[Any, ...]:
-  """Return JAX's settings as they are in this thread."""
-  return tuple(getattr(jax.config, name) for name in _SETTINGS)
-
-
-@contextlib.contextmanager
-def _set(settings: tuple[Any, ...]) -> Iterator[None]:
-  """Give this thread the settings of another one."""
-  with contextlib.ExitStack() as stack:
-    for using, value in zip(_SETTINGS.values(), settings, strict=True):
-      stack.enter_context(using(value))
-    yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,26 +129,6 @@ class Program:
     return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temp_bytes
 
 
-class _Traces(threading.local):
-  """How often Python has run functions under a trace in this thread, by name."""
-
-  def __init__(self) -> None:
-    self.counts: collections.Counter[str] = collections.Counter()
-
-
-_TRACES = _Traces()
-
-
-def _note_trace(event: str, duration_secs: float, **about: str | int) -> None:
-  del duration_secs
-  if event == "/jax/core/compile/jaxpr_trace_duration":
-    _TRACES.counts[str(about.get("fun_name"))] += 1
-
-
-# JAX tells of a trace that it makes, not of one that it still has.
-jax.monitoring.register_event_duration_secs_listener(_note_trace)
-
-
 class Need:
   """A program that is wanted: a function with the shapes of its arguments, on one device.
 
@@ -172,7 +145,7 @@ class Need:
   ):
     self.name, self.fn, self.static = name, fn, static
     self.key = _key(device, name, fn, args, static)
-    self._settings = _settings()
+    self._settings = jax_thread.settings()
     place = SingleDeviceSharding(device or _device_of(jax.tree.leaves(args)))
     self.args = jax.tree.map(lambda leaf: _shape_of(leaf, place), args)
     self._lock = threading.Lock()
@@ -185,10 +158,10 @@ class Need:
     """Trace the function; who comes second waits, and traces nothing again."""
     with self._lock:
       if self._traced is None:
-        before = _TRACES.counts[self.fn.__name__]
-        with _set(self._settings):
+        before = jax_thread.traces(self.fn.__name__)
+        with jax_thread.using(self._settings):
           self._traced = self.fn.trace(*self.args, **self.static)
-        self.traces += _TRACES.counts[self.fn.__name__] - before
+        self.traces += jax_thread.traces(self.fn.__name__) - before
         self._results = jax.tree.map(_shape_of, self._traced.out_info)
         donated = [x for x in jax.tree.leaves(self._traced.args_info) if x.donated]
         self._donated_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in donated)
@@ -230,7 +203,7 @@ class Need:
   def compile(self) -> tuple[Any, float]:
     """Compile it; return the program and the seconds that took."""
     start = time.perf_counter()
-    with _set(self._settings):
+    with jax_thread.using(self._settings):
       compiled = self._trace().lower().compile()
     with self._lock:
       self._traced = None  # large, and of no further use
@@ -284,7 +257,7 @@ class _Entry:
     return Program(need.name, need.shapes, seconds, *sizes, need.traces, self.calls)
 
 
-class Live:
+class Live(_Table):
   """Compiles and runs programs; one table serves the process, as JAX's own cache does.
 
   Attributes:
@@ -308,14 +281,6 @@ class Live:
     self._entries: dict[Hashable, _Entry] = {}
     self._lock = threading.Lock()
     self._ahead = ThreadPoolExecutor(1, thread_name_prefix="compile-ahead")
-
-  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
-    """Run a function on arrays, compiled first if it is new."""
-    return self.call(None, name, fn, args, static)
-
-  def on(self, device: jax.Device | None) -> Runner:
-    """Return this table's runner for a device."""
-    return self if device is None else _On(self, device)
 
   def call(
     self, device: jax.Device | None, name: str, fn: Any, args: Any, static: dict[str, Any]
@@ -356,11 +321,11 @@ class Live:
       What is done when they are compiled.
     """
 
-    settings = _settings()
+    settings = jax_thread.settings()
 
     def compile_all() -> None:
       try:
-        with _set(settings):
+        with jax_thread.using(settings):
           needs = list(needed())
       except Exception as error:
         logging.warning("programs are not compiled ahead: they could not be planned: %r", error)
@@ -402,7 +367,7 @@ class Live:
 PROGRAMS = Live()
 
 
-class Dry:
+class Dry(_Table):
   """Runs nothing: returns shapes, and notes what would be run.
 
   Args:
@@ -420,14 +385,6 @@ class Dry:
     self.needs: dict[Hashable, Need] = {}
     self.calls: dict[Hashable, int] = {}
     self._results: dict[Hashable, Any] = {}
-
-  def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
-    """Return the shapes of a function's results."""
-    return self.call(None, name, fn, args, static)
-
-  def on(self, device: jax.Device | None) -> Runner:
-    """Return a runner that notes here what a device would run."""
-    return self if device is None else _On(self, device)
 
   def call(
     self, device: jax.Device | None, name: str, fn: Any, args: Any, static: dict[str, Any]
@@ -458,7 +415,7 @@ def _key(
   leaves, tree = jax.tree.flatten(args)
   shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
   place = device or _device_of(leaves)
-  return name, fn, tree, shapes, tuple(sorted(static.items())), place, _settings()
+  return name, fn, tree, shapes, tuple(sorted(static.items())), place, jax_thread.settings()
 
 
 def device_of(leaf: Any) -> jax.Device | None:
