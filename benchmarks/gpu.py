@@ -353,6 +353,7 @@ def markdown(report: dict[str, Any]) -> str:
       for arm, rate in part["tok_s"].items():
         each = ", ".join(f"{s:.2f}" for s in part["seconds"][arm])
         lines.append(f"| {arm} | {rate:.0f} | {each} |")
+      lines += [f"| {arm} | FAILED: {why} | |" for arm, why in part["failed"].items()]
       lines.append(f"\nratio {part.get('ratio')}, {part.get('logprobs')}\n")
   return "\n".join(lines)
 
@@ -411,6 +412,9 @@ def main() -> None:
       work = Work(ROOT, grids, {})
       keep("engine", engine(model, work, report["ceiling"], options.repetitions, sizes.matrix))
   print(markdown(report))
+  failed = [arm for name in report if name.startswith("grid_") for arm in report[name]["failed"]]
+  if failed:
+    raise SystemExit(f"not measured: {failed}")
 
 
 if __name__ == "__main__":
