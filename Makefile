@@ -127,11 +127,9 @@ bench: fetch
 bench-gpu: install
 	$(RUN) -m benchmarks.gpu $(ARGS)
 
-bench-capture: fetch
-	JAX_PLATFORMS=cpu $(RUN) benchmarks/capture.py $(ARGS)
-
-bench-score: fetch
-	JAX_PLATFORMS=cpu $(RUN) benchmarks/score.py $(ARGS)
+bench-capture bench-score: bench-%: fetch
+	$(RUN) -m benchmarks.grid.environments hf $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
+	JAX_PLATFORMS=cpu $(RUN) -m benchmarks.$* $(ARGS)
 
 bench-load: install
 	$(RUN) benchmarks/load.py

@@ -1,33 +1,38 @@
-"""Residuals of thousands of prompts into moments on the device, against storing every activation.
+"""Residuals of thousands of prompts into moments on the device, and a peer that stores them.
 
-    python benchmarks/capture.py --prompts 20000
+    python -m benchmarks.capture --prompts 20000          (make bench-capture)
 
-SmolLM2-135M-Instruct, `resid_post` of all blocks, at the last token and as the mean of all tokens.
-The peer reads the same through `Model.capture` in pieces, keeps all of it, and takes moments in
-float64. Every measurement runs in a process of its own, whose peak of resident memory it reports;
-it first runs a few hundred of the prompts, so that most programs are compiled. Reads are checked
-against each other where the peer ran on as many prompts. Needs `python -m persona_jax.fetch`.
+SmolLM2-135M-Instruct in float32, `resid_post` of all blocks, at the last token and as the mean of
+all tokens. The peer is Hugging Face with a hook on every layer, on the same weights and token ids
+(`grid/peers/hf_reads.py`): it keeps every activation and takes moments in float64. `stored` is an
+ablation: our own `Model.capture` in pieces, all of it kept.
+
+Every measurement runs in a process of its own on two cores, whose peak of resident memory it
+reports; it first runs a few hundred of the prompts, so that most programs are compiled. Moments are
+checked against each other where as many prompts were read.
 """
 
 import argparse
 import json
-import os
-import platform
 import random
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
 import persona_jax as pj
+from benchmarks.grid import machine, work
+from benchmarks.grid.protocol import THREADS
+from benchmarks.score import PEER_TOKENS, peer
 from persona_jax.engine.programs import PROGRAMS
 
 OUT = Path(__file__).parent / "out"
 MODEL = "smollm2-135m-instruct"
+WAYS = ("moments", "hf", "stored")
 OPENINGS = (
   "Describe", "Write two sentences about", "Explain to a child what is special about",
   "Give me three facts about", "What do people like about", "Tell a short story about",
@@ -58,6 +63,20 @@ def make_prompts(count: int) -> list[str]:
   ]
 
 
+def by_peer(reduce: str, count: int, warm: int) -> dict[str, Any]:
+  """Run Hugging Face on as many prompts, in a process of its own."""
+  model = pj.load(MODEL)
+  prompts = [[int(i) for i in model.encode(p).ids] for p in make_prompts(count)]
+  request = {"prompts": prompts, "reduce": reduce, "warm": warm, "tokens": PEER_TOKENS}
+  tokens = sum(map(len, prompts))
+  record = peer("moments", request, OUT / "work")
+  seconds = record["seconds"]
+  return record | {
+    "way": "hf", "reduce": reduce, "prompts": count, "tokens": tokens,
+    "prompts_per_second": count / seconds, "tokens_per_second": tokens / seconds,
+  }  # fmt: skip
+
+
 def stored(model: pj.Model, prompts: list[str], what: pj.Capture, piece: int) -> dict:
   """Keep every activation; return float64 means and variances by place."""
   kept: dict = {}
@@ -74,7 +93,9 @@ def stored(model: pj.Model, prompts: list[str], what: pj.Capture, piece: int) ->
 
 def measure(way: str, reduce: str, count: int, warm: int, piece: int) -> dict:
   """Run one way in this process."""
-  model = pj.load(MODEL)
+  if way == "hf":
+    return by_peer(reduce, count, warm)
+  model = pj.load(MODEL, dtype="float32")
   prompts, what = make_prompts(count), pj.Capture(reduce=reduce)
   tokens = sum(len(model.encode(p).ids) for p in prompts)
   at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -118,10 +139,11 @@ def peak() -> int:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--prompts", type=int, default=20_000)
-  parser.add_argument("--peer-prompts", type=int, help="fewer for the peer; default as many")
+  parser.add_argument("--peer-prompts", type=int, help="fewer for the others; default as many")
   parser.add_argument("--reduce", nargs="+", default=["last", "mean"])
+  parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
   parser.add_argument("--warm", type=int, default=512, help="prompts to run before the clock")
-  parser.add_argument("--piece", type=int, default=1024, help="prompts of one call of the peer")
+  parser.add_argument("--piece", type=int, default=1024, help="prompts of one call of `stored`")
   parser.add_argument("--repeats", type=int, default=1)
   parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # way and reduce: the child
   args = parser.parse_args()
@@ -129,24 +151,25 @@ def main() -> None:
     way, reduce = args.one
     print(json.dumps(measure(way, reduce, args.prompts, args.warm, args.piece)))
     return
+  machine.use_cores(THREADS)
+  work.build(OUT / "work")
   records = []
   for _ in range(args.repeats):
     for reduce in args.reduce:
-      for way in ("moments", "stored"):
+      for way in args.ways:
         count = args.prompts if way == "moments" else args.peer_prompts or args.prompts
-        command = [sys.executable, __file__, "--one", way, reduce, "--prompts", str(count)]
-        command += ["--warm", str(args.warm), "--piece", str(args.piece)]
+        command = [sys.executable, "-m", "benchmarks.capture", "--one", way, reduce]
+        command += ["--prompts", str(count), "--warm", str(args.warm), "--piece", str(args.piece)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         records.append(json.loads(done.stdout.splitlines()[-1]))
         show(records[-1])
-  for reduce in args.reduce:
-    pair = {r["way"]: r for r in records if r["reduce"] == reduce}
-    if pair["moments"]["prompts"] == pair["stored"]["prompts"]:
-      for key in ("mean_norm", "variance_sum"):
-        assert np.isclose(pair["moments"][key], pair["stored"][key], rtol=1e-4), (reduce, key)
+  for one in records:
+    for other in records:
+      if all(one[key] == other[key] for key in ("reduce", "prompts")):
+        for key in ("mean_norm", "variance_sum"):
+          assert np.isclose(one[key], other[key], rtol=1e-4), (one["way"], other["way"], key)
   OUT.mkdir(exist_ok=True)
-  device = jax.devices()[0].device_kind
-  about = {"device": device, "cores": os.cpu_count(), "machine": platform.processor()}
+  about = {"device": machine.device()}
   (OUT / "capture.json").write_text(json.dumps(about | {"records": records}, indent=1))
 
 
@@ -155,9 +178,11 @@ def show(r: dict) -> None:
     f"{r['way']:8s} {r['reduce']:5s} {r['prompts']:6d} prompts, {r['tokens']} tokens: "
     f"{r['prompts_per_second']:.1f} prompts/s, {r['tokens_per_second']:.0f} tokens/s, "
     f"{1e3 * r['cpu_seconds'] / r['prompts']:.0f} ms of CPU a prompt, "
-    f"peak {r['peak_bytes'] / 1e9:.2f} GB ({r['bytes_before'] / 1e9:.2f} before), "
-    f"block programs {r['block_programs'][0]} + {r['block_programs'][1] - r['block_programs'][0]}"
+    f"peak {r['peak_bytes'] / 1e9:.2f} GB ({r['bytes_before'] / 1e9:.2f} before)"
   )
+  if "block_programs" in r:
+    before, after = r["block_programs"]
+    text += f", block programs {before} + {after - before}"
   if r["way"] == "moments":
     text += f", padding {r['padding']:.0%}, {r['shared']:.0%} of the tokens shared"
   print(text, flush=True)

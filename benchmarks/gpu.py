@@ -6,7 +6,8 @@
 
 Sections: `attention` (the fused kernel against XLA), `ceiling` (products and copies of this GPU),
 `engine` (shares of them, what an edit costs, what many configurations cost), `grid_all_tokens` and
-`grid_20_generated` (us and the peer, interleaved, and how far their log-probabilities lie apart).
+`grid_20_generated` (us and the peer, interleaved, and how far their log-probabilities lie apart),
+`score` and `capture` (`gpu_reads.py`).
 
 Weights are drawn on the device, bfloat16; each tool has a copy of its own of the same numbers. What
 they are makes no difference to the time. Prompts are random words of a vocabulary of the model's
@@ -37,6 +38,7 @@ import numpy as np
 import tokenizers
 
 import persona_jax as pj
+from benchmarks import gpu_reads
 from benchmarks.grid import engine_section
 from benchmarks.grid.compare import agreement, logprob_distance
 from benchmarks.grid.grids import Grid, Work
@@ -71,6 +73,8 @@ class Sizes:
     attention: (rows, tokens) of the attention section.
     matrix: of the square product that is the ceiling.
     copied: bytes of the copy.
+    questionnaire: personas and items of the score section.
+    captured: prompts of the capture section.
   """
 
   config: dict[str, Any]
@@ -81,6 +85,8 @@ class Sizes:
   attention: tuple[tuple[int, int], ...] = ((16, 512), (8, 2048), (2, 8192))
   matrix: int = 8192
   copied: int = 2 << 30
+  questionnaire: tuple[int, int] = (12, 120)
+  captured: int = 20_000
 
 
 LARGE = Sizes({**LLAMA_8B, "num_hidden_layers": 32})
@@ -90,7 +96,7 @@ SMALL = Sizes(
     "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 512,
   },
   prompts=4, conditions=2, new_tokens=8, long=160, attention=((2, 256),), matrix=256,
-  copied=1 << 20,
+  copied=1 << 20, questionnaire=(2, 4), captured=50,
 )  # fmt: skip
 
 
@@ -355,6 +361,14 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(f"| {arm} | {rate:.0f} | {each} |")
       lines += [f"| {arm} | FAILED: {why} | |" for arm, why in part["failed"].items()]
       lines.append(f"\nratio {part.get('ratio')}, {part.get('logprobs')}\n")
+  for name, unit in (("score", "rows"), ("capture", "prompts")):
+    if name in report:
+      part = report[name]
+      lines += [f"{name}: {part[unit]} {unit}\n", f"| arm | {unit}/s | each, s |", "|---|---|---|"]
+      for arm, rate in part["per_second"].items():
+        each = ", ".join(f"{s:.2f}" for s in part["seconds"][arm])
+        lines.append(f"| {arm} | {rate:.0f} | {each} |")
+      lines.append(f"\nratio {part['ratio']}\n")
   return "\n".join(lines)
 
 
@@ -371,7 +385,9 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out")
   options = parser.parse_args()
   sizes = SMALL if options.small else LARGE
-  sections = ["ceiling", "attention", "grid_all_tokens", "grid_20_generated", "engine"]
+  sections = [
+    "ceiling", "attention", "grid_all_tokens", "grid_20_generated", "score", "capture", "engine",
+  ]  # fmt: skip
   chosen = [name for name in options.sections.split(",") if name] or sections
   if unknown := set(chosen) - set(sections):
     parser.error(f"no section {sorted(unknown)}; there are {sections}")
@@ -390,7 +406,7 @@ def main() -> None:
     say(f"ceiling: {report['ceiling']}")
   if "attention" in chosen:
     keep("attention", attention_section(sizes))
-  if {"engine", "grid_all_tokens", "grid_20_generated"} & set(chosen):
+  if set(chosen) - {"ceiling", "attention"}:
     model = make_model(sizes.config)
     grids = make_grids(model, sizes)
     say(f"model of {sum(x.nbytes for x in jax.tree.leaves(model.params)) / 1e9:.2f} GB")
@@ -406,6 +422,14 @@ def main() -> None:
       if f"grid_{name}" in chosen:
         part = grid_section(model, peer, grid, options.repetitions, options.deadline)
         keep(f"grid_{name}", part | {"programs": len(PROGRAMS)})
+    if "score" in chosen:
+      part = gpu_reads.score_section(model, peer, *sizes.questionnaire, options.repetitions)
+      keep("score", part)
+      say(f"score: {part}")
+    if "capture" in chosen:
+      part = gpu_reads.capture_section(model, peer, sizes.captured, options.repetitions)
+      keep("capture", part)
+      say(f"capture: {part}")
     del peer
     gc.collect()
     if "engine" in chosen:
