@@ -24,7 +24,8 @@ def problem_of(row: Row, fed_roles: Sequence[int], dose: float) -> str:
     fed_roles: roles of the answer tokens that went through the model.
     dose: as `dose_of`.
   """
-  for edit, held in zip(row.edits, row.tokens_in_windows(fed_roles), strict=True):
+  held_by_edit = row.tokens_in_windows(fed_roles) if row.edits else []
+  for edit, held in zip(row.edits, held_by_edit, strict=True):
     if not held:
       return (
         f"the window {edit.window} of its edit {edit.op!r} holds none of its "

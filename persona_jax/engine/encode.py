@@ -1,5 +1,6 @@
 """Prompts to rows, with the edits of each."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from persona_jax.edits.edit import Edit
 from persona_jax.engine.checks import naming
 from persona_jax.engine.gates import settle
 from persona_jax.engine.rows import Row, make_row
-from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
+from persona_jax.personas.chat import Prompt, Raw
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -49,23 +50,44 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
     )
 
 
+def plain_rows(model: "Model", prompts: Sequence[Prompt]) -> list[Row]:
+  """Render and tokenise prompts; the host alone does it. Equal prompts are one row object.
+
+  Raises:
+    ValueError: `prompts` is a single prompt or no list, or a prompt has no token or cannot be
+      rendered (the message names its number).
+  """
+  check_prompts(prompts)
+  rows: dict[str, Row] = {}  # a prompt comes again with every condition
+  keys = [repr(prompt) for prompt in prompts]
+  for n, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
+    if key not in rows:
+      with naming(f"prompt {n}"):
+        rows[key] = make_row(model.encode(prompt))
+  return [rows[key] for key in keys]
+
+
+def edited_rows(
+  model: "Model", plain: Sequence[Row], edits: Sequence[RowEdits] | None
+) -> list[Row]:
+  """Give rows their edits, gates decided.
+
+  Raises:
+    ValueError: edits do not fit, or a gate cannot be decided.
+  """
+  row_edits = per_row_edits(edits, len(plain))
+  rows = [dataclasses.replace(row, edits=its) for row, its in zip(plain, row_edits, strict=True)]
+  return settle(model, rows)
+
+
 def encode_rows(
   model: "Model", prompts: Sequence[Prompt], edits: Sequence[RowEdits] | None
 ) -> list[Row]:
   """Render and tokenise prompts, with the edits of each, gates decided.
 
   Raises:
-    ValueError: `prompts` is a single prompt or no list, edits do not fit, a prompt has no token or
-      cannot be rendered (the message names its number), or a gate cannot be decided.
+    ValueError: as `plain_rows` and `edited_rows`.
   """
   check_prompts(prompts)
-  row_edits = per_row_edits(edits, len(prompts))
-  encoded: dict[str, EncodedPrompt] = {}  # a prompt comes again with every condition
-  rows = []
-  for n, (prompt, its_edits) in enumerate(zip(prompts, row_edits, strict=True)):
-    with naming(f"prompt {n}"):
-      key = repr(prompt)
-      if key not in encoded:
-        encoded[key] = model.encode(prompt)
-      rows.append(make_row(encoded[key], its_edits))
-  return settle(model, rows)
+  per_row_edits(edits, len(prompts))  # before the work
+  return edited_rows(model, plain_rows(model, prompts), edits)

@@ -218,7 +218,15 @@ def score_rows(
       f"{len(prompts)} prompts and {len(continuations)} continuations; they are zipped."
     )
   rows = encode_rows(model, prompts, edits)
-  conts = [_continuation_ids(model, n, c) for n, c in enumerate(continuations)]
+  texts: dict[str, tuple[int, ...]] = {}  # few answers to many questions
+  conts = []
+  for n, continuation in enumerate(continuations):
+    if not isinstance(continuation, str):
+      conts.append(_continuation_ids(model, n, continuation))
+      continue
+    if continuation not in texts:
+      texts[continuation] = _continuation_ids(model, n, continuation)
+    conts.append(texts[continuation])
   if not rows:
     return Scored([], np.zeros(0, int), np.zeros(0), [])
   check_lengths(model, rows, [len(c) for c in conts])

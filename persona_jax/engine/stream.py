@@ -2,10 +2,12 @@
 
 Prompts are tokenised some thousands at a time and sorted within these, by common beginning and
 length; rows that fill no tile wait for the next ones, so that a long stream has few shapes. Two
-tiles are under way at most, so that nothing piles up however long it is.
+tiles are under way at most, so that nothing piles up however long it is; meanwhile a thread
+tokenises the next prompts.
 """
 
 import collections
+import concurrent.futures
 import hashlib
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sized
@@ -18,7 +20,7 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.edits.edit import Edit
 from persona_jax.engine.batches import ReadTile, batches, cut
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
-from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.encode import edited_rows, plain_rows
 from persona_jax.engine.moments import Moments, RunningMoments, Work
 from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.reads import NodeReads, held_tokens
@@ -101,7 +103,7 @@ def _pieces(
 
   Raises:
     ValueError: no prompt, a single prompt or edit, not as many labels or edits as prompts, or as
-      `_encode`.
+      `_rows`.
   """
   if isinstance(prompts, (str, Raw)):
     raise ValueError("prompts must be many prompts (strings, chats or pj.Raw), not a single one.")
@@ -113,21 +115,33 @@ def _pieces(
   feed = iter(prompts)
   label_feed = itertools.repeat(None) if groups is None else iter(groups)
   edit_feed = itertools.repeat(None) if edits is None else iter(edits)
-  first, last = 0, False
-  while not last:
-    piece = list(itertools.islice(feed, _PIECE))
-    last = len(piece) < _PIECE
-    labels = list(itertools.islice(label_feed, len(piece)))
-    its_edits = list(itertools.islice(edit_feed, len(piece)))
-    for name, values in (("groups", labels), ("edits", its_edits)):
-      if len(values) < len(piece):
-        raise ValueError(f"{name} ends at prompt {first + len(values)}; give one item a prompt.")
-    if not piece and not first:
+  first = 0
+  with concurrent.futures.ThreadPoolExecutor(1, "persona_jax tokeniser") as pool:
+
+    def begin() -> tuple[int, concurrent.futures.Future[list[Row]]]:
+      piece = list(itertools.islice(feed, _PIECE))
+      return len(piece), pool.submit(plain_rows, model, piece)
+
+    count, tokenised = begin()
+    if not count:
       raise ValueError("moments need at least one prompt.")
-    rows = _encode(model, first, piece, its_edits, spec)
-    count = itertools.count(first)
-    yield [_Waiting(r, _label(n, x), n) for r, x, n in zip(rows, labels, count, strict=False)], last
-    first += len(piece)
+    last = False
+    while not last:
+      labels = list(itertools.islice(label_feed, count))
+      its_edits = list(itertools.islice(edit_feed, count))
+      for name, values in (("groups", labels), ("edits", its_edits)):
+        if len(values) < count:
+          raise ValueError(f"{name} ends at prompt {first + len(values)}; give one item a prompt.")
+      rows = _rows(model, first, tokenised, its_edits, spec)
+      last = count < _PIECE
+      numbers = range(first, first + count)
+      first += count
+      if not last:
+        count, tokenised = begin()
+      yield (
+        [_Waiting(r, _label(n, x), n) for r, x, n in zip(rows, labels, numbers, strict=True)],
+        last,
+      )
   _check_count("groups", groups, first)
   _check_count("edits", edits, first)
 
@@ -147,26 +161,24 @@ def _label(number: int, label: Any) -> Hashable:
   return label
 
 
-def _encode(
+def _rows(
   model: "Model",
   first: int,
-  prompts: list[Prompt],
+  tokenised: concurrent.futures.Future[list[Row]],
   edits: list[RowEdits],
   spec: CaptureSpec,
 ) -> list[Row]:
-  """Tokenise a piece of the stream.
+  """Return the rows of a piece of the stream with their edits.
 
   Raises:
     ValueError: as `encode_rows`, or the window holds no token of a prompt.
   """
-  if not prompts:
-    return []
   try:
-    rows = encode_rows(model, prompts, edits)
+    rows = edited_rows(model, tokenised.result(), edits)
   except ValueError as error:
     if not first:
       raise
-    last = first + len(prompts) - 1
+    last = first + len(edits) - 1
     raise ValueError(f"prompts {first} to {last}, counted from {first}: {error}") from error
   for n, row in enumerate(rows):
     if not held_tokens(row, spec).any():

@@ -274,22 +274,21 @@ def encode_prompt(tokenizer: ChatTokenizer, chat: Chat, prompt: Prompt) -> Encod
     ValueError: as `Chat.render`, or a prompt without tokens.
   """
   rendered = chat.render(prompt)
-  roles_by_char = [
-    ROLES[role] for start, end, role in rendered.role_spans for _ in range(start, end)
-  ]
+  roles_by_char = np.repeat(
+    np.asarray([ROLES[role] for _, _, role in rendered.role_spans], np.int8),
+    [end - start for start, end, _ in rendered.role_spans],
+  )
   ids, offsets = tokenizer.encode_with_offsets(rendered.text)
-  roles = [_token_role(roles_by_char, *offset) for offset in offsets]
+  answer_ids, answer_offsets = tokenizer.encode_with_offsets(rendered.answer)
+  shift = len(rendered.text)
+  offsets += [(shift + start, shift + end) for start, end in answer_offsets]
+  roles = _token_roles(roles_by_char, offsets)
   if isinstance(prompt, Raw) and tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
     assert tokenizer.bos_id is not None
-    ids, roles = [tokenizer.bos_id, *ids], [ROLES["user"], *roles]
+    ids, roles = [tokenizer.bos_id, *ids], np.insert(roles, 0, ROLES["user"])
   if not ids:
     raise ValueError(f"{prompt!r} has no tokens; a prompt needs at least one.")
-  shift = len(rendered.text)
-  answer_ids, offsets = tokenizer.encode_with_offsets(rendered.answer)
-  roles += [_token_role(roles_by_char, shift + start, shift + end) for start, end in offsets]
-  return EncodedPrompt(
-    [*ids, *answer_ids], len(ids), np.array(roles, np.int8), rendered.opens_thought
-  )
+  return EncodedPrompt([*ids, *answer_ids], len(ids), roles, rendered.opens_thought)
 
 
 def _messages(prompt: str | Sequence[Message]) -> list[Message]:
@@ -370,15 +369,24 @@ def _common_prefix(a: str, b: str) -> int:
 
 
 def _runs(roles: Sequence[int]) -> tuple[tuple[int, int, str], ...]:
+  if not len(roles):
+    return ()
   names = {value: name for name, value in ROLES.items()}
-  spans, start = [], 0
-  for role, group in itertools.groupby(roles):
-    end = start + sum(1 for _ in group)
-    spans.append((start, end, names[role]))
-    start = end
-  return tuple(spans)
+  role_C = np.asarray(roles)
+  edges = [0, *(np.flatnonzero(np.diff(role_C)) + 1).tolist(), len(role_C)]
+  return tuple((start, end, names[int(role_C[start])]) for start, end in itertools.pairwise(edges))
 
 
-def _token_role(roles_by_char: Sequence[int], start: int, end: int) -> int:
-  spoken = (role for role in roles_by_char[start:end] if role != ROLES["template"])
-  return next(spoken, ROLES["template"])
+def _token_roles(role_C: np.ndarray, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+  """Return the role of each token, of characters [start, end): its first that is no template's."""
+  if not offsets:
+    return np.zeros(0, np.int8)
+  start_T, end_T = np.asarray(offsets).T
+  # For each character the next that is spoken, itself or a later one; the last stands for "none".
+  none, template = len(role_C), ROLES["template"]
+  next_C = np.full(none + 1, none)
+  next_C[:none][role_C != template] = np.flatnonzero(role_C != template)
+  next_C = np.minimum.accumulate(next_C[::-1])[::-1]
+  spoken_T = next_C[start_T]
+  role_C = np.append(role_C, template)
+  return np.where(spoken_T < end_T, role_C[spoken_T], template).astype(np.int8)
