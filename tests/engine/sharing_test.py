@@ -7,7 +7,7 @@ import persona_jax as pj
 from persona_jax.edits.table import SITES
 from persona_jax.engine.collect import capture as collect
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.generate import generate_tile
+from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Wave, merged
 from persona_jax.engine.programs import DIRECT
@@ -16,6 +16,7 @@ from persona_jax.engine.settings import Settings
 from persona_jax.engine.stream import moments
 from persona_jax.engine.tree import Sharing, Tree
 from persona_jax.models.layers import KV
+from tests.engine.whole import whole_pass
 
 N = 5
 SYSTEM = " ".join(f"w{i}" for i in range(40, 60))
@@ -95,23 +96,30 @@ def test_order_of_rows_changes_nothing(tiny, unshared):
   compare(out, [unshared[n] for n in order])
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("block", [0, 1, 2])
-def test_trunk_of_every_site_and_block(tiny, site, block):
-  arch = tiny.model.arch
-  v_SLD = np.random.default_rng(5).normal(size=(1, 3, arch.site_width(site)))
-  heads = {"num_heads": arch.num_heads} if site == "head_out" else {}
-  d = pj.Direction(v_SLD, "v", site, **heads)
-  edits = [
-    [pj.add(d, c, unit="unit", blocks=block, tokens="all")] if c else []
-    for c in (0.0, 3.0, -3.0, 6.0)
-  ]
-  rows = encode_rows(tiny.model, [pj.Raw(f"{SYSTEM} w5")] * 4, edits)
-  settings = Settings(3, logprobs=True)
-  ours = generate_tile(tiny.model, rows, settings)
-  theirs = generate_tile(tiny.model, rows, settings, sharing=OFF["nothing"])
-  compare(ours, theirs)
-  assert len({g.logprobs for g in ours}) == 4
+def site_edits(tiny, sites, blocks, coefs) -> list[list[pj.Edit]]:
+  """One edit a row: at each site of each block, with each coefficient."""
+  arch, rows = tiny.model.arch, []
+  for site in sites:
+    v_SLD = np.random.default_rng(5).normal(size=(1, 3, arch.site_width(site)))
+    heads = {"num_heads": arch.num_heads} if site == "head_out" else {}
+    d = pj.Direction(v_SLD, "v", site, **heads)
+    for block in blocks:
+      rows += [[pj.add(d, c, unit="unit", blocks=block, tokens="all")] for c in coefs]
+  return rows
+
+
+@pytest.mark.parametrize(
+  ("sites", "blocks"), [*(((site,), (1,)) for site in SITES[::3]), (SITES, (0, 1, 2))]
+)
+def test_trunk_of_every_site_and_block(tiny, sites, blocks):
+  edits = [[], *site_edits(tiny, sites, blocks, (3.0,) if len(sites) > 1 else (3.0, -3.0, 6.0))]
+  rows = encode_rows(tiny.model, [pj.Raw(f"{SYSTEM} w5")] * len(edits), edits)
+  ours, work = run_tile(tiny.model, rows, Settings(3, logprobs=True))
+  assert work.passes < 0.9 * 3 * sum(len(row.ids) - 1 for row in rows)
+  alone, _ = whole_pass(tiny.model, rows, [g.token_ids for g in ours])
+  for row, g, logprobs in zip(rows, ours, alone, strict=True):
+    np.testing.assert_allclose(g.logprobs, logprobs, atol=1e-4, err_msg=str(row.edits))
+  assert len({g.logprobs for g in ours}) == len(rows)
 
 
 def test_what_is_computed_is_what_the_tree_says(tiny):
@@ -124,7 +132,7 @@ def test_what_is_computed_is_what_the_tree_says(tiny):
 
 
 def test_trace_of_shared_rows_is_that_of_rows_alone(tiny):
-  rows = grid_rows(tiny)
+  rows = grid_rows(tiny, PROMPTS[2:4])
   settings = Settings(3, trace=True)
   ours = generate_tile(tiny.model, rows, settings)
   theirs = generate_tile(tiny.model, rows, settings, sharing=OFF["nothing"])
@@ -136,12 +144,15 @@ def test_trace_of_shared_rows_is_that_of_rows_alone(tiny):
 
 def test_scores_share_and_change_nothing(tiny):
   pairs = [(p, e) for e in conditions(tiny) for p in PROMPTS[1:]]
+  prompts, edits = [p for p, _ in pairs], [e for _, e in pairs]
   texts = [("w30 w31", "w30 w32", "w33")[n % 3] for n in range(len(pairs))]
-  together = score_rows(tiny.model, [p for p, _ in pairs], texts, edits=[e for _, e in pairs])
-  for n in range(0, len(pairs), 7):
-    one = score_rows(tiny.model, [pairs[n][0]], [texts[n]], edits=[pairs[n][1]])
-    np.testing.assert_allclose(together.logprobs[n], one.logprobs[0], atol=1e-4)
-    assert together.tokens_edited[n] == one.tokens_edited[0]
+  together = score_rows(tiny.model, prompts, texts, edits=edits)
+  rows = encode_rows(tiny.model, prompts, edits)
+  alone, _ = whole_pass(tiny.model, rows, [tiny.model.tokenizer.encode(t) for t in texts])
+  for n, logprobs in enumerate(alone):
+    np.testing.assert_allclose(together.logprobs[n], logprobs, atol=1e-4)
+  one = score_rows(tiny.model, prompts[7:8], texts[7:8], edits=edits[7:8])
+  assert together.tokens_edited[7] == one.tokens_edited[0]
 
 
 def test_scores_without_sharing_are_the_same_and_cost_what_they_must(tiny):
@@ -174,19 +185,14 @@ def test_what_is_read_through_the_tree_is_what_a_pass_of_each_row_reads(tiny, op
     pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"),
     pj.add(d, 1.0, unit="raw", blocks=2, tokens="all"),
   ]
-  rows = [(p, e) for p in PROMPTS for e in edits]
+  pairs = [(p, e) for p in PROMPTS for e in edits]
+  prompts, edits = [p for p, _ in pairs], [e for _, e in pairs]
   capture = pj.Capture(("resid_pre", "mlp_out", "resid_post"), **options)
-  got = tiny.model.capture([p for p, _ in rows], capture, edits=[e for _, e in rows])
-  for n in range(0, len(rows), 2):
-    prompt, edit = rows[n]
-    encoded = tiny.model.encode(prompt)
-    table = None if edit is None else pj.compile_edits(tiny.model, [edit])
-    roles = np.asarray([encoded.roles])
-    _, reads = pj.forward(tiny.model, np.asarray([encoded.ids]), table, capture, roles_BT=roles)
-    for where, x in reads.items():
-      mine = got[where][n]
-      mine = mine[: len(encoded.ids)] if options["reduce"] == "all" else mine
-      np.testing.assert_allclose(mine, np.asarray(x)[0], atol=3e-5)
+  got = tiny.model.capture(prompts, capture, edits=edits)
+  rows = encode_rows(tiny.model, prompts, edits)
+  _, reads = whole_pass(tiny.model, rows, [()] * len(rows), capture)
+  for where, x in reads.items():
+    np.testing.assert_allclose(got[where], np.asarray(x), atol=3e-5)
 
 
 def read_rows(tiny):

@@ -1,12 +1,7 @@
-"""Models with sliding windows and caps: rows that share, leave and grow equal a pass of each whole.
-
-The reference is `pj.forward` over prompts and answers, padded into one batch: it shares nothing,
-has no cache and is compiled once a model.
-"""
+"""Models with sliding windows and caps: rows that share, leave, grow equal a pass of each whole."""
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,6 +11,7 @@ from persona_jax.engine.generate import run_tile
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
 from tests.conftest import TEMPLATE, Tiny
+from tests.engine.whole import whole_pass
 from tests.parity import family_numbers
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_families import CONFIGS, random_tensors
@@ -77,26 +73,11 @@ def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed):
   slots = {slots for _, slots, _ in work.decoding.segments}
   assert len(slots) > 1 and (len(sizes) > 1) == ends
 
-  length = max(len(row.ids) for row in rows) + BUDGET
-  ids_BT, roles_BT = np.zeros((2, len(rows), length), np.int32)
-  for b, (row, g) in enumerate(zip(rows, ours, strict=True)):
-    whole = (*row.ids, *g.token_ids)
-    ids_BT[b, : len(whole)] = whole
-    roles_BT[b, : len(whole)] = (*row.roles, *row.answer_roles(g.token_ids, model.think_ids))
-  before = pj.Window(start=-7, stop=0)
-  capture = pj.Capture(("attn_out", "resid_post"), reduce="mean", tokens=before)
-  logits_BTV, reads = pj.forward(
-    model,
-    ids_BT,
-    pj.compile_edits(model, edits),
-    capture,
-    lengths_B=np.asarray([len(r.ids) + len(g.token_ids) for r, g in zip(rows, ours, strict=True)]),
-    prompt_lengths_B=np.asarray([row.prompt_length for row in rows]),
-    roles_BT=roles_BT,
+  capture = pj.Capture(
+    ("attn_out", "resid_post"), reduce="mean", tokens=pj.Window(start=-7, stop=0)
   )
-  logprob_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
-  for b, (row, g) in enumerate(zip(rows, ours, strict=True)):
-    at = len(row.ids) - 1 + np.arange(len(g.token_ids))
-    np.testing.assert_allclose(logprob_BTV[b, at, g.token_ids], g.logprobs, atol=1e-4)
+  whole, reads = whole_pass(model, rows, [g.token_ids for g in ours], capture)
+  for g, logprobs in zip(ours, whole, strict=True):
+    np.testing.assert_allclose(logprobs, g.logprobs, atol=1e-4)
   for where, x_BD in model.capture(prompts, capture, edits=edits).items():
     np.testing.assert_allclose(x_BD, np.asarray(reads[where]), atol=1e-4)
