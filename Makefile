@@ -119,7 +119,7 @@ bench-kernels: $(AOT_STAMP)
 # Us and the peers on the same work, in one session; the peers' environments take about 20 minutes
 # to make, once. A corner of it: ARGS=--quick; single parts: ARGS="--sections engine --only ours".
 bench: fetch
-	$(RUN) -m benchmarks.grid.environments $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
+	-$(RUN) -m benchmarks.grid.environments $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
 	JAX_PLATFORMS=cpu $(RUN) -m benchmarks.grid.bench $(ARGS)
 
 # On one NVIDIA GPU, random weights of Llama-3.1-8B's sizes; Hugging Face beside us where the

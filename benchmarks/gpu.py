@@ -235,9 +235,9 @@ def engine(
   found["shares"] = engine_section.shares(model, work, repetitions, matrix=matrix)
   found["decode_bandwidth_share"] = found["shares"]["decode_gbs"] / most["copy_gbs"]
   say(f"shares: {found}")
-  found["tax"] = engine_section.tax(model, work, repetitions)
+  found["tax"] = engine_section.tax(model, work)
   say(f"tax: {found['tax']}")
-  found["configs"] = engine_section.configs(model, work, repetitions)
+  found["configs"] = engine_section.configs(model, work)
   say(f"configs: {found['configs']}")
   return found
 
@@ -303,12 +303,16 @@ def grid_section(
     if grid.window == "generated":
       arms["hf_rows_reuse"] = lambda: peer.all_rows_reusing(grid)
       arms["hf_conditions_reuse"] = lambda: peer.by_condition_reusing(grid)
-  found: dict[str, Any] = {"rows": len(grid.rows), "warm_s": {}, "seconds": {}, "failed": {}}
+  found: dict[str, Any] = {"rows": len(grid.rows), "warm_s": {}, "seconds": {}}
+  found |= {"failed": {}, "left_out": []}
   answers = {}
   tokens = found["tokens"] = len(grid.rows) * grid.new_tokens
   for repetition in range(repetitions + 1):
     for name, run in arms.items():
-      if name in found["failed"] or time.perf_counter() - BEGUN > deadline:
+      if name in found["failed"]:
+        continue
+      if time.perf_counter() - BEGUN > deadline:
+        found["left_out"].append(f"{name}, repetition {repetition}: the deadline had passed")
         continue
       if "conditions" in name and repetition != repetitions:
         continue
@@ -327,7 +331,7 @@ def grid_section(
   peers = {n: r for n, r in found["tok_s"].items() if n != "ours"}
   if peers and "ours" in found["tok_s"]:
     found["ratio"] = {n: found["tok_s"]["ours"] / rate for n, rate in peers.items()}
-  if peer is not None and "hf_rows" in answers:
+  if {"ours", "hf_rows"} <= set(answers):
     found["agreement"] = agreement(answers["hf_rows"], answers["ours"])
     rows = sorted(set(np.linspace(0, len(grid.rows) - 1, 16).round().astype(int).tolist()))
     given = [answers["ours"][row] for row in rows]
@@ -391,6 +395,8 @@ def main() -> None:
   chosen = [name for name in options.sections.split(",") if name] or sections
   if unknown := set(chosen) - set(sections):
     parser.error(f"no section {sorted(unknown)}; there are {sections}")
+  if "engine" in chosen:
+    chosen.append("ceiling")  # its shares are shares of it
   options.out.mkdir(parents=True, exist_ok=True)
   device = jax.devices()[0]
   report: dict[str, Any] = {

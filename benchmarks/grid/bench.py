@@ -11,12 +11,15 @@ Each tool is a process of its own that lives as long as the session; repetitions
 two threads, on the same two cores. What each was given is written in its module (`ours.py`,
 `peers/`).
 
-Writes benchmarks/out/cpu.json (quick: quick.json) after every section, and prints it as Markdown.
+Writes benchmarks/out/cpu.json (quick: quick.json) after every section, and prints it as Markdown
+(later: python -m benchmarks.grid.table FILE). A run of some sections replaces those in the file and
+leaves the others; `ran` says of each when, from which commit and how it was measured.
 """
 
 import argparse
 import datetime
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,7 +89,7 @@ def main() -> None:
   if unknown := set(chosen) - set(SECTIONS):
     parser.error(f"no section {sorted(unknown)}; there are {list(SECTIONS)}")
   if "engine" in chosen:
-    chosen.append("ceiling")  # shares are shares of it
+    chosen.append("ceiling")  # the share of copies is one of it
 
   cores = machine.use_cores(THREADS)
   _say("making the work")
@@ -96,18 +99,32 @@ def main() -> None:
   processes, skipped = [], {}
   if needs_tools:
     processes, skipped = _start(options.out / "work", options.out / "logs", only, options.quick)
-  report: dict[str, Any] = {
+  report: dict[str, Any] = {}
+  if options.sections and target.is_file():
+    report = json.loads(target.read_text())
+  report |= {
     "date": f"{datetime.date.today()}",
-    "commit": _commit(),
-    "repetitions": repetitions,
     "model": given.identity,
     "device": machine.device() | {"cores_used": cores},
-    "tools": {
+    "tools": report.get("tools", {})
+    | {
       p.tool.name: {k: p.description[k] for k in ("python", "versions", "settings")}
       for p in processes
     },
     "skipped": skipped,
   }
+  failed: dict[str, str] = {}
+
+  def keep(name: str, found: dict[str, Any]) -> None:
+    report.update(found)
+    report.setdefault("ran", {})[name] = {
+      "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+      "commit": _commit(),
+      "repetitions": repetitions,
+      "only": only,
+      "load_average": os.getloadavg(),
+    }
+    target.write_text(json.dumps(report, indent=1))
 
   def grid(name: str) -> dict[str, Any]:
     # Without such instructions Hugging Face's bfloat16 is 4 times slower than its float32 (the
@@ -124,12 +141,16 @@ def main() -> None:
       say=_say,
     )
 
-  # A section is a function that returns a dict; it stands in the report under its name.
-  sections: dict[str, Callable[[], dict[str, Any]]] = {
+  def measure_engine() -> None:
+    # Its headline figures stand at the top, its details under its name.
+    why = engine(given, report["ceiling"], repetitions, lambda found: keep("engine", found), _say)
+    failed.update({f"engine, {part}": text for part, text in why.items()})
+
+  sections: dict[str, Callable[[], dict[str, Any] | None]] = {
     "ceiling": machine.ceilings,
     "grid_all_tokens": lambda: grid("all_tokens"),
     "grid_20_generated": lambda: grid("20_generated"),
-    "engine": lambda: engine(given, report["ceiling"], repetitions),
+    "engine": measure_engine,
     "first_token": first_token.measure,
     "ceiling_after": machine.ceilings,
   }
@@ -137,17 +158,21 @@ def main() -> None:
     for name, section in sections.items():
       if name not in chosen:
         continue
-      found = section()
-      # The engine's headline figures stand at the top, its details under its name.
-      report |= found if name == "engine" else {name: found}
-      target.write_text(json.dumps(report, indent=1))
+      try:
+        found = section()
+      except Exception as error:  # the others are still worth their time
+        failed[name] = repr(error)[:1000]
+        _say(f"{name} FAILED: {error!r}")
+        continue
+      if found is not None:
+        keep(name, {name: found})
       _say(f"{name} is in {target}")
   finally:
     for process in processes:
       process.close()
   print(table.markdown(report))
-  done = [report[name] for name in table.GRIDS if name in report]
-  missing = [*skipped, *(key for section in done for key in section["failed"])]
+  done = [report[name] for name in table.GRIDS if name in chosen and name in report]
+  missing = [*skipped, *failed, *(key for section in done for key in section["failed"])]
   missing += [key for section in done for key in section.get("logprobs", {}).get("failed", ())]
   other = [key for section in done for key in section["does_other_work"]]
   if missing or other:

@@ -3,8 +3,7 @@
 Shares of the machine's ceilings, what steering and many configurations cost, what is computed of
 the least there is, flipped tokens, wasted row-steps.
 
-All in one process, float32 unless said otherwise; what is compared is interleaved, and each ratio
-is of medians.
+All in one process, float32 unless said otherwise; what is compared is run side by side.
 """
 
 import dataclasses
@@ -31,7 +30,9 @@ from persona_jax.engine.segments import decode_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import Tree
 
-EOS_BUDGET = 256  # of answers that may end by themselves
+EOS_BUDGET = 1024  # of answers that may end by themselves
+PAIRS = 10  # of runs whose speeds are to be told apart by a hundredth
+PAIRED_STEPS = 16  # of decoding, of each
 PRODUCTS = 5  # of matrices, one after another, for a ceiling
 
 
@@ -42,15 +43,22 @@ def seconds(run: Callable[[], object]) -> float:
   return time.perf_counter() - begun
 
 
-def interleaved(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-  """Time calls in turn, each once before to compile it."""
-  for run in runs.values():
-    run()
-  found: dict[str, list[float]] = {name: [] for name in runs}
-  for _ in range(repetitions):
-    for name, run in runs.items():
+def paired(a: Callable[[], object], b: Callable[[], object]) -> dict[str, Any]:
+  """Time two calls side by side, in the order ABBA, each once before.
+
+  A shared machine drifts by more than what is to be told apart, but less within one pair.
+
+  Returns:
+    ratio: the median of seconds of a over seconds of b, and `quartiles` of it; `samples_s`.
+  """
+  a(), b()
+  found: dict[str, list[float]] = {"a": [], "b": []}
+  for pair in range(PAIRS):
+    for name, run in (("a", a), ("b", b)) if pair % 2 == 0 else (("b", b), ("a", a)):
       found[name].append(seconds(run))
-  return found
+  ratios = [x / y for x, y in zip(found["a"], found["b"], strict=True)]
+  low, middle, high = statistics.quantiles(ratios, n=4)
+  return {"ratio": middle, "quartiles": [low, high], "samples_s": found}
 
 
 def rows_of(model: pj.Model, grid: Grid, window: str | None = None) -> list[Row]:
@@ -107,8 +115,9 @@ def shares(
 ) -> dict[str, Any]:
   """Measure prefill and decoding of all rows of the first grid against the matmul ceiling.
 
-  The ceiling is products of square matrices of size `matrix` in the model's dtype, taken in each
-  repetition: a shared machine drifts by more than the shares that are asked for.
+  The ceiling is products of square matrices of size `matrix` in the model's dtype, taken right
+  before and after each part, the faster of the two: a shared machine drifts by more than the shares
+  that are asked for.
 
   Prefill: the 8 long prompts, 511 tokens each, what they begin with in common once. Decoding: the
   first grid. Counted are the products of weights and of attention that the rows need, not padding,
@@ -123,14 +132,19 @@ def shares(
     return jax.block_until_ready([wave.kv for wave in prefill(model, tree).waves])
 
   grid_rows = rows_of(model, short)
-  found = interleaved(
-    {
-      "ceiling": products(model.dtype, matrix),
-      "prefill": prefilled,
-      "decode": decoding(model, grid_rows, short.new_tokens),
-    },
-    repetitions,
-  )
+  ceiling = products(model.dtype, matrix)
+  parts = {"prefill": prefilled, "decode": decoding(model, grid_rows, short.new_tokens)}
+  for run in (ceiling, *parts.values()):
+    run()
+  found: dict[str, list[float]] = {name: [] for name in parts}
+  most: dict[str, list[float]] = {name: [] for name in parts}
+  for _ in range(repetitions):
+    before = seconds(ceiling)
+    for name, run in parts.items():
+      found[name].append(seconds(run))
+      after = seconds(ceiling)
+      most[name].append(2e-9 * PRODUCTS * matrix**3 / min(before, after))
+      before = after
   needed = sum(
     node.length * blocks
     + sum(attention_flops(model, position + 1) for position in range(node.start, node.stop))
@@ -150,15 +164,15 @@ def shares(
   suffix = {"float32": "f32", "bfloat16": "bf16"}[model.dtype]
   rate = {f"prefill_{suffix}": needed, f"decode{len(grid_rows)}_{suffix}": decoded}
   medians = [statistics.median(found[name]) for name in ("prefill", "decode")]
-  most = [2e-9 * PRODUCTS * matrix**3 / s for s in found["ceiling"]]
   each = {
-    name: [flops / s / 1e9 / top for s, top in zip(found[part], most, strict=True)]
+    name: [flops / s / 1e9 / top for s, top in zip(found[part], most[part], strict=True)]
     for (name, flops), part in zip(rate.items(), ("prefill", "decode"), strict=True)
   }
   return {
     "share": {name: statistics.median(values) for name, values in each.items()},
     "share_each": each,
     "ceiling_gflops": most,
+    "prompts": f"{len(long.prompts)} x {len(long.prompts[0]) - 1}",
     "gflops": {n: f / s / 1e9 for (n, f), s in zip(rate.items(), medians, strict=True)},
     "decode_step_ms": 1e3 * medians[1] / steps,
     "decode_gbs": step_bytes(model, grid_rows, steps) * steps / medians[1] / 1e9,
@@ -166,21 +180,16 @@ def shares(
   }
 
 
-def tax(model: pj.Model, work: Work, repetitions: int) -> dict[str, Any]:
+def tax(model: pj.Model, work: Work) -> dict[str, Any]:
   """Measure what an edit of one block adds to decoding: 128 rows with one and without."""
   grid = work.grids["all_tokens"]
   steered = rows_of(model, grid, "generated")
   plain = [dataclasses.replace(row, edits=()) for row in steered]
-  runs = {
-    name: decoding(model, rows, grid.new_tokens)
-    for name, rows in (("steered", steered), ("plain", plain))
-  }
-  found = interleaved(runs, repetitions)
-  ratios = [a / b for a, b in zip(found["steered"], found["plain"], strict=True)]
-  return {"tax_one_block": statistics.median(ratios) - 1, "samples_s": found}
+  found = paired(*(decoding(model, rows, PAIRED_STEPS) for rows in (steered, plain)))
+  return {"tax_one_block": found["ratio"] - 1, **found}
 
 
-def configs(model: pj.Model, work: Work, repetitions: int) -> dict[str, Any]:
+def configs(model: pj.Model, work: Work) -> dict[str, Any]:
   """Measure 256 rows with an edit of their own each against 256 rows with one edit."""
   grid = work.grids["all_tokens"]
   shape = (1, model.arch.num_blocks, model.arch.width)
@@ -196,13 +205,12 @@ def configs(model: pj.Model, work: Work, repetitions: int) -> dict[str, Any]:
     for n in range(256)
   ]
   texts = [grid.texts[n % len(grid.texts)] for n in range(256)]
-  runs = {
-    name: decoding(model, encode_rows(model, texts, chosen), 32)
-    for name, chosen in (("256", edits), ("1", edits[:1] * 256))
-  }
-  found = interleaved(runs, repetitions)
-  ratios = [one / many for many, one in zip(found["256"], found["1"], strict=True)]
-  return {"configs_256_over_1": statistics.median(ratios), "samples_s": found}
+  one, many = (
+    decoding(model, encode_rows(model, texts, chosen), PAIRED_STEPS)
+    for chosen in (edits[:1] * 256, edits)
+  )
+  found = paired(one, many)
+  return {"configs_256_over_1": found["ratio"], **found}
 
 
 def passes(model: pj.Model, work: Work) -> dict[str, Any]:
@@ -223,6 +231,7 @@ def passes(model: pj.Model, work: Work) -> dict[str, Any]:
       "unshared": planned.unshared_passes,
       "fewer": planned.unshared_passes / done.passes,
       "padding": 1 - done.passes / done.padded_passes,
+      "conditions": len(grid.vectors_CD),
     }
   return {
     "passes_over_minimum": {n: x["computed"] / x["least"] for n, x in out.items()},
@@ -297,31 +306,54 @@ def wasted(model: pj.Model, work: Work) -> dict[str, Any]:
   }
 
 
-def engine(work: Work, ceiling: dict[str, Any], repetitions: int) -> dict[str, Any]:
-  """Run every part; the keys of the parts side by side, their details under their names.
+def engine(
+  work: Work,
+  ceiling: dict[str, Any],
+  repetitions: int,
+  keep: Callable[[dict[str, Any]], None],
+  say: Callable[[str], None],
+) -> dict[str, str]:
+  """Run every part; what one finds is kept as soon as it is there.
 
   Args:
     work: the grids.
     ceiling: of this machine, see `machine.ceilings`.
-    repetitions: of what is timed in float32; bfloat16's shares are timed once.
+    repetitions: of the shares in float32; bfloat16's are timed once.
+    keep: takes headline figures, and {"engine": {part: details}} beside them.
+    say: prints progress.
+
+  Returns:
+    Why parts failed, by name.
   """
   name = work.identity["name"]
   models = {dtype: pj.load(name, dtype=dtype) for dtype in ("float32", "bfloat16")}
   model = models["float32"]
-  exact = shares(model, work, repetitions)
-  half = shares(models["bfloat16"], work, 1)
-  of_copy = {"decode_f32_of_copy": exact["decode_gbs"] / ceiling["copy_gbs"]}
-  parts = {
-    "shares": exact | {"share": exact["share"] | half["share"] | of_copy, "bf16": half},
-    "tax": tax(model, work, repetitions),
-    "configs": configs(model, work, repetitions),
-    "passes": passes(model, work),
-    "flips": flips(work, models),
-    "wasted": wasted(model, work),
+
+  def both_shares() -> dict[str, Any]:
+    exact, half = shares(model, work, repetitions), shares(models["bfloat16"], work, 1)
+    of_copy = {"decode_f32_of_copy": exact["decode_gbs"] / ceiling["copy_gbs"]}
+    return exact | {"share": exact["share"] | half["share"] | of_copy, "bf16": half}
+
+  parts: dict[str, Callable[[], dict[str, Any]]] = {
+    "shares": both_shares,
+    "tax": lambda: tax(model, work),
+    "configs": lambda: configs(model, work),
+    "passes": lambda: passes(model, work),
+    "flips": lambda: flips(work, models),
+    "wasted": lambda: wasted(model, work),
   }
   headline = (
     "share", "tax_one_block", "configs_256_over_1", "passes_over_minimum", "token_flip_rate_bf16",
     "wasted_row_steps",
   )  # fmt: skip
-  found = {key: part[key] for part in parts.values() for key in headline if key in part}
-  return {**found, "engine": parts}
+  failed, done = {}, {}
+  for part, run in parts.items():
+    try:
+      done[part] = run()
+    except Exception as error:  # the others are still worth their time
+      failed[part] = repr(error)[:1000]
+      say(f"engine, {part} FAILED: {error!r}")
+      continue
+    say(f"engine, {part}: done")
+    keep({key: done[part][key] for key in headline if key in done[part]} | {"engine": dict(done)})
+  return failed

@@ -116,8 +116,8 @@ def measure(
 def ratios(field: Sequence[Entrant], seconds: dict[str, list[float]]) -> dict[str, Any]:
   """Return how many times faster ours is than the fastest peer of several kinds.
 
-  `each` is the ratio in each repetition, in which the two ran minutes apart; `median` is theirs.
-  "_as_shipped" leaves out the arms that reuse prompts.
+  `median` is the ratio of the two medians; `each` that in each repetition, in which the two ran
+  minutes apart. "_as_shipped" leaves out the arms that reuse prompts.
   """
   kinds = {
     "f32": lambda e: e.dtype == "float32",
@@ -125,7 +125,7 @@ def ratios(field: Sequence[Entrant], seconds: dict[str, list[float]]) -> dict[st
     "any": lambda e: True,
   }
   all_stock = all(e.is_stock for e in field)
-  comparisons = {"ours_f32": ("f32",), "ours_bf16": ("f32", "f32_or_bf16", "any")}
+  comparisons = {"ours_f32": ("f32", "any"), "ours_bf16": ("f32", "f32_or_bf16", "any")}
   found = {}
   for ours, names in comparisons.items():
     for name in names:
@@ -140,7 +140,8 @@ def ratios(field: Sequence[Entrant], seconds: dict[str, list[float]]) -> dict[st
         best = min(peers, key=peers.__getitem__)
         each = [b / a for a, b in zip(seconds[ours], seconds[best], strict=False)]
         key = f"{ours}_over_best_{name}_peer{'_as_shipped' if stock else ''}"
-        found[key] = {"peer": best, "median": statistics.median(each), "each": each}
+        median = peers[best] / statistics.median(seconds[ours])
+        found[key] = {"peer": best, "median": median, "each": each}
   return found
 
 
@@ -194,7 +195,7 @@ def grid_section(
 
   Returns:
     rows, tokens: of the grid.
-    left_out: the pattern of arms that were not run on this grid.
+    left_out: the arms that were not run on this grid.
     tok_s: {arm: new tokens a second, the median}; seconds, warm_seconds, failed: see `measure`.
     ratios: see `ratios`.
     agreement_with_ours_f32, conditions_told_apart: of each arm's tokens.
@@ -203,6 +204,7 @@ def grid_section(
     logprobs: see `scores`.
   """
   field = entrants(processes, grid, only, left_out)
+  without = {e.key for e in entrants(processes, grid, only, "")} - {e.key for e in field}
   timed, answers = measure(
     field, grid, warm_up=warm_up, repetitions=repetitions, slow_s=slow_s, say=say
   )
@@ -211,7 +213,7 @@ def grid_section(
   section = {
     "rows": len(grid.rows),
     "tokens": tokens,
-    "left_out": left_out,
+    "left_out": sorted(without),
     "tok_s": {key: tokens / statistics.median(s) for key, s in timed["seconds"].items()},
     **timed,
     "ratios": ratios(field, timed["seconds"]),

@@ -1,5 +1,6 @@
 """Starts the processes that do the work, and talks to them; `protocol.py` is the other end."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -89,10 +90,12 @@ class Process:
     return answer
 
   def close(self) -> None:
-    """End the process."""
+    """End the process, if it has not ended by itself."""
     assert self._process.stdin is not None
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # it has, and a request was still on its way
+      self._process.stdin.close()
     try:
       self._process.wait(60)
     except subprocess.TimeoutExpired:
       self._process.kill()
+      self._process.wait()

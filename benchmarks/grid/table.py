@@ -1,6 +1,9 @@
-"""The report as Markdown."""
+"""The report as Markdown: `python -m benchmarks.grid.table benchmarks/out/cpu.json`."""
 
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 GRIDS = ("grid_all_tokens", "grid_20_generated")
@@ -25,8 +28,8 @@ def _grid(name: str, section: dict[str, Any]) -> Iterator[str]:
     rate = section["tok_s"][key]
     apart = _percent(section["conditions_told_apart"].get(key))
     yield f"| {key} | {rate:.1f} | {each} | {_percent(whole)} | {_percent(first)} | {apart} |"
-  if section.get("left_out"):
-    yield f"| {section['left_out']} | left out: this processor has no bfloat16 products | | | | |"
+  for key in section["left_out"]:
+    yield f"| {key} | left out: this processor has no bfloat16 products | | | | |"
   for key, why in section["failed"].items():
     yield f"| {key} | FAILED: {why.strip().splitlines()[-1]} | | | | |"
   yield "\n| ratio | peer | median | each repetition |\n|---|---|---|---|"
@@ -50,10 +53,17 @@ def markdown(report: dict[str, Any]) -> str:
   """Return the tables of a report; sections that it lacks are left out."""
   device = report["device"]
   lines = [
-    f"Measured {report['date']} on {device['processor']}, {device['cores']} cores, "
-    f"{', '.join(device['flags'])}; {report['repetitions']} repetitions, interleaved.",
+    f"Measured on {device['processor']}, {device['cores']} cores, {', '.join(device['flags'])}.",
     "",
+    "| section | when | commit | repetitions | only | load before |",
+    "|---|---|---|---|---|---|",
   ]
+  for name, ran in report["ran"].items():
+    lines.append(
+      f"| {name} | {ran['date']} | {ran['commit']} | {ran['repetitions']} | "
+      f"{', '.join(ran['only'])} | {ran['load_average'][0]:.1f} |"
+    )
+  lines.append("")
   for when in ("ceiling", "ceiling_after"):
     if when in report:
       most = report[when]
@@ -72,32 +82,49 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _engine(report: dict[str, Any]) -> list[str]:
-  """Return the table of what the engine reaches by itself."""
-  parts, share = report["engine"], report["share"]
-  wasted, flips = parts["wasted"], parts["flips"]["flips"]
-  answers = wasted["answer_tokens"]
-  decode = next(key for key in share if key.startswith("decode") and key.endswith("_f32"))
-  rows_decoded = decode.removeprefix("decode").removesuffix("_f32")
-  rows = {
-    "share of the float32 matmul ceiling, prefill of 8 x 511 tokens": f"{share['prefill_f32']:.0%}",
-    f"share of it, decoding of {rows_decoded} rows": f"{share[decode]:.0%}",
-    "share of the copy ceiling, the same": f"{share['decode_f32_of_copy']:.0%}",
-    "share of the bfloat16 matmul ceiling, prefill and decoding": (
-      f"{share['prefill_bf16']:.0%}, {share[decode.replace('f32', 'bf16')]:.0%}"
-    ),
-    f"a step of decoding, {rows_decoded} rows": f"{parts['shares']['decode_step_ms']:.0f} ms",
-    "an edit of one block adds to a step": f"{report['tax_one_block']:+.1%}",
-    "256 configurations, speed over that of one": f"{report['configs_256_over_1']:.1%}",
-    f"row-steps wasted, real ends of answers (mean {answers['mean']:.0f} of {answers['budget']} "
-    f"tokens, {answers['ended']} of {answers['rows']} ended)": f"{report['wasted_row_steps']:.1%}",
-    "the same if no row were left out": f"{wasted['without_leaving_out']:.1%}",
-  }
-  for name, counts in parts["passes"]["passes"].items():
-    over = report["passes_over_minimum"][name]
-    rows[f"prefill of 20 conditions, {name}: token-block passes, fewer than unshared"] = (
-      f"{counts['fewer']:.2f}x ({over:.2f} of the least; {counts['padding']:.0%} padding beside)"
+  """Return the table of what the engine reaches by itself; parts that failed are left out."""
+  parts, rows = report["engine"], {}
+  if "shares" in parts:
+    share = report["share"]
+    decode = next(key for key in share if key.startswith("decode") and key.endswith("_f32"))
+    number = decode.removeprefix("decode").removesuffix("_f32")
+    most = [rate for rates in parts["shares"]["ceiling_gflops"].values() for rate in rates]
+    rows |= {
+      f"share of the float32 matmul ceiling, prefill of {parts['shares']['prompts']} tokens": (
+        f"{share['prefill_f32']:.0%} (ceiling beside it {min(most):.0f} to {max(most):.0f} GFLOP/s)"
+      ),
+      f"share of it, decoding of {number} rows": f"{share[decode]:.0%}",
+      "share of the copy ceiling, the same": f"{share['decode_f32_of_copy']:.0%}",
+      "share of the bfloat16 matmul ceiling, prefill and decoding": (
+        f"{share['prefill_bf16']:.0%}, {share[decode.replace('f32', 'bf16')]:.0%}"
+      ),
+      f"a step of decoding, {number} rows": f"{parts['shares']['decode_step_ms']:.0f} ms",
+    }
+  if "tax" in parts:
+    low, high = parts["tax"]["quartiles"]
+    rows["an edit of one block adds to a step (quartiles of pairs)"] = (
+      f"{report['tax_one_block']:+.1%} ({low - 1:+.1%} to {high - 1:+.1%})"
     )
-  for name, found in flips.items():
+  if "configs" in parts:
+    low, high = parts["configs"]["quartiles"]
+    rows["256 configurations, speed over that of one (quartiles of pairs)"] = (
+      f"{report['configs_256_over_1']:.1%} ({low:.1%} to {high:.1%})"
+    )
+  if "wasted" in parts:
+    answers = parts["wasted"]["answer_tokens"]
+    name = (
+      f"row-steps wasted, real ends of answers (mean {answers['mean']:.0f} of {answers['budget']} "
+      f"tokens, {answers['ended']} of {answers['rows']} ended)"
+    )
+    rows[name] = f"{report['wasted_row_steps']:.1%}"
+    rows["the same if no row were left out"] = f"{parts['wasted']['without_leaving_out']:.1%}"
+  for name, counts in parts.get("passes", {}).get("passes", {}).items():
+    over = report["passes_over_minimum"][name]
+    rows[f"prefill of {counts['conditions']} conditions, {name}: token-block passes"] = (
+      f"{counts['fewer']:.2f}x fewer than unshared, {over:.3f} of the least; "
+      f"{counts['padding']:.0%} of what is computed is padding"
+    )
+  for name, found in parts.get("flips", {}).get("flips", {}).items():
     rows[f"tokens that flip, {name}"] = (
       f"{found['first_flip_rate']:.2%} ({found['rows_that_differ']:.0%} of rows differ)"
     )
@@ -108,3 +135,7 @@ def _engine(report: dict[str, Any]) -> list[str]:
     )
   lines = ["", "| the engine | |", "|---|---|"]
   return lines + [f"| {name} | {value} |" for name, value in rows.items()]
+
+
+if __name__ == "__main__":
+  print(markdown(json.loads(Path(sys.argv[1]).read_text())))

@@ -50,16 +50,19 @@ def padded(prompts: Sequence[Sequence[int]], columns: int = 0) -> dict[str, torc
   return {"input_ids": ids, "attention_mask": mask}
 
 
-def generate(model: Any, grid: Grid, prompts: Sequence[Sequence[int]], **options: Any) -> Rows:
-  """Continue a batch of prompts; return the new tokens.
+def columns_of(model: Any) -> int:
+  """Return how many columns of padding a batch gets.
 
-  In bfloat16 on a CPU a batch without any padding takes a path that can be slow, so it gets a
-  column of it; a prefilled cache has no room for one.
+  In bfloat16 on a CPU a batch without any can take a slow path, so it gets one.
   """
   weight = next(model.parameters())  # what wraps a model need not have its properties
-  slow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-  columns = int(slow and "past_key_values" not in options)
-  batch = {name: tensor.to(weight.device) for name, tensor in padded(prompts, columns).items()}
+  return int(weight.dtype == torch.bfloat16 and weight.device.type == "cpu")
+
+
+def generate(model: Any, grid: Grid, prompts: Sequence[Sequence[int]], **options: Any) -> Rows:
+  """Continue a batch of prompts; return the new tokens."""
+  device = next(model.parameters()).device
+  batch = {n: tensor.to(device) for n, tensor in padded(prompts, columns_of(model)).items()}
   with torch.inference_mode():
     out = model.generate(**batch, max_new_tokens=grid.new_tokens, **options)
   return out[:, batch["input_ids"].shape[1] :].tolist()

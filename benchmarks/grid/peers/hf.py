@@ -95,9 +95,11 @@ class HuggingFace:
   def prefilled(self, grid: Grid) -> Any:
     """Return the cache of every prompt without its last token; prompts are of one length."""
     cache = transformers.DynamicCache(config=self.model.config)
-    ids = torch.tensor(grid.prompts, device=self.model.device)[:, :-1]
+    batch = causal_lm.padded(grid.prompts, causal_lm.columns_of(self.model))
+    batch = {name: x[:, :-1].to(self.model.device) for name, x in batch.items()}
+    position = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     with torch.inference_mode():
-      self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+      self.model(**batch, position_ids=position, past_key_values=cache, logits_to_keep=1)
     return cache
 
   def by_condition_reusing(self, grid: Grid) -> Rows:
