@@ -22,12 +22,12 @@ from benchmarks.grid.grids import Grid, Work
 from benchmarks.grid.ours import edits_of
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
-from persona_jax.engine.plan import plan_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.rows import Row
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.segments import decode_rows
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.tile_plan import plan_tile
 from persona_jax.engine.tree import Tree
 
 EOS_BUDGET = 1024  # of answers that may end by themselves

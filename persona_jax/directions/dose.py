@@ -20,7 +20,7 @@ from persona_jax.personas.chat import Prompt, Raw
 _MAX_SAMPLE = 512  # tokens kept to measure spreads: a standard deviation to about 3 %
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dose:
   """Sizes of the activations at one site of each block.
 
@@ -38,6 +38,10 @@ class Dose:
   num_tokens: int
   provenance: dict[str, Any]
   site: str = "resid_post"
+
+  def __repr__(self) -> str:
+    norms = f"{self.resid_L.min():.3g} to {self.resid_L.max():.3g}"
+    return f"<Dose at {self.site!r} of {self.num_tokens} tokens, median norms {norms}>"
 
   def sigma(self, block: int, unit_D: np.ndarray) -> float:
     """Return the standard deviation of the projection on a unit vector [D], in the units of h."""

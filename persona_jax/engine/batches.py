@@ -10,7 +10,7 @@ import numpy as np
 
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.memory import DryMemory, does_not_fit, in_halves
+from persona_jax.engine.memory import DryMemory, Halving, does_not_fit
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.programs import PROGRAMS, Runner
@@ -159,7 +159,7 @@ def batches(
     return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), dry.peak_bytes, model.mesh, advice)
 
   for tile in cut(rows)[0] if tiles is None else tiles:
-    yield from in_halves(read, tile, single)
+    yield from Halving(read, single)(tile)  # how many rows fit says nothing of the next length
 
 
 def _check_delivered(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from persona_jax.engine.plan import Plan
+from persona_jax.engine.plan import Plan, model_name
 from persona_jax.engine.programs import PROGRAMS, Program, keep_on_disk
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class ProgramTable:
 
   def __str__(self) -> str:
     lines = [
-      f"{'program':<16} {'seconds':>8} {'MiB':>9} {'temp':>8} {'traces':>6} {'calls':>6}  shapes"
+      f"{'program':<16} {'seconds':>8} {'MiB':>8} {'temp':>8} {'traces':>8} {'calls':>8}  shapes"
     ]
     for p in (*self.programs, *self.early):
       lines.append(
@@ -56,8 +56,18 @@ def compile(model: "Model", plan: Plan) -> ProgramTable:
     Name, shapes, seconds, bytes and counts of each program.
 
   Raises:
-    ValueError: the model lies on a mesh: its programs are compiled when they are first called.
+    ValueError: `plan` is none of `pj.plan`, or was made for another model or dtype; or the model
+      lies on a mesh: its programs are compiled when they are first called.
   """
+  if not isinstance(plan, Plan):
+    kind = type(plan).__name__
+    raise ValueError(f"pj.compile takes the plan of a grid, pj.plan(model, grid); got a {kind}.")
+  here, planned = (model_name(model), model.identity.sha256), (plan.model_name, plan.model_hash)
+  if here != planned:
+    raise ValueError(
+      f"the plan is for {plan.model_name} ({plan.model_hash[:12]}), the model is "
+      f"{model_name(model)} ({model.identity.sha256[:12]}); make a plan with this model."
+    )
   if model.mesh is not None:
     raise ValueError(
       "a model on a mesh compiles its programs when they are first called: how arrays lie on the "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persona_jax.data.hashing import content_hash
 from persona_jax.edits.compile import RowEdits, as_rows
 from persona_jax.edits.edit import Edit
 from persona_jax.engine.checks import naming
@@ -67,6 +68,18 @@ def plain_rows(model: "Model", prompts: Sequence[Prompt]) -> list[Row]:
   return [rows[key] for key in keys]
 
 
+def _interned(row_edits: Sequence[tuple[Edit, ...]]) -> list[tuple[Edit, ...]]:
+  """Put one object in place of edits that are alike, for rows share by the edits that they hold."""
+  first: dict[str, Edit] = {}
+  known: dict[int, Edit] = {}
+  for edit in (edit for edits in row_edits for edit in edits):
+    if id(edit) not in known:
+      # A function is known by its object: what it does cannot be compared.
+      key = f"{id(edit)}" if edit.call is not None else content_hash(edit.describe())
+      known[id(edit)] = first.setdefault(key, edit)
+  return [tuple(known[id(edit)] for edit in edits) for edits in row_edits]
+
+
 def edited_rows(
   model: "Model", plain: Sequence[Row], edits: Sequence[RowEdits] | None
 ) -> list[Row]:
@@ -75,7 +88,7 @@ def edited_rows(
   Raises:
     ValueError: edits do not fit, or a gate cannot be decided.
   """
-  row_edits = per_row_edits(edits, len(plain))
+  row_edits = _interned(per_row_edits(edits, len(plain)))
   rows = [dataclasses.replace(row, edits=its) for row, its in zip(plain, row_edits, strict=True)]
   return settle(model, rows)
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import check_prompts, encode_rows
-from persona_jax.engine.memory import does_not_fit, in_halves
-from persona_jax.engine.plan import cut, plan_tile
+from persona_jax.engine.memory import Halving, does_not_fit
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.programs import PROGRAMS, Need
@@ -18,6 +17,7 @@ from persona_jax.engine.rows import Row, derive_seed, plain_prompt
 from persona_jax.engine.segments import AHEAD_STEPS, Answer, Work, decode_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.stops import stop_place
+from persona_jax.engine.tile_plan import cut, plan_tile
 from persona_jax.engine.trace import EditTrace, of_row
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.personas.chat import Prompt
@@ -115,11 +115,12 @@ def run_tiles(
   def needed(tile: Sequence[int]) -> tuple[Need, ...]:
     return plan_tile(model, rows, tile, settings, table=PROGRAMS).needs
 
+  in_parts = Halving(run, single)
   for i, tile in enumerate(tiled):
     if model.mesh is None and settings.max_new_tokens > AHEAD_STEPS:
       for soon in tiled[i + (i > 0) : i + 2]:  # this one too if it is the first
         PROGRAMS.prepare(functools.partial(needed, soon))
-    yield tile, list(itertools.chain.from_iterable(in_halves(run, tile, single)))
+    yield tile, list(itertools.chain.from_iterable(in_parts(tile)))
 
 
 def _generation(
@@ -186,7 +187,8 @@ def generate(
     for row, s, p in zip(rows, seeds, prompts, strict=True)
   ]
   out: list[Generation | None] = [None] * len(rows)
-  for tile, generations in run_tiles(model, rows, settings, cut(model, rows, settings)):
+  tiled = cut(model, rows, settings, table=None if model.mesh else PROGRAMS)
+  for tile, generations in run_tiles(model, rows, settings, tiled):
     for n, generation in zip(tile, generations, strict=True):
       out[n] = generation
     if progress is not None:

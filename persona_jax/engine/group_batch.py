@@ -18,12 +18,13 @@ _RUN_TOKENS = 512
 class GroupBatch:
   """Groups that go through a block together, padded to a shape; the padding repeats the first.
 
-  Its arrays are NumPy's, typed `Any`: they go to the device with the call.
+  Its arrays are NumPy's, typed `Any`: they go to the device with the call. `size` is how many
+  groups there are with the padding; default the next of `row_bucket`.
   """
 
-  def __init__(self, tree: Tree, groups: Sequence[Group], length: int):
+  def __init__(self, tree: Tree, groups: Sequence[Group], length: int, size: int | None = None):
     self._tree, self.groups, self.length = tree, list(groups), length
-    self.size = row_bucket(len(self.groups))
+    self.size = row_bucket(len(self.groups)) if size is None else size
 
   @property
   def filled(self) -> list[Group]:
@@ -32,14 +33,17 @@ class GroupBatch:
 
   def pieces(self, tokens: int) -> Iterator[tuple[slice, "GroupBatch"]]:
     """Cut into batches of at most so many tokens (and at least one row)."""
-    most = max(1, tokens // self.length)
-    count = -(-self.size // most)
-    if count == 1:
+    if self.size * self.length <= tokens:
       yield slice(0, self.size), self
       return
-    step = row_bucket(-(-len(self.groups) // count))
+    most = max(1, tokens // self.length)
+    step = -(-len(self.groups) // -(-len(self.groups) // most))
+    if most >= 8:
+      step = min(row_bucket(step), most // 8 * 8)
     for i in range(0, len(self.groups), step):
-      part = GroupBatch(self._tree, self.groups[i : i + step], self.length)
+      groups = self.groups[i : i + step]
+      size = len(groups) if most < 8 else None  # long prompts: no row of padding
+      part = GroupBatch(self._tree, groups, self.length, size)
       yield slice(i, i + part.size), part
 
   def _by_token(self, make: Callable[[Group], Any], empty: int) -> Any:

@@ -1,18 +1,19 @@
 """Device memory: what there is, what a program will take, and what to do when it was too little."""
 
+import collections
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from persona_jax import sharding
-from persona_jax.engine.programs import Dry, Live, Need, tree_bytes
+from persona_jax.engine.programs import TAKE_PARAMS, Dry, Live, Need, tree_bytes
 from persona_jax.models.arch import Arch
 from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
 
@@ -110,6 +111,8 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   if need.name == "block":
     h_BTD, slots = need.args[1], need.args[2]
     rows, tokens, _ = h_BTD.shape
+    if need.static["only_kv"]:
+      return _part_bytes("BTD", h_BTD.shape, 4, mesh)  # its norm
     queries = tokens if masks_are_whole(tokens) else CHUNK_TOKENS
     seen = slots.slot_position_BS.size
     for part in slots.shared:
@@ -119,6 +122,12 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
       2 * queries * _part_bytes("NS", (arch.num_heads, seen), 4, mesh),
       3 * _part_bytes("BTF", (rows, tokens, arch.ffw_width), 4, mesh),
     )
+  if need.name == "behind":
+    # In bfloat16 the stream, its change and the dose are computed in float32 beside it.
+    copies = 1 if need.args[0].dtype == jax.numpy.float32 else 3.5
+    return int(copies * _part_bytes("BTD", need.args[0].shape, 4, mesh))
+  if need.name == "merge waves":
+    return device_bytes(need.results(), mesh) // 2  # keys or values, joined
   if need.name == "log-probs":
     return 8 * need.static["size"] * arch.vocab_size
   return 0
@@ -179,8 +188,7 @@ class DryMemory(Dry):
     others = self._held[0] - sum(given.values())
     taken = self._taken.get(id(need))
     if taken is None:  # parameters among the arguments stand in `self._params_bytes`
-      has_params = need.name in ("block", "embed", "decode")
-      own = device_bytes(need.args[0], self._mesh) if has_params else 0
+      own = device_bytes(need.args[0], self._mesh) if need.name in TAKE_PARAMS else 0
       taken = self._taken[id(need)] = program_bytes(need, self._arch, self._mesh) - own
     self.peak_bytes = max(self.peak_bytes, self._params_bytes + others + taken)
     return jax.tree_util.tree_map_with_path(
@@ -198,40 +206,65 @@ def is_out_of_memory(error: BaseException) -> bool:
   return isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in known)
 
 
-def in_halves(
-  run: Callable[[list[int]], T], numbers: Sequence[int], single: Callable[[int], str]
-) -> Iterator[T]:
-  """Run a tile; where memory does not suffice, its halves, and so on, with a warning.
+class Halving(Generic[T]):
+  """Runs tiles; where memory does not suffice, their halves, and so on, with a warning.
 
-  Args:
-    run: takes row numbers and returns their results; must change nothing before it is done.
-    numbers: of the tile's rows.
-    single: says of one row what it needs and what would help, if it does not fit by itself.
-
-  Yields:
-    The result of the tile, or of each of its parts, in order.
-
-  Raises:
-    MemoryError: one row by itself is too large.
+  What was too large once is not tried again: later tiles are cut before.
   """
-  numbers = list(numbers)
-  try:
-    result = run(numbers)
-  except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if not is_out_of_memory(error):
-      raise
-    if len(numbers) == 1:
-      raise MemoryError(f"{single(numbers[0])} ({error})") from error
-  else:
-    yield result
-    return
-  # Outside the handler: the error's traceback would keep the arrays of the failed tile.
-  warnings.warn(
-    f"a tile of {len(numbers)} rows ran out of memory; running it in halves", stacklevel=2
-  )
+
+  def __init__(self, run: Callable[[list[int]], T], single: Callable[[int], str]):
+    """Begin with no limit.
+
+    Args:
+      run: takes row numbers and returns their results; must change nothing before it is done.
+      single: says of one row what it needs and what would help, if it does not fit by itself.
+    """
+    self._run, self._single = run, single
+    self._most: int | None = None
+
+  def __call__(self, numbers: Sequence[int]) -> Iterator[T]:
+    """Run a tile.
+
+    Args:
+      numbers: of the tile's rows.
+
+    Yields:
+      The result of the tile, or of each of its parts, in order.
+
+    Raises:
+      MemoryError: one row by itself is too large.
+    """
+    todo = collections.deque([list(numbers)])
+    while todo:
+      part = todo.popleft()
+      if self._most is not None and len(part) > self._most:
+        cut = [part[i : i + self._most] for i in range(0, len(part), self._most)]
+        todo.extendleft(reversed(cut))
+        continue
+      try:
+        result = self._run(part)
+      except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+          raise
+        if len(part) == 1:
+          raise MemoryError(f"{self._single(part[0])} ({error})") from error
+      else:
+        yield result
+        continue
+      # Outside the handler: the error's traceback would keep the arrays of the failed tile.
+      warnings.warn(
+        f"a tile of {len(part)} rows ran out of memory; running it in halves", stacklevel=2
+      )
+      self._most = -(-len(part) // 2)
+      todo.appendleft(part)
+
+
+def cut_to_fit(numbers: Sequence[int], fits: Callable[[Sequence[int]], bool]) -> list[list[int]]:
+  """Cut a tile into halves, and these again, until each is predicted to fit, or is one row."""
+  if len(numbers) <= 1 or fits(numbers):
+    return [list(numbers)]
   half = -(-len(numbers) // 2)
-  for part in (numbers[:half], numbers[half:]):
-    yield from in_halves(run, part, single)
+  return [*cut_to_fit(numbers[:half], fits), *cut_to_fit(numbers[half:], fits)]
 
 
 def does_not_fit(name: str, tokens: int, peak: int, mesh: Mesh | None, advice: str) -> str:

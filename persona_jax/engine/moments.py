@@ -346,7 +346,8 @@ def _merge(
   batch_G = jnp.sum(weight_GE, axis=1)
   weight_GE = weight_GE.astype(jnp.float32)
   batch_G1 = jnp.maximum(batch_G, 1).astype(jnp.float32)[:, None]
-  x_ED = x_ND[index_E].astype(jnp.float32)
+  # What does not count may be anything, also an infinity.
+  x_ED = jnp.where(weight_E[:, None] > 0, x_ND[index_E].astype(jnp.float32), 0.0)
 
   fresh_G1 = sums.count_G[:, None] == 0
   reference_GD = jnp.where(fresh_G1, _dot(weight_GE, x_ED) / batch_G1, sums.reference_GD)

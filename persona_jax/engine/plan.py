@@ -5,7 +5,7 @@ cut, and the host code of prefill and decoding is gone through dry (`engine.memo
 """
 
 import dataclasses
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,63 +14,27 @@ from persona_jax.engine.checks import as_int, check_lengths, naming
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes, size_text
-from persona_jax.engine.prefill import BATCH_TOKENS, prefill
-from persona_jax.engine.programs import PROGRAMS, Dry, Live, Need
-from persona_jax.engine.rows import (
-  Row,
-  length_bucket,
-  make_row,
-  most_rows,
-  row_bucket,
-  tiles,
-)
+from persona_jax.engine.programs import Need
+from persona_jax.engine.rows import Row, make_row
 from persona_jax.engine.sampling import Sampling
-from persona_jax.engine.segments import Work, decode_rows, levels
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.tile_plan import TilePlan, cut, plan_tile
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
 
-
-@dataclasses.dataclass(frozen=True)
-class TilePlan:
-  """What one tile takes.
-
-  Attributes:
-    rows: numbers of its rows.
-    batch: rows of the decoding batch, with padding.
-    lanes: (P, M) by first block: from that block on, P copies of prompts serve M rows each.
-    passes: times that a prompt's token is sent through a block.
-    padded_passes: the same with padding.
-    unshared_passes: what it would be if every row computed its own.
-    decoding: the steps of decoding, if answers are as long as was assumed.
-    peak_bytes: most memory at one time, predicted.
-    needs: the programs.
-    smaller: sizes that the batch may shrink to if answers end early, none if they can't.
-    early_needs: the programs that may be needed besides if they do, where they were asked for.
-  """
-
-  rows: tuple[int, ...]
-  batch: int
-  lanes: dict[int, tuple[tuple[int, int], ...]]
-  passes: int
-  padded_passes: int
-  unshared_passes: int
-  decoding: Work
-  peak_bytes: int
-  needs: tuple[Need, ...]
-  smaller: tuple[int, ...] = ()
-  early_needs: tuple[Need, ...] = ()
+_SHOWN = 4  # shapes of programs of one name in a report
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Plan:
   """How a grid will be run; `str(plan)` is the report.
 
   Attributes:
     grid: the grid.
-    model_name: name and dtype of the model.
+    model_name: name and dtypes of the model.
+    model_hash: of its parameters' file.
     num_blocks: L.
     row_tokens: prompt tokens of each row.
     tiles: the tiles, in order.
@@ -80,10 +44,12 @@ class Plan:
     assumed: what answers' lengths were taken to be, in words.
     undecided: rows with a gate that only their prompt's activations can decide; taken as on.
     gate_needs: the programs that read these prompts.
+    gate_bytes: most memory at one time meanwhile, predicted.
   """
 
   grid: Grid
   model_name: str
+  model_hash: str
   num_blocks: int
   row_tokens: tuple[int, ...]
   tiles: tuple[TilePlan, ...]
@@ -93,6 +59,7 @@ class Plan:
   assumed: str
   undecided: int
   gate_needs: tuple[Need, ...] = ()
+  gate_bytes: int = 0
 
   @property
   def needs(self) -> list[Need]:
@@ -133,11 +100,15 @@ class Plan:
   @property
   def peak_bytes(self) -> int:
     """Most device memory at one time, predicted."""
-    return max(tile.peak_bytes for tile in self.tiles)
+    return max(self.gate_bytes, *(tile.peak_bytes for tile in self.tiles))
+
+  def __repr__(self) -> str:
+    return f"<Plan of {len(self.row_tokens)} rows in {len(self.tiles)} tiles for {self.model_name}>"
 
   def __str__(self) -> str:
     grid, blocks = self.grid, self.num_blocks
-    saved = self.unshared_passes / self.passes if self.passes else 1.0
+    padded = sum(tile.padded_passes for tile in self.tiles)
+    fewer, really = (self.unshared_passes / n if n else 1.0 for n in (self.passes, padded))
     over = self.passes / self.least_passes if self.least_passes else 1.0
     sizes: dict[tuple[int, int], int] = {}
     for tile in self.tiles:
@@ -148,8 +119,9 @@ class Plan:
       f"conditions x {grid.samples} samples, {self.model_name}",
       f"prompts   {sum(self.row_tokens):,} tokens, {self.unshared_passes / blocks:,.0f} to prefill "
       f"without sharing, {self.passes / blocks:,.0f} with (whole passes of {blocks} blocks; "
-      f"{saved:.2f}x fewer, {over:.2f}x the least possible); {self.padding:.1%} of prefill is "
-      "padding",
+      f"{fewer:.2f}x fewer, {over:.2f}x the least possible)",
+      f"padding   {self.padding:.1%} of prefill, {padded / blocks:,.0f} tokens with it "
+      f"({really:.2f}x fewer than without sharing)",
       f"decoding  {grid.max_new_tokens} tokens a row; {self.wasted_row_steps:.1%} of row-steps "
       f"wasted if {self.assumed}",
       "tiles     "
@@ -157,9 +129,10 @@ class Plan:
         f"{count} of {rows} rows (batch {batch})" for (rows, batch), count in sizes.items()
       ),
     ]
+    which = " of the first tile" if len(self.tiles) > 1 else ""
     for first, lanes in self.tiles[0].lanes.items():
       shown = " + ".join(f"({p}, {m})" for p, m in lanes)
-      lines.append(f"  lanes from block {first}: {shown or 'none: prompts of one token'}")
+      lines.append(f"  lanes{which} from block {first}: {shown or 'none: prompts of one token'}")
     lines.append(
       f"memory    {size_text(self.peak_bytes)} at most predicted (parameters "
       f"{size_text(self.params_bytes)}), {size_text(self.memory_bytes)} may be filled"
@@ -169,20 +142,41 @@ class Plan:
         f"gates     {self.undecided} rows have a gate that is decided by their prompt's "
         "activations when the grid runs; taken as on here"
       )
-    needs = self.needs
-    lines.append(f"programs  {len(needs)}")
-    for need in needs:
-      lines.append(f"  {need.name:<16} {need.shapes}")
+    lines.append(f"programs  {len(self.needs)}")
+    lines += _listed(self.needs)
     smaller = sorted({size for tile in self.tiles for size in tile.smaller}, reverse=True)
     if early := self.early_needs:
       lines.append(f"          {len(early)} more may be needed if answers end early")
-      lines += [f"  {need.name:<16} {need.shapes}" for need in early]
+      lines += _listed(early)
     elif smaller:
       lines.append(
         f"          if answers end early, batches shrink to {', '.join(map(str, smaller))} rows; "
         "programs for these are not listed (early_ends=True)"
       )
     return "\n".join(lines)
+
+
+def _listed(needs: Sequence[Need]) -> list[str]:
+  """Return lines that list programs by name: how many there are, and the shapes of some."""
+  by_name: dict[str, dict[str, int]] = {}
+  for need in needs:
+    shapes = by_name.setdefault(need.name, {})
+    shapes[need.shapes] = shapes.get(need.shapes, 0) + 1
+  lines = []
+  for name, shapes in by_name.items():
+    shown = list(shapes)[:_SHOWN]
+    for n, text in enumerate(shown):
+      count = sum(shapes.values()) if n == 0 else ""
+      lines.append(f"  {name if n == 0 else '':<16} {count:>3}  {text}")
+    if len(shapes) > len(shown):
+      lines.append(f"  {'':<16}      and {len(shapes) - len(shown)} other shapes")
+  return lines
+
+
+def model_name(model: "Model") -> str:
+  """Return the name of a model and its dtypes, for people."""
+  stream = "" if model.resid_dtype == model.dtype else f", residual stream {model.resid_dtype}"
+  return f"{model.identity.name} in {model.dtype}{stream}"
 
 
 def grid_rows(
@@ -198,11 +192,15 @@ def grid_rows(
   assert isinstance(grid.prompts, dict)
   cells = grid.cells()
   names = [f"{cell.prompt_id!r} of condition {cell.condition.name!r}" for cell in cells]
+  plain: dict[tuple[str, str | None, str | None], Row] = {}  # conditions that steer share chats
   rows = []
   for cell, name in zip(cells, names, strict=True):
-    with naming(f"prompt {name}"):
-      encoded = model.encode(cell.condition.apply(grid.prompts[cell.prompt_id]))
-      rows.append(make_row(encoded, cell.condition.edits, cell.seed))
+    condition = cell.condition
+    key = cell.prompt_id, condition.system, condition.prefix
+    if key not in plain:
+      with naming(f"prompt {name}"):
+        plain[key] = make_row(model.encode(condition.apply(grid.prompts[cell.prompt_id])))
+    rows.append(dataclasses.replace(plain[key], edits=condition.edits, seed=cell.seed))
   check_lengths(model, rows, grid.max_new_tokens, names=names)
   return cells, settle(model, rows) if decide_gates else rows
 
@@ -211,153 +209,6 @@ def grid_settings(model: "Model", grid: Grid) -> Settings:
   """Return how the rows of a grid are decoded."""
   ids, texts = model.stops()
   return Settings(grid.max_new_tokens, Sampling(grid.temperature), ids, texts)
-
-
-def plan_tile(
-  model: "Model",
-  rows: Sequence[Row],
-  numbers: Sequence[int],
-  settings: Settings,
-  *,
-  lengths: Sequence[int] | None = None,
-  sharing: Sharing = ALL_SHARED,
-  table: Live | None = None,
-  early_ends: bool = False,
-) -> TilePlan:
-  """Go through one tile dry.
-
-  `numbers` says which of the rows are in it, `table` is as in `Dry`, `early_ends` as in `plan`.
-  """
-  arch, mine = model.arch, [rows[n] for n in numbers]
-  dry = DryMemory(arch, model.params, model.mesh, table)
-  tree = Tree(mine, [len(row.ids) - 1 for row in mine], sharing=sharing)
-  prefix = prefill(model, tree, run=dry)
-  _, work = decode_rows(
-    model,
-    mine,
-    prefix.waves,
-    settings,
-    order=tree.order,
-    copies=not sharing.attention,
-    run=dry,
-    lengths=lengths,
-  )
-  first = next((need for need in dry if need.name == "decode"), None)
-  lanes = {} if first is None else _lanes(first)
-  batch = work.segments[0][0] if work.segments else 0
-  needs = tuple(dry)
-  smaller: tuple[int, ...] = ()
-  early: tuple[Need, ...] = ()
-  if settings.stop_ids or settings.stop_texts:
-    smaller = tuple(size for size in levels(batch) if size < batch)
-    if early_ends:
-      early = _early_needs(model, mine, settings, sharing, set(dry.needs), table)
-  unshared = arch.num_blocks * sum(len(row.ids) - 1 for row in mine)
-  return TilePlan(
-    tuple(numbers),
-    batch,
-    lanes,
-    prefix.passes,
-    prefix.padded_passes,
-    unshared,
-    work,
-    dry.peak_bytes,
-    needs,
-    smaller,
-    early,
-  )
-
-
-def _early_needs(
-  model: "Model",
-  rows: Sequence[Row],
-  settings: Settings,
-  sharing: Sharing,
-  known: Collection[Hashable],
-  table: Live | None,
-) -> tuple[Need, ...]:
-  """Return the programs of a tile's smaller batches, in which rows are that end early."""
-  dry = Dry(table)
-  tree = Tree(rows, [len(row.ids) - 1 for row in rows], sharing=sharing)
-  decode_rows(
-    model,
-    rows,
-    prefill(model, tree, run=dry).waves,
-    settings,
-    order=tree.order,
-    copies=not sharing.attention,
-    run=dry,
-    every_size=True,
-  )
-  return tuple(need for key, need in dry.needs.items() if key not in known)
-
-
-def _lanes(need: Need) -> dict[int, tuple[tuple[int, int], ...]]:
-  """Read the lanes off the arguments of a decoding program."""
-  shared, layouts, start = need.args[1], need.args[2], need.args[3]
-  batch = start.token_B.shape[0]
-  out: dict[int, tuple[tuple[int, int], ...]] = {}
-  last: tuple[tuple[int, int], ...] | None = None
-  for block, parts in shared.items():
-    found = []
-    for part in parts:
-      layout = layouts[part.layout]
-      p = layout.position_PS.shape[0]
-      found.append((p, batch // p if layout.member_PC is None else layout.member_PC.shape[1]))
-    if tuple(found) != last:
-      last = out[block] = tuple(found)
-  return out
-
-
-def cut(
-  model: "Model", rows: Sequence[Row], settings: Settings, *, sharing: Sharing = ALL_SHARED
-) -> list[list[int]]:
-  """Cut rows into the largest tiles that fit into memory."""
-  return tiles(rows, tile_rows(model, rows, settings, sharing=sharing))
-
-
-def tile_rows(
-  model: "Model", rows: Sequence[Row], settings: Settings, *, sharing: Sharing = ALL_SHARED
-) -> int:
-  """Return how many rows a tile may have, so that all fit into memory.
-
-  It depends on the rows, the model, the kind of device and the size of its memory; a run stores it,
-  so that it makes the same tiles when it goes on elsewhere.
-  """
-  limit = memory_limit(model.mesh)
-  sizes = levels(most_rows(model.mesh))
-  failed: list[list[int]] = []
-  for size in sizes:
-    tiled = tiles(rows, size)
-    if tiled == failed:  # tiles are of equal size, so several of the largest sizes make the same
-      continue
-    # The tile that takes most: of those with the most rows the one with the most tokens.
-    largest = max(tiled, key=lambda tile: (len(tile), sum(len(rows[n].ids) for n in tile)))
-    if size == sizes[-1] or _surely_fits(model, [rows[n] for n in largest], settings, limit):
-      return size
-    table = None if model.mesh else PROGRAMS
-    planned = plan_tile(model, rows, largest, settings, sharing=sharing, table=table)
-    if planned.peak_bytes <= limit:
-      return size
-    failed = tiled
-  raise AssertionError("the smallest size is always taken")
-
-
-def _surely_fits(model: "Model", rows: Sequence[Row], settings: Settings, limit: int) -> bool:
-  """Whether a tile fits even if its rows share nothing, which takes no dry run to know.
-
-  On a mesh all but the parameters is taken to lie on one device, so that it is an upper bound.
-  """
-  arch = model.arch
-  item = model.params["blocks"][0]["k_DKH"].dtype.itemsize
-  token_bytes = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
-  longest = length_bucket(max(len(row.ids) for row in rows))
-  # Prompts and caches twice: while they are copied, the old ones are still there.
-  slots = 2 * row_bucket(len(rows)) * (longest + settings.max_new_tokens)
-  logits = 4 * 4 * row_bucket(len(rows)) * arch.vocab_size
-  block = 4 * BATCH_TOKENS * (2 * arch.num_heads * 2 * longest + 4 * arch.ffw_width)
-  stream = 4 * 4 * row_bucket(len(rows)) * longest * arch.width
-  return params_bytes(model.params) + token_bytes * slots + logits + block + stream <= limit
 
 
 def plan(
@@ -406,14 +257,15 @@ def plan(
     drawn = np.random.default_rng(grid.seed).choice(given, len(rows))
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
-  reading = Dry()
+  reading = DryMemory(model.arch, model.params, model.mesh)
   read_dry(model, rows, reading)
   rows, undecided = taken_as_on(rows)
   tiled = cut(model, rows, settings, sharing=sharing)
   whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
   return Plan(
     grid,
-    f"{model.identity.name} in {model.dtype}",
+    model_name(model),
+    model.identity.sha256,
     model.arch.num_blocks,
     tuple(len(row.ids) for row in rows),
     tuple(
@@ -434,4 +286,5 @@ def plan(
     assumed,
     undecided,
     tuple(reading),
+    reading.peak_bytes,
   )

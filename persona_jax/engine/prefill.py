@@ -262,7 +262,7 @@ class _Prefill:
       spec, banks, sets = self._what(part)
       rows = [group.rows[0] for group in part.groups]
       shared, layouts = shared_parts(list(before), blocks, rows, part.size, run=self._run)
-      whole = len(pieces) == 1
+      whole = part is batch
       out = run_blocks(
         self._model.arch,
         self._model.params,

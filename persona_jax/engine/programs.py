@@ -5,6 +5,7 @@ runs it; `Dry` only works out shapes and notes which programs would be needed. S
 code as the run; `engine.plan.plan` says what it can't foresee.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -27,6 +28,8 @@ from persona_jax.engine import jax_thread
 # A grid takes some dozens. Of a model of 30 blocks one takes 8 MiB of the host's memory on average
 # (measured on a CPU), so these are 4 GiB.
 MOST_PROGRAMS = 512
+# Names of programs whose first argument is parameters of the model.
+TAKE_PARAMS = ("block", "embed", "decode", "log-probs")
 
 
 class Runner(Protocol):
@@ -169,8 +172,8 @@ class Need:
 
   @property
   def shapes(self) -> str:
-    """Shapes of the largest arguments, repetitions counted."""
-    leaves = jax.tree.leaves(self.args)
+    """Shapes of the largest arguments but the parameters, repetitions counted."""
+    leaves = jax.tree.leaves(self.args[self.name in TAKE_PARAMS :])
     counts: dict[str, int] = {}
     for leaf in sorted(leaves, key=lambda leaf: -leaf.size):
       text = f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
@@ -225,7 +228,7 @@ class _Entry:
     try:
       self._made.set_result(self.need.compile())
     except BaseException as error:
-      self._made.set_exception(error)
+      self._made.set_exception(error.with_traceback(None))
 
   @property
   def error(self) -> BaseException | None:
@@ -238,15 +241,19 @@ class _Entry:
     return self.error is not None
 
   @property
-  def compiled(self) -> Any:
-    """The program; waits for it."""
+  def compiled(self) -> tuple[Any, float]:
+    """The program and the seconds that it took; waits for it."""
     self.compile()
-    return self._made.result()[0]
+    error = self._made.exception()  # waits
+    if error is not None:
+      # Raised as a new one: the one that is kept would hold its callers' frames, and with them the
+      # arrays of a tile that is to be run again in halves.
+      raise copy.copy(error)
+    return self._made.result()
 
   def describe(self) -> Program:
     """Return what is known of it; waits for it."""
-    self.compile()
-    compiled, seconds = self._made.result()
+    compiled, seconds = self.compiled
     memory = compiled.memory_analysis()
     arguments, temp, output, alias = (
       int(getattr(memory, f"{kind}_size_in_bytes", -1))
@@ -292,7 +299,8 @@ class Live(_Table):
       entry = self._entry(Need(device, name, fn, args, static))
     entry.calls += 1
     entry.last_use = next(self._clock)
-    return entry.compiled(*args)
+    compiled, _ = entry.compiled
+    return compiled(*args)
 
   def __len__(self) -> int:
     """Return how many programs there are, or are being compiled."""

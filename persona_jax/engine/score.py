@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -12,10 +12,18 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import check_prompts, encode_rows
 from persona_jax.engine.forward import head
-from persona_jax.engine.memory import DryMemory, does_not_fit, in_halves
+from persona_jax.engine.memory import (
+  DryMemory,
+  Halving,
+  cut_to_fit,
+  does_not_fit,
+  memory_limit,
+)
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tile_plan import most_bytes
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.models.arch import Arch
 from persona_jax.personas.chat import Prompt
@@ -152,13 +160,37 @@ def _score_tile(
   return _Scores(numbers, of_fed, of_finals, doses, done.edited_R, cost)
 
 
+def _peak(model: "Model", tile: Sequence[_Pass], sharing: Sharing = ALL_SHARED) -> int:
+  """Predict the most memory that some passes take at one time."""
+  whole, dry = [one.whole(model) for one in tile], DryMemory(model.arch, model.params, model.mesh)
+  tree = Tree(whole, [len(row.ids) for row in whole], sharing=sharing)
+  prefill(model, tree, run=dry)
+  asked = sum(len(one.fed) + 1 for one in tile)
+  return dry.peak_bytes + 8 * min(_HEAD_TOKENS, round_up(asked, _HEAD_STEP)) * model.arch.vocab_size
+
+
 def _too_large(model: "Model", one: _Pass, prompt: int) -> str:
   """Say what a pass needs that does not fit into memory by itself."""
-  row, dry = one.whole(model), DryMemory(model.arch, model.params, model.mesh)
-  prefill(model, Tree([row], [len(row.ids)]), run=dry)
-  logits = 8 * min(_HEAD_TOKENS, round_up(len(one.fed) + 1, _HEAD_STEP)) * model.arch.vocab_size
   name, advice = f"prompt {prompt} with its continuation", "a shorter prompt or continuation,"
-  return does_not_fit(name, len(row.ids), dry.peak_bytes + logits, model.mesh, advice)
+  tokens = len(one.row.ids) + len(one.fed)
+  return does_not_fit(name, tokens, _peak(model, [one]), model.mesh, advice)
+
+
+def _tiles(
+  model: "Model", passes: Sequence[_Pass], order: Sequence[int], sharing: Sharing
+) -> Iterator[list[int]]:
+  """Cut passes into tiles that are predicted to fit."""
+  limit = memory_limit(model.mesh)
+
+  def fits(numbers: Sequence[int]) -> bool:
+    tile = [passes[p] for p in numbers]
+    fed = max(len(one.fed) for one in tile)
+    if most_bytes(model, [one.row for one in tile], Settings(fed + 1)) <= limit:
+      return True
+    return _peak(model, tile, sharing) <= limit
+
+  for first in range(0, len(order), TILE_ROWS):
+    yield from cut_to_fit(order[first : first + TILE_ROWS], fits)
 
 
 def _continuation_ids(
@@ -261,8 +293,9 @@ def score_rows(
   def single(p: int) -> str:
     return _too_large(model, passes[p], owner[p])
 
-  for first in range(0, len(order), TILE_ROWS):
-    for out in in_halves(run, order[first : first + TILE_ROWS], single):
+  in_parts = Halving(run, single)
+  for tile in _tiles(model, passes, order, sharing):
+    for out in in_parts(tile):
       total, padded = total + out.cost[0], padded + out.cost[1]
       edited_P[out.passes], dose_P[out.passes] = out.edited, out.doses
       for r, p in enumerate(out.passes):

@@ -25,9 +25,10 @@ from persona_jax.data.hashing import content_hash
 from persona_jax.engine.generate import run_tiles
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
-from persona_jax.engine.plan import grid_rows, grid_settings, tile_rows
-from persona_jax.engine.programs import keep_on_disk
+from persona_jax.engine.plan import grid_rows, grid_settings
+from persona_jax.engine.programs import PROGRAMS, keep_on_disk
 from persona_jax.engine.rows import plain_prompt, tiles
+from persona_jax.engine.tile_plan import tile_rows
 from persona_jax.scorers.base import Scorer
 
 # Columns of the table. `seed` is the row's final noise seed, already derived from the grid's seed,
@@ -40,7 +41,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
   """A run directory.
 
@@ -51,6 +52,9 @@ class Run:
 
   directory: Path
   description: dict[str, Any]
+
+  def __repr__(self) -> str:
+    return f"<Run of {self.num_rows} rows in {self.directory}>"
 
   @classmethod
   def open(cls, directory: str | Path) -> "Run":
@@ -301,7 +305,9 @@ def run(
   config_hash = {
     c.name: content_hash({**shared, "condition": c.describe()}) for c in grid.conditions
   }
-  most = this.description.get("tile_rows") or tile_rows(model, rows, settings)
+  most = this.description.get("tile_rows") or tile_rows(
+    model, rows, settings, table=None if model.mesh else PROGRAMS
+  )
   plan = tiles(rows, most)
   files = [this.directory / "results" / f"tile-{i:05d}.parquet" for i in range(len(plan))]
   planned = [[cells[n].row_id for n in tile] for tile in plan]

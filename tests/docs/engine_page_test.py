@@ -1,5 +1,6 @@
 """docs/engine.md: its plan is what its code prints, its table lists the programs of the plan."""
 
+import collections
 import re
 from typing import Any
 
@@ -25,9 +26,9 @@ def test_the_plan_on_the_page_is_that_of_its_code(capsys):
 
 
 def test_the_table_on_the_page_lists_the_programs_of_the_plan():
-  names = lambda lines: [line[:16].strip() for line in lines]
   plan, table = (text.splitlines() for text in blocks("text")[:2])
   first = next(n for n, line in enumerate(plan) if line.startswith("programs"))
-  announced = names(line[2:] for line in plan[first + 1 :] if re.match(r"  \w", line))
-  assert names(table[1:-1]) == announced
-  assert table[-1].startswith(f"{len(announced)} programs")
+  listed = (re.match(r"  (\w[\w ]*?) +(\d+)  ", line) for line in plan[first + 1 :])
+  announced = {found[1]: int(found[2]) for found in listed if found}
+  assert collections.Counter(line[:16].strip() for line in table[1:-1]) == announced
+  assert table[-1].startswith(f"{sum(announced.values())} programs")

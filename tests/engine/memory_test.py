@@ -1,6 +1,7 @@
 """A tile that is out of memory is run in halves; no row is lost, one that is too large is named."""
 
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.engine import batches, generate, score
-from persona_jax.engine.memory import in_halves, is_out_of_memory
+from persona_jax.engine import batches, generate, programs, score
+from persona_jax.engine.memory import Halving, cut_to_fit, is_out_of_memory
+from persona_jax.engine.settings import Settings
 
 STEM = " ".join(f"w{i}" for i in range(20, 40))
 PROMPTS = [f"{STEM} w{i}" + " w9" * (i % 3) for i in range(5, 12)]
@@ -43,16 +45,24 @@ def test_a_tile_is_halved_and_its_parts_come_in_order():
     return numbers
 
   with pytest.warns(UserWarning, match=HALVED) as told:
-    parts = list(in_halves(run, range(11), str))
+    in_parts = Halving(run, str)
+    parts = list(in_parts(range(11)))
+    later = list(in_parts(range(20, 25)))  # is not tried whole again
   assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
-  assert [str(w.message).split()[3] for w in told] == ["11", "6", "5"]
+  assert later == [[20, 21, 22], [23, 24]]
+  assert [str(w.message).split()[3] for w in told] == ["11", "6"]
+
+
+def test_a_tile_is_cut_until_its_parts_fit():
+  assert cut_to_fit(range(7), lambda n: sum(n) < 8) == [[0, 1, 2, 3], [4], [5], [6]]
+  assert cut_to_fit([3], lambda n: False) == [[3]]
 
 
 def test_one_row_that_does_not_fit_is_an_error_and_so_is_any_other_error():
   with pytest.raises(MemoryError, match="row 7 is too long"):
-    list(in_halves(lambda numbers: too_large(1 << 8), [7], "row {} is too long".format))
+    list(Halving(lambda numbers: too_large(1 << 8), "row {} is too long".format)([7]))
   with pytest.raises(ZeroDivisionError):
-    list(in_halves(lambda numbers: 1 // 0, [7, 8], str))
+    list(Halving(lambda numbers: 1 // 0, str)([7, 8]))
 
 
 def test_only_errors_of_memory_are_taken_for_such():
@@ -67,7 +77,7 @@ def test_generate_goes_on_in_halves(tiny, monkeypatch):
   sizes = small_device(monkeypatch, generate, 2)
   with pytest.warns(UserWarning, match=f"7 {HALVED}"):
     got = tiny.model.generate(PROMPTS, max_new_tokens=3)
-  assert sizes == [7, 4, 2, 2, 3, 2, 1]
+  assert sizes == [7, 4, 2, 2, 2, 1]
   assert [g.token_ids for g in got] == [g.token_ids for g in expected]
 
 
@@ -81,7 +91,7 @@ def test_score_goes_on_in_halves(tiny, monkeypatch):
   sizes = small_device(monkeypatch, score, 2)
   with pytest.warns(UserWarning, match=f"7 {HALVED}"):
     got = score.score_rows(tiny.model, *args, edits=[None, *edits], progress=told.append)
-  assert sizes == [7, 4, 2, 2, 3, 2, 1] and told == [3, 2, 2, 1]
+  assert sizes == [7, 4, 2, 2, 2, 1] and told == [3, 2, 2, 1]
   for a, b in zip(got.logprobs, expected.logprobs, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
   np.testing.assert_array_equal(got.tokens_edited, expected.tokens_edited)
@@ -139,3 +149,39 @@ def test_a_prompt_that_does_not_fit_is_named_with_what_it_needs(tiny, monkeypatc
   for read in (model.capture, model.moments):
     with pytest.raises(MemoryError, match=f"prompt 0 of {size(PROMPTS[0])} .*{needs}.*fewer sites"):
       read(PROMPTS[:1], pj.Capture())
+
+
+def test_scores_are_cut_into_tiles_that_are_predicted_to_fit(tiny, monkeypatch):
+  prompts = [*PROMPTS, *(" ".join([text] * 4) for text in PROMPTS)]
+  texts = ["w20 w21"] * len(prompts)
+  expected = tiny.model.score(prompts, texts)
+  rows = score.encode_rows(tiny.model, prompts, None)
+  passes = [score._Pass(row, (1,), [2]) for row in rows]
+  limit = score._peak(tiny.model, passes[7:11])
+  assert limit < score._peak(tiny.model, passes)
+  monkeypatch.setattr(score, "memory_limit", lambda mesh: limit)
+  sizes = small_device(monkeypatch, score, 14)
+  np.testing.assert_allclose(tiny.model.score(prompts, texts), expected, atol=2e-5)
+  assert sum(sizes) == 14 and len(sizes) > 1
+
+
+def test_a_program_that_ran_out_of_memory_keeps_no_arrays_of_the_tile(tiny, monkeypatch):
+  real, alive = programs.Need.compile, []
+
+  def compile(need):
+    if need.name == "decode" and need.args[3].token_B.shape[0] > 4:
+      too_large(1)
+    return real(need)
+
+  def run(numbers):
+    gc.collect()
+    alive.append(sum(x.nbytes for x in jax.live_arrays()))
+    return generate.generate_tile(tiny.model, [rows[n] for n in numbers], Settings(3))
+
+  rows = score.encode_rows(tiny.model, PROMPTS[:4] * 2, None)
+  generate.generate_tile(tiny.model, rows[:4], Settings(3))  # what is made once and stays
+  programs.PROGRAMS.clear()
+  monkeypatch.setattr(programs.Need, "compile", compile)
+  with pytest.warns(UserWarning, match=f"8 {HALVED}"):
+    assert len([g for part in Halving(run, str)(range(8)) for g in part]) == 8
+  assert alive[1] <= alive[0]

@@ -307,3 +307,14 @@ def test_a_dry_run_reads_shapes(tiny):
 def test_work_adds_up():
   assert Work(1, 2, 3, 4).plus(Work(1, 1, 1, 1)) == Work(2, 3, 4, 5)
   assert Work().padding == 0 and Work(1, 8, 6, 8).padding == 0.25
+
+
+def test_values_that_do_not_count_may_be_infinite():
+  running = RunningMoments()
+  x_ND = np.asarray([[np.inf, 1.0], [2.0, 3.0], [4.0, 5.0]], np.float32)
+  label_E, index_E, weight_E = np.zeros(4, int), np.asarray([1, 2, 0, 0]), np.asarray([1, 1, 0, 0])
+  running.number("all")
+  running.add({PLACE: x_ND}, label_E, index_E=index_E, weight_E=weight_E)
+  got = running.moments()
+  np.testing.assert_allclose(got.mean[PLACE], [[3.0, 4.0]])
+  np.testing.assert_allclose(got.variance[PLACE], [[1.0, 1.0]])

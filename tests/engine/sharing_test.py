@@ -8,6 +8,7 @@ from persona_jax.edits.table import SITES
 from persona_jax.engine.collect import capture as collect
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
+from persona_jax.engine.group_batch import GroupBatch
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Wave, merged
 from persona_jax.engine.programs import DIRECT
@@ -287,3 +288,37 @@ def test_merged_waves_stand_in_the_order_of_the_batch():
     [-1, -1, 22, 22, 22],
   ]
   assert len(merged([a, b], 0, order, run=DIRECT)) == 2  # would copy slots, and may not
+
+
+def test_edits_that_are_alike_share_as_one_object_does(tiny):
+  d = tiny.direction()
+  make = lambda coef=1.0: pj.add(d, coef, unit="unit", blocks=0, tokens="all")
+  prompts, texts = [pj.Raw(f"{SYSTEM} w{5 + i}") for i in range(3)], ["w30"] * 3
+  one, alike, by_row, other = (
+    score_rows(tiny.model, prompts, texts, edits=edits)
+    for edits in (
+      [make()] * 3,
+      [make() for _ in prompts],
+      [make([1.0] * 3)] * 3,
+      [make(n) for n in (1.0, 2.0, 3.0)],
+    )
+  )
+  assert one.passes == alike.passes == by_row.passes < other.passes
+  for a, b in zip(one.logprobs, by_row.logprobs, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [200, 1300, 4096])
+@pytest.mark.parametrize("groups", [1, 3, 6, 9, 20])
+def test_pieces_of_a_batch_keep_their_bound(tiny, groups, bound):
+  rows = encode_rows(tiny.model, [pj.Raw(f"w{n + 5} " + "w4 " * 99) for n in range(groups)], None)
+  tree = Tree(rows, [len(row.ids) for row in rows])
+  (nodes,) = tree.waves
+  batch = GroupBatch(tree, tree.groups(nodes, 0), 100)
+  pieces = list(batch.pieces(bound))
+  assert sum(len(part.groups) for _, part in pieces) == groups
+  for piece, part in pieces:
+    assert part.size * 100 <= bound and piece.stop - piece.start == part.size <= batch.size
+    assert part.size >= len(part.groups)
+  ends = [piece.stop for piece, _ in pieces]
+  assert [piece.start for piece, _ in pieces] == [0, *ends[:-1]]
