@@ -241,8 +241,12 @@ class _Entry:
     return self.error is not None
 
   @property
-  def compiled(self) -> tuple[Any, float]:
-    """The program and the seconds that it took; waits for it."""
+  def compiled(self) -> Any:
+    """The program; waits for it."""
+    return self._result()[0]
+
+  def _result(self) -> tuple[Any, float]:
+    """Return the program and the seconds that it took; waits for it."""
     self.compile()
     error = self._made.exception()  # waits
     if error is not None:
@@ -253,7 +257,7 @@ class _Entry:
 
   def describe(self) -> Program:
     """Return what is known of it; waits for it."""
-    compiled, seconds = self.compiled
+    compiled, seconds = self._result()
     memory = compiled.memory_analysis()
     arguments, temp, output, alias = (
       int(getattr(memory, f"{kind}_size_in_bytes", -1))
@@ -299,8 +303,7 @@ class Live(_Table):
       entry = self._entry(Need(device, name, fn, args, static))
     entry.calls += 1
     entry.last_use = next(self._clock)
-    compiled, _ = entry.compiled
-    return compiled(*args)
+    return entry.compiled(*args)
 
   def __len__(self) -> int:
     """Return how many programs there are, or are being compiled."""

@@ -21,7 +21,7 @@ from persona_jax.engine.tree import ALL_SHARED, Tree
 STEM = " ".join(f"w{i}" for i in range(40, 60))
 # Ends answers of the tiny model at many different lengths.
 STOPS = (3, 8, 13, 17, 29, 33, 41, 57)
-SETTINGS = Settings(80, stop_ids=STOPS, logprobs=True, trace=True)
+SETTINGS = Settings(40, stop_ids=STOPS, logprobs=True, trace=True)
 
 
 def grid_rows(tiny, prompts=5):
