@@ -33,6 +33,8 @@ def problem_of(row: Row, fed_roles: Sequence[int], dose: float) -> str:
         f"the window {edit.window} of its edit {edit.op!r} holds none of its {tokens} tokens, "
         f"{row.prompt_length} of them prompt"
       )
+      if edit.ramp is not None:
+        problem += ", on which its ramp is not 0"
       if edit.window == as_window("generated") and tokens == row.prompt_length:
         problem += (
           "; of an answer all tokens but the last go through the model, so here none did: "

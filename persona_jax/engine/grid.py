@@ -196,7 +196,8 @@ class Grid:
   is not meant for it.
 
   Attributes:
-    prompts: {prompt_id: prompt}, in this order; a plain list gets the ids "0000", "0001", ….
+    prompts: {prompt_id: prompt}, in this order; a plain list gets the ids "0000", "0001", …. Each
+      is as in `model.generate`.
     conditions: with different names.
     samples: answers of each prompt under each condition.
     max_new_tokens: budget of a row.
