@@ -93,9 +93,12 @@ def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Ar
   """Split a capture into its static spec and its banks {block: float32 [R, D]}.
 
   Raises:
-    ValueError: an unknown block, a bank of the wrong width or number of blocks, with a NaN or an
-      infinity, or of another site; or a zero direction.
+    ValueError: no `Capture`, an unknown block, a bank that holds nothing or what is no direction,
+      of the wrong width or number of blocks, with a NaN or an infinity, or of another site; or a
+      zero direction.
   """
+  if not isinstance(capture, Capture):
+    raise ValueError(f"capture is {capture!r:.60}; give a pj.Capture, as pj.Capture('resid_post').")
   blocks = arch.block_numbers(capture.blocks)  # type: ignore[arg-type]
   spec = CaptureSpec(capture.sites, blocks, capture.reduce, as_window(capture.tokens))
   if capture.bank is None:
@@ -104,6 +107,12 @@ def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Ar
   if isinstance(bank, (np.ndarray, jax.Array)):
     return spec, dict.fromkeys(blocks, _array_bank(bank, spec.width(arch)))
   directions = list(bank) if isinstance(bank, Sequence) else [bank]
+  strange = [type(d).__name__ for d in directions if not hasattr(d, "mean_LD")]
+  if strange or not directions:
+    raise ValueError(
+      "bank must be vectors in one array [R, D], a pj.Direction or a list of them; got "
+      f"{f'items of type {sorted(set(strange))}' if strange else 'an empty list'}."
+    )
   for d in directions:
     others = [site for site in spec.sites if site != d.site]
     if others and not capture.allow_other_site:
@@ -116,13 +125,20 @@ def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Ar
 
 
 def _array_bank(bank: np.ndarray | jax.Array, width: int) -> jax.Array:
-  if bank.ndim != 2 or bank.shape[1] != width:
-    raise ValueError(f"bank has shape {bank.shape}; it must be [R, {width}].")
+  if bank.ndim != 2 or bank.shape[1] != width or not bank.shape[0]:
+    raise ValueError(f"bank has shape {bank.shape}; it must be [R, {width}] with R at least 1.")
   with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
     bank_RD = bank.astype(jnp.float32)
-  if not isinstance(bank_RD, jax.core.Tracer) and not np.isfinite(np.asarray(bank_RD)).all():
-    wrong = np.flatnonzero(~np.isfinite(np.asarray(bank_RD)).all(axis=1)).tolist()
-    raise ValueError(f"bank rows {wrong[:8]} hold a NaN or an infinity; nothing projects on them.")
+  if not isinstance(bank_RD, jax.core.Tracer):
+    values_RD = np.asarray(bank_RD)
+    wrong = np.flatnonzero(~np.isfinite(values_RD).all(axis=1)).tolist()
+    if wrong:
+      raise ValueError(
+        f"bank rows {wrong[:8]} hold a NaN or an infinity; nothing projects on them."
+      )
+    zero = np.flatnonzero(~values_RD.any(axis=1)).tolist()
+    if zero:
+      raise ValueError(f"bank rows {zero[:8]} are zero; nothing projects on them.")
   return jnp.asarray(bank_RD)
 
 

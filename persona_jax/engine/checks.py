@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persona_jax.edits.window import as_window
 from persona_jax.engine.rows import Row
 
 if TYPE_CHECKING:
@@ -27,10 +28,19 @@ def problem_of(row: Row, fed_roles: Sequence[int], dose: float) -> str:
   held_by_edit = row.tokens_in_windows(fed_roles) if row.edits else []
   for edit, held in zip(row.edits, held_by_edit, strict=True):
     if not held:
-      return (
-        f"the window {edit.window} of its edit {edit.op!r} holds none of its "
-        f"{len(row.ids) + len(fed_roles)} tokens, {row.prompt_length} of them prompt"
+      tokens = len(row.ids) + len(fed_roles)
+      problem = (
+        f"the window {edit.window} of its edit {edit.op!r} holds none of its {tokens} tokens, "
+        f"{row.prompt_length} of them prompt"
       )
+      if edit.ramp is not None:
+        problem += ", on which its ramp is not 0"
+      if edit.window == as_window("generated") and tokens == row.prompt_length:
+        problem += (
+          "; of an answer all tokens but the last go through the model, so here none did: "
+          "tokens='answer' acts on the prompt's last token too"
+        )
+      return problem
   if np.isinf(dose):
     return "its edits turned activations into NaN or infinity; make them smaller"
   if not (np.isnan(dose) or DOSE_RANGE[0] <= dose <= DOSE_RANGE[1]):
@@ -90,6 +100,34 @@ def as_int(name: str, value: Any, least: int | None = None) -> int:
     number = None
   if number is None or (least is not None and number < least):
     raise ValueError(f"{name}={value!r}: give {fits}.")
+  return number
+
+
+def as_whole(name: str, value: Any, least: int | None = None) -> int:
+  """Return a whole number, also one that a table holds as a float, as a plain integer.
+
+  Raises:
+    ValueError: it is a bool, NaN, no number or no whole one, or below `least`.
+  """
+  if isinstance(value, (float, np.floating)):
+    if np.isnan(value):
+      raise ValueError(f"{name} is NaN; leave out what has no value.")
+    value = int(value) if float(value).is_integer() else value
+  return as_int(name, value, least)
+
+
+def as_number(name: str, value: Any) -> float:
+  """Return a number, of NumPy or not, as a plain float.
+
+  Raises:
+    ValueError: it is a bool, a text or no number.
+  """
+  try:
+    number = None if isinstance(value, (bool, np.bool_, str, bytes)) else float(value)
+  except (TypeError, ValueError, OverflowError):
+    number = None
+  if number is None:
+    raise ValueError(f"{name}={value!r}: give a number.")
   return number
 
 

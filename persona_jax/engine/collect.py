@@ -27,11 +27,11 @@ def capture(
   sharing: Sharing = ALL_SHARED,
 ) -> dict[tuple[str, int], np.ndarray]:
   """Read activations of prompts; see `Model.capture`. `sharing` can be switched off, to compare."""
+  spec, banks = resolve(what, model.arch)
   rows = encode_rows(model, prompts, edits)
   if not rows:
     raise ValueError("capture needs at least one prompt.")
   longest = max(len(row.ids) for row in rows)
-  spec, banks = resolve(what, model.arch)
   tail = (longest,) if what.reduce == "all" else ()
   out = {
     where: np.full((len(rows), *tail, width), np.nan, np.float32)

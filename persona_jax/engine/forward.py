@@ -17,6 +17,7 @@ from persona_jax.edits.apply import Delivery, TokenInfo
 from persona_jax.edits.compile import needs_roles
 from persona_jax.edits.table import ALWAYS, ROLES, EditTable, Site, Where
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
+from persona_jax.engine.forward_checks import checked_lengths, checked_roles, checked_tokens
 from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.taps import Fused, SiteTap
 from persona_jax.models import layers
@@ -275,8 +276,9 @@ def forward(
       the vocabulary, and changes nothing.
     edits: table of `pj.compile_edits` for these B rows; None compiles to the model without hooks.
     capture: what to read on the way.
-    lengths_B: valid tokens of each row; default T.
-    prompt_lengths_B: where the prompt ends, the origin of token windows; default `lengths_B`.
+    lengths_B: integers, valid tokens of each row, 1 to T; default T.
+    prompt_lengths_B: integers, where the prompt ends, the origin of token windows, 0 to the row's
+      length; default `lengths_B`.
     roles_BT: int32 roles (`edits.table.ROLES`); default user within the prompt, assistant after it.
     logits: "all" positions, the "last" valid one of each row, or None.
 
@@ -285,37 +287,30 @@ def forward(
     `pj.Capture` says.
 
   Raises:
-    ValueError: wrong ranks or rows, ids outside the vocabulary (checked when they are concrete), an
-      unknown `logits`, a table whose windows ask for roles when
-      `roles_BT` is absent (checked when the table is concrete).
+    ValueError: wrong ranks, rows or dtypes, no row or no token, an unknown `logits`; and where they
+      are concrete: ids outside the vocabulary, rows of no token or of more than T or than the
+      model's positions, prompts longer than their rows, numbers that are no roles, a table whose
+      windows ask for roles when `roles_BT` is absent.
   """
   arch, params = model.arch, model.params
-  _check_ids(tokens_BT, arch.vocab_size)
-  tokens_BT = jnp.asarray(tokens_BT)
-  if tokens_BT.ndim != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
-    raise ValueError(f"tokens_BT must be integers [B, T], got {tokens_BT.dtype} {tokens_BT.shape}.")
+  tokens_BT = checked_tokens(tokens_BT, arch.vocab_size)
   b, t = tokens_BT.shape
   if logits not in ("all", "last", None):
     raise ValueError(f"logits={logits!r}: use 'all', 'last' or None.")
   if edits is not None and edits.sites and edits.num_rows != b:
     raise ValueError(f"the edit table has {edits.num_rows} rows, tokens_BT has {b}.")
   if edits is not None and roles_BT is None:
-    concrete = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(edits))
-    if concrete and needs_roles(edits):
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(edits))
+    if not traced and needs_roles(edits):
       raise ValueError("the edits' windows ask for token roles; pass roles_BT.")
-  lengths_B = jnp.full((b,), t, jnp.int32) if lengths_B is None else jnp.asarray(lengths_B)
-  ends_B = lengths_B if prompt_lengths_B is None else jnp.asarray(prompt_lengths_B)
-  for name, value in (("lengths_B", lengths_B), ("prompt_lengths_B", ends_B)):
-    if value.shape != (b,):
-      raise ValueError(f"{name} has shape {value.shape}; tokens_BT has {b} rows.")
+  lengths_B, ends_B = checked_lengths(lengths_B, prompt_lengths_B, (b, t), arch.max_positions)
   position_T = jnp.arange(t, dtype=jnp.int32)
   offset_BT = position_T - ends_B[:, None].astype(jnp.int32)
   if roles_BT is None:
-    roles_BT = jnp.where(offset_BT >= 0, ROLES["assistant"], ROLES["user"])
-  elif jnp.shape(roles_BT) != (b, t):
-    raise ValueError(f"roles_BT has shape {jnp.shape(roles_BT)}, tokens_BT {(b, t)}.")
+    roles_BT = jnp.where(offset_BT >= 0, ROLES["assistant"], ROLES["user"]).astype(jnp.int32)
+  else:
+    roles_BT = checked_roles(roles_BT, (b, t))
   valid_BT = position_T < lengths_B[:, None]
-  roles_BT = jnp.asarray(roles_BT, jnp.int32)
   tokens = TokenInfo(offset_BT, roles_BT, valid_BT, _after_thought(roles_BT))
   spec, banks = (None, None) if capture is None else resolve(capture, arch)
 
@@ -334,19 +329,6 @@ def _after_thought(roles_BT: jax.Array) -> jax.Array:
   thought_BT = jnp.asarray(roles_BT) == ROLES["think"]
   last_BT = jax.lax.cummax(jnp.where(thought_BT, position_T, -1), axis=1)
   return jnp.where(thought_BT | (last_BT < 0), ALWAYS, position_T - last_BT - 1)
-
-
-def _check_ids(tokens_BT: jax.Array, vocab_size: int) -> None:
-  """Refuse concrete ids outside the vocabulary: XLA would clamp them and answer all the same."""
-  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tokens_BT)):
-    return
-  ids = np.asarray(tokens_BT)
-  if np.issubdtype(ids.dtype, np.integer) and ids.size:
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab_size:
-      raise ValueError(
-        f"tokens_BT holds ids from {low} to {high}; the vocabulary is [0, {vocab_size})."
-      )
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))

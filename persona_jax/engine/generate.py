@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence, Sized
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, Sized
 from typing import TYPE_CHECKING
 
 from persona_jax.edits.compile import RowEdits
@@ -143,8 +144,27 @@ def _generation(
     logprobs=answer.logprobs,
     tokens_edited=int(done.edited_R[n]) + answer.edited,
     delivered_dose=dose,
-    valid=not problem_of(row, row.answer_roles(answer.ids[:-1], model.think_ids), dose),
+    valid=not _problem(model, row, answer.ids, dose),
     trace=trace,
+  )
+
+
+def _problem(model: "Model", row: Row, ids: Sequence[int], dose: float) -> str:
+  """Say what a row with this answer did not get of what it asked for; see `problem_of`."""
+  return problem_of(row, row.answer_roles(ids[:-1], model.think_ids), dose)
+
+
+def _warn_of_invalid(model: "Model", rows: Sequence[Row], done: Sequence[Generation]) -> None:
+  """Warn, once a call, of rows that did not get the edits that they asked for."""
+  invalid = [n for n, generation in enumerate(done) if not generation.valid]
+  if not invalid:
+    return
+  first = invalid[0]
+  problem = _problem(model, rows[first], done[first].token_ids, done[first].delivered_dose)
+  warnings.warn(
+    f"{len(invalid)} of {len(done)} rows did not get the edits that they asked for "
+    f"(Generation.valid is False); the first, prompt {first}: {problem}.",
+    stacklevel=4,  # who called Model.generate
   )
 
 
@@ -152,8 +172,10 @@ def _seeds(seed: int | Sequence[int], num_rows: int) -> list[int]:
   """Return the seed of each row.
 
   Raises:
-    ValueError: it is neither an integer nor one a row.
+    ValueError: it is neither an integer nor a list of one a row.
   """
+  if isinstance(seed, (Mapping, Set)):
+    raise ValueError(f"seed={seed!r}: give an integer, or a list of one a row.")
   if isinstance(seed, Sized) and not isinstance(seed, str) and getattr(seed, "ndim", 1) > 0:
     if len(seed) != num_rows:
       raise ValueError(
@@ -195,4 +217,5 @@ def generate(
       progress(len(tile))
   done = [generation for generation in out if generation is not None]
   assert len(done) == len(rows), "a row is in no tile"
+  _warn_of_invalid(model, rows, done)
   return done

@@ -4,15 +4,17 @@ A grid is prompts x conditions x samples.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
-from persona_jax.engine.checks import as_int
+from persona_jax.engine.checks import as_int, as_number, naming
 from persona_jax.engine.rows import derive_seed, plain_prompt
 from persona_jax.engine.sampling import Sampling
-from persona_jax.personas.chat import Prompt, Raw
+from persona_jax.personas.chat import Prompt, Raw, as_messages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,12 +25,12 @@ class Condition:
     name: unique within a grid.
     system: system message, put before the prompt's own messages.
     prefix: text put at the head of the first user message, with a blank line after it.
-    edits: edits of every row of the condition, in order.
+    edits: edits of every row of the condition, in order; None is none.
     replicate: which paraphrase or direction replicate this is, for the results table.
 
   Raises:
-    ValueError: an empty name, an item of `edits` that is no edit, an edit that holds one amount a
-      row, or a replicate that is no integer.
+    ValueError: an empty name, a system message or prefix that is no text, an item of `edits` that
+      is no edit, an edit that holds one amount a row, or a replicate that is no integer.
   """
 
   name: str
@@ -43,12 +45,15 @@ class Condition:
     *,
     system: str | None = None,
     prefix: str | None = None,
-    edits: Edit | Sequence[Edit] = (),
+    edits: Edit | Sequence[Edit] | None = (),
     replicate: int | None = None,
   ):
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     if not name or not isinstance(name, str):
       raise ValueError(f"a condition needs a name, got {name!r}.")
+    for part, text in (("system", system), ("prefix", prefix)):
+      if not isinstance(text, str | None):
+        raise ValueError(f"condition {name!r}: {part}={text!r}: give a text, or None.")
+    edits = () if edits is None else tuple(edits) if isinstance(edits, Iterable) else (edits,)
     wrong = [type(e).__name__ for e in edits if not isinstance(e, Edit)]
     if wrong:
       raise ValueError(
@@ -82,29 +87,23 @@ class Condition:
     """Put the condition's parts round a prompt.
 
     Raises:
-      ValueError: the prompt is raw or has a system message of its own, and the condition brings
-        parts.
+      ValueError: the condition brings parts, and the prompt is raw, holds a message that cannot be
+        used, has a system message of its own, or no user message for the prefix.
     """
     if self.system is None and self.prefix is None:
       return prompt
     if isinstance(prompt, Raw):
-      raise ValueError(f"condition {self.name!r} changes the chat; a pj.Raw prompt has none.")
-    chat = (
-      [{"role": "user", "content": prompt}]
-      if isinstance(prompt, str)
-      else [dict(m) for m in prompt]
-    )
+      raise ValueError("the condition changes the chat; a pj.Raw prompt has none.")
+    chat = [dict(message) for message in as_messages(prompt)]
     if self.prefix is not None:
       first = next((m for m in chat if m["role"] == "user"), None)
       if first is None:
-        raise ValueError(
-          f"condition {self.name!r} has a prefix; the prompt has no user message for it."
-        )
+        raise ValueError("the condition has a prefix; the prompt has no user message for it.")
       first["content"] = f"{self.prefix}\n\n{first['content']}"
     if self.system is not None:
       if chat[0]["role"] == "system":
         raise ValueError(
-          f"condition {self.name!r} brings a system message; the prompt already has one: "
+          "the condition brings a system message; the prompt already has one: "
           f"{chat[0]['content'][:60]!r}."
         )
       chat = [{"role": "system", "content": self.system}, *chat]
@@ -139,6 +138,52 @@ class Cell:
   seed: int
 
 
+def _prompts_by_id(prompts: Any) -> dict[str, Prompt]:
+  """Return {prompt_id: prompt}.
+
+  Raises:
+    ValueError: it is no list of prompts and no {id: prompt}, an id is no string, or a prompt is
+      none.
+  """
+  fits = "Grid prompts must be a list of prompts (strings, chats or pj.Raw) or {id: prompt}"
+  if not isinstance(prompts, Mapping) and isinstance(prompts, Iterable):
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
+  elif not isinstance(prompts, (Mapping, Raw)):
+    raise ValueError(f"{fits}, got a {type(prompts).__name__}.")
+  is_message = isinstance(prompts, Mapping) and set(prompts) == {"role", "content"}
+  is_chat = isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], Mapping)
+  if is_message or is_chat or isinstance(prompts, (str, Raw)):
+    raise ValueError(f"{fits}, not a single one; got {prompts!r}.")
+  if not isinstance(prompts, Mapping):
+    prompts = {f"{n:04d}": prompt for n, prompt in enumerate(prompts)}
+  wrong = [key for key in prompts if not isinstance(key, str)]
+  if wrong:
+    raise ValueError(f"prompt ids must be strings, as in a results table; got {wrong[:5]}.")
+  for key, prompt in prompts.items():
+    if not isinstance(prompt, Raw):
+      with naming(f"prompt {key!r}"):
+        as_messages(prompt)
+  return dict(prompts)
+
+
+def _as_conditions(conditions: Any) -> tuple[Condition, ...]:
+  """Return conditions as a tuple.
+
+  Raises:
+    ValueError: it is no list of conditions.
+  """
+  fits = "Grid conditions must be a list of pj.Condition"
+  if isinstance(conditions, Condition):
+    raise ValueError(f"{fits}, not a single one; put it into a list.")
+  if isinstance(conditions, str) or not isinstance(conditions, Iterable):
+    raise ValueError(f"{fits}, got {conditions!r}.")
+  conditions = tuple(conditions)
+  for n, condition in enumerate(conditions):
+    if not isinstance(condition, Condition):
+      raise ValueError(f"{fits}; item {n} is {condition!r}.")
+  return conditions
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
   """Prompts x conditions x samples, with one decoding setting and one seed.
@@ -151,7 +196,8 @@ class Grid:
   is not meant for it.
 
   Attributes:
-    prompts: {prompt_id: prompt}, in this order; a plain list gets the ids "0000", "0001", ….
+    prompts: {prompt_id: prompt}, in this order; a plain list gets the ids "0000", "0001", …. Each
+      is as in `model.generate`.
     conditions: with different names.
     samples: answers of each prompt under each condition.
     max_new_tokens: budget of a row.
@@ -160,8 +206,9 @@ class Grid:
     paired: share sampling noise between the conditions of a prompt and sample.
 
   Raises:
-    ValueError: nothing to run, names that occur twice, prompt ids that are no strings, several
-      greedy samples, or a number that is no integer where one is needed.
+    ValueError: nothing to run, prompts or conditions that are no such lists, a prompt that is none
+      (the message says which), names that occur twice, prompt ids that are no strings, several
+      greedy samples, or a setting of the wrong kind.
   """
 
   prompts: Mapping[str, Prompt] | Sequence[Prompt]
@@ -173,26 +220,20 @@ class Grid:
   paired: bool = True
 
   def __post_init__(self) -> None:
-    prompts = self.prompts
-    if isinstance(prompts, (str, Raw)):
-      raise ValueError("Grid prompts must be a list of prompts or {id: prompt}, not a single one.")
-    if not isinstance(prompts, Mapping):
-      prompts = {f"{n:04d}": prompt for n, prompt in enumerate(prompts)}
-    wrong = [key for key in prompts if not isinstance(key, str)]
-    if wrong:
-      raise ValueError(f"prompt ids must be strings, as in a results table; got {wrong[:5]}.")
-    object.__setattr__(self, "prompts", dict(prompts))
-    object.__setattr__(self, "conditions", tuple(self.conditions))
+    object.__setattr__(self, "prompts", _prompts_by_id(self.prompts))
+    object.__setattr__(self, "conditions", _as_conditions(self.conditions))
     names = [condition.name for condition in self.conditions]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if not prompts or not names or twice:
+    if not self.prompts or not names or twice:
       raise ValueError(
-        f"a grid needs prompts (got {len(prompts)}) and conditions (got {len(names)}) with "
+        f"a grid needs prompts (got {len(self.prompts)}) and conditions (got {len(names)}) with "
         f"different names (twice: {twice})."
       )
     for field in ("samples", "max_new_tokens", "seed"):
       object.__setattr__(self, field, as_int(field, getattr(self, field)))
-    object.__setattr__(self, "temperature", float(self.temperature))
+    object.__setattr__(self, "temperature", as_number("temperature", self.temperature))
+    if not isinstance(self.paired, (bool, np.bool_)):
+      raise ValueError(f"paired={self.paired!r}: give True or False.")
     object.__setattr__(self, "paired", bool(self.paired))
     Sampling(self.temperature)
     if self.max_new_tokens < 1:
@@ -246,3 +287,15 @@ class Grid:
           row = [prompt_id, plain_prompt(prompt), described, sample, self.settings()]
           cells.append(Cell(content_hash(row)[:16], prompt_id, condition, sample, seed))
     return cells
+
+
+def check_grid(grid: Any) -> None:
+  """Check that something is a grid.
+
+  Raises:
+    ValueError: it is none; the message says what was given.
+  """
+  if not isinstance(grid, Grid):
+    raise ValueError(
+      f"the grid is a {type(grid).__name__}; give a pj.Grid(prompts, conditions, max_new_tokens=…)."
+    )

@@ -82,9 +82,9 @@ def load(
       False} for Qwen3.
     family: the adapter to use; default the one for the checkpoint's `model_type`.
     kernels: how the engine runs edits of projections where a branch joins the residual stream:
-      "auto" (what wins on the platform, see BENCHMARKS.md), "xla", or "mosaic_tpu", which fuses the
-      addition, the edit and the norm (on a CPU in a simulator: slow, for tests). `pj.forward` is
-      always plain XLA, which has derivatives.
+      "auto" (what wins on the platform, see BENCHMARKS.md), "xla", or "mosaic_tpu" or "mosaic_gpu"
+      (Hopper), which fuse the addition, the edit and the norm (on a CPU in a simulator: slow, for
+      tests). `pj.forward` is always plain XLA, which has derivatives.
     progress: whether to show a bar while weights are read.
 
   Raises:

@@ -178,11 +178,6 @@ class DryMemory(Dry):
     self._held = [0]
     self._taken: dict[int, int] = {}
 
-  @property
-  def held_bytes(self) -> int:
-    """Bytes of results that are held now."""
-    return self._held[0]
-
   def _returned(self, need: Need, args: tuple[Any, ...], results: Any) -> Any:
     given = {id(x): x.nbytes for x in jax.tree.leaves(args) if isinstance(x, _Array)}
     others = self._held[0] - sum(given.values())

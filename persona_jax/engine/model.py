@@ -30,6 +30,7 @@ from persona_jax.engine.programs import DIRECT, Runner, device_of
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.stops import special_in
 from persona_jax.engine.taps import Fused, Kernels, choose
 from persona_jax.models.arch import Arch
 from persona_jax.models.fused_attention import FusedAttention, choose_attention
@@ -175,21 +176,23 @@ class Model:
       seed: one int, or one a row. A row's noise comes from its seed and its prompt alone:
         neighbours change nothing, and the same prompt with the same seed gives the same sample.
       stop: ids or texts that end a row, beside the model's own end tokens. A text does so wherever
-        it comes in the answer, also inside tokens, and the answer's text ends before it.
+        it comes in the answer, also inside tokens, and the answer's text ends before it. A special
+        token is no part of the text and is given by itself.
       logprobs: whether to return each token's log-probability.
       trace: whether to return where and how far edits moved each row's activations
         (`Generation.trace`).
       progress: called with the number of rows finished, tile by tile.
 
     Returns:
-      One `Generation` a prompt, in order.
+      One `Generation` a prompt, in order. Where some are not `valid`, a warning says how many and
+      what the first lacks.
 
     Raises:
       ValueError: prompts, edits or settings do not fit; the message says which and what does.
       MemoryError: a row by itself does not fit into the device's memory; the message names it and
         what it needs. A tile of several rows is run in halves, with a warning.
     """
-    sampling = Sampling(float(temperature), top_k, top_p, min_p)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
     settings = Settings(max_new_tokens, sampling, *self.stops(stop), logprobs, trace)
     return generating.generate(self, prompts, settings, edits=edits, seed=seed, progress=progress)
 
@@ -339,8 +342,8 @@ class Model:
       Ids, and texts; a text that is one token is in both, so that the device knows it.
 
     Raises:
-      ValueError: no list, an empty text, what is neither id nor text, or an id outside the
-        vocabulary.
+      ValueError: no list, an empty text, a text with a special token in it, what is neither id nor
+        text, or an id outside the vocabulary.
     """
     ids, texts = list(self.tokenizer.eos_ids), []
     if isinstance(stop, str) or not isinstance(stop, Iterable):
@@ -349,9 +352,18 @@ class Model:
       if isinstance(item, str):
         if not item:
           raise ValueError("stop holds an empty text, which would end every row at once.")
+        special = special_in(self.tokenizer, item)
+        token = self.tokenizer.backend.token_to_id(special or item)
+        if special not in (None, item):
+          raise ValueError(
+            f"stop text {item!r} holds the special token {special!r}, which is no part of an "
+            f"answer's text, so it would never be found; give {special!r} by itself, as a text or "
+            f"as its id {token}, or the text without it."
+          )
         texts.append(item)
-        token = self.tokenizer.backend.token_to_id(item)
-        if token is None or self.tokenizer.decode([token], skip_special=False) != item:
+        if token is None or (
+          special is None and self.tokenizer.decode([token], skip_special=False) != item
+        ):
           continue
         item = token
       try:

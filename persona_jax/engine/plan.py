@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from persona_jax.engine.checks import as_int, check_lengths, naming
+from persona_jax.engine.checks import as_whole, check_lengths, naming
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
-from persona_jax.engine.grid import Cell, Grid
+from persona_jax.engine.grid import Cell, Grid, check_grid
 from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes, size_text
 from persona_jax.engine.programs import Need
-from persona_jax.engine.rows import Row, make_row
+from persona_jax.engine.rows import Row, derive_seed, make_row
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tile_plan import TilePlan, cut, plan_tile
@@ -189,6 +189,7 @@ def grid_rows(
     grid: the grid.
     decide_gates: whether gates that depend on the prompt are decided, which runs the model.
   """
+  check_grid(grid)
   assert isinstance(grid.prompts, dict)
   cells = grid.cells()
   names = [f"{cell.prompt_id!r} of condition {cell.condition.name!r}" for cell in cells]
@@ -251,10 +252,10 @@ def plan(
   if lengths is not None:
     if isinstance(lengths, str) or not isinstance(lengths, Iterable):
       raise ValueError(f"lengths={lengths!r}: give a list of answer lengths in tokens.")
-    given = np.asarray([as_int(f"lengths[{i}]", n, 1) for i, n in enumerate(lengths)], int)
+    given = np.asarray([as_whole(f"lengths[{i}]", n, 1) for i, n in enumerate(lengths)], int)
     if not given.size:
       raise ValueError("lengths=[]: give answer lengths in tokens, each at least 1.")
-    drawn = np.random.default_rng(grid.seed).choice(given, len(rows))
+    drawn = np.random.default_rng(derive_seed(grid.seed, "lengths")).choice(given, len(rows))
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
   reading = DryMemory(model.arch, model.params, model.mesh)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -130,11 +129,6 @@ def derive_seed(*parts: object) -> int:
 def key_words(seeds: Sequence[int]) -> np.ndarray:
   """Return the two words of a threefry key for each seed, uint32 [B, 2]."""
   return np.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], np.uint32)
-
-
-def sampling_keys(seeds: Sequence[int]) -> jax.Array:
-  """Return one threefry key a seed, [B]."""
-  return jax.random.wrap_key_data(jnp.asarray(key_words(seeds)), impl="threefry2x32")
 
 
 def round_up(n: int, step: int) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from persona_jax.engine.checks import as_int
+from persona_jax.engine.checks import as_int, as_number
 from persona_jax.engine.noise import CHUNK, Noise, arrivals, key_noise, later
 
 # Logarithms needn't be monotone in the last bits; a chunk within this of the best is looked at too.
@@ -36,7 +36,7 @@ class Sampling:
     min_p: keep tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024).
 
   Raises:
-    ValueError: a value out of range, or a filter at temperature 0.
+    ValueError: a value that is no number or out of range, or a filter at temperature 0.
   """
 
   temperature: float = 0.0
@@ -45,6 +45,9 @@ class Sampling:
   min_p: float | None = None
 
   def __post_init__(self) -> None:
+    for name in ("temperature", "top_p", "min_p"):
+      if name == "temperature" or getattr(self, name) is not None:
+        object.__setattr__(self, name, as_number(name, getattr(self, name)))
     if not 0 <= self.temperature < float("inf"):
       raise ValueError(f"temperature={self.temperature!r}: give 0 (greedy) or a positive number.")
     if self.top_k is not None:

@@ -12,6 +12,13 @@ def stop_place(text: str, stop_texts: Sequence[str]) -> int | None:
   return min(places, default=None)
 
 
+def special_in(tokenizer: Tokenizer, text: str) -> str | None:
+  """Return the longest special token that a text holds, None if it holds none."""
+  added = tokenizer.backend.get_added_tokens_decoder().values()
+  held = [token.content for token in added if token.special and token.content in text]
+  return max(held, key=len, default=None)
+
+
 def stop_length(tokenizer: Tokenizer, ids: Sequence[int], stop_texts: Sequence[str]) -> int | None:
   """Return how many tokens of an answer it takes until a stop text is whole, None if none is.
 

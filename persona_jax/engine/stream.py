@@ -105,8 +105,13 @@ def _pieces(
     ValueError: no prompt, a single prompt or edit, not as many labels or edits as prompts, or as
       `_rows`.
   """
-  if isinstance(prompts, (str, Raw)):
+  if isinstance(prompts, (str, Raw, Mapping)):
     raise ValueError("prompts must be many prompts (strings, chats or pj.Raw), not a single one.")
+  if not isinstance(prompts, Iterable):
+    raise ValueError(
+      "prompts must be many prompts (strings, chats or pj.Raw), as a list or another iterable, got "
+      f"a {type(prompts).__name__}."
+    )
   if isinstance(edits, Edit):
     raise ValueError("edits must hold one item (edits of that row) a prompt; got a single edit.")
   if isinstance(prompts, Sized):

@@ -126,7 +126,7 @@ class Chat:
     """
     if isinstance(prompt, Raw):
       return Rendered(prompt.text, "", _runs([ROLES["user"]] * len(prompt.text)))
-    messages, answer = _split_answer(_messages(prompt))
+    messages, answer = _split_answer(as_messages(prompt))
     if self.template is None:
       raise ValueError(
         "this model has no chat template; give Raw(text), which is used as it is, or load a chat "
@@ -291,7 +291,12 @@ def encode_prompt(tokenizer: ChatTokenizer, chat: Chat, prompt: Prompt) -> Encod
   return EncodedPrompt([*ids, *answer_ids], len(ids), roles, rendered.opens_thought)
 
 
-def _messages(prompt: str | Sequence[Message]) -> list[Message]:
+def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
+  """Return a string (one user turn) or a chat as its messages.
+
+  Raises:
+    ValueError: it is neither, or a message cannot be used; the message says which.
+  """
   if isinstance(prompt, str):
     return [{"role": "user", "content": prompt}]
   if not isinstance(prompt, Sequence) or not prompt:

@@ -22,12 +22,15 @@ import pandas as pd
 import tqdm
 
 from persona_jax.data.hashing import content_hash
+from persona_jax.edits.compile import compile_edits
+from persona_jax.engine.checks import naming
+from persona_jax.engine.gates import settle, taken_as_on
 from persona_jax.engine.generate import run_tiles
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.plan import grid_rows, grid_settings
 from persona_jax.engine.programs import PROGRAMS, keep_on_disk
-from persona_jax.engine.rows import plain_prompt, tiles
+from persona_jax.engine.rows import Row, plain_prompt, tiles
 from persona_jax.engine.tile_plan import tile_rows
 from persona_jax.scorers.base import Scorer
 
@@ -219,7 +222,10 @@ def check_versions(there: Mapping[str, str], directory: Path) -> None:
 
 
 def _start(model: Model, grid: Grid, directory: Path) -> Run:
-  """Make the directory, or check that the one there belongs to the same grid and model."""
+  """Return the run of a grid; if it was begun, check that it is of the same grid and model.
+
+  Nothing is written.
+  """
   what = {"model": describe_model(model), "grid": grid.describe()}
   description = {
     "hash": content_hash(what),
@@ -245,8 +251,20 @@ def _start(model: Model, grid: Grid, directory: Path) -> Run:
     if not run.is_complete:
       check_versions(run.description["versions"], directory)
     return run
-  write_json(description, directory / "grid.json")
   return Run(directory, description)
+
+
+def _check_edits(model: Model, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
+  """Check that the edits of each condition fit the model.
+
+  Raises:
+    ValueError: some do not; the message names the condition.
+  """
+  taken, _ = taken_as_on(rows)
+  edits = {cell.condition.name: row.edits for cell, row in zip(cells, taken, strict=True)}
+  for name, its_edits in edits.items():
+    with naming(f"condition {name!r}"):
+      compile_edits(model, [its_edits])
 
 
 def _check_tiles(directory: Path, planned: Mapping[Path, list[str]]) -> None:
@@ -297,9 +315,11 @@ def run(
       prompt does not fit the model; or scorers clash, see `Run.score`.
   """
   _check_scorers(scorers, Path(out))
+  cells, rows = grid_rows(model, grid, decide_gates=False)
   this = _start(model, grid, Path(out))
+  _check_edits(model, cells, rows)
   keep_on_disk()
-  cells, rows = grid_rows(model, grid)
+  rows = settle(model, rows)
   settings = grid_settings(model, grid)
   shared = {"model": describe_model(model), "settings": grid.settings()}
   config_hash = {
@@ -312,7 +332,7 @@ def run(
   files = [this.directory / "results" / f"tile-{i:05d}.parquet" for i in range(len(plan))]
   planned = [[cells[n].row_id for n in tile] for tile in plan]
   _check_tiles(this.directory, dict(zip(files, planned, strict=True)))
-  if "tile_rows" not in this.description:
+  if "tile_rows" not in this.description:  # all that can be refused has been: the run begins
     this.description["tile_rows"] = most
     write_json(this.description, this.directory / "grid.json")
   todo = [i for i, file in enumerate(files) if not file.exists()]
@@ -334,7 +354,7 @@ def run(
           "text": generation.text,
           "token_ids": list(generation.token_ids),
           "finish_reason": generation.finish_reason,
-          "n_prompt_tokens": len(rows[n].ids),
+          "n_prompt_tokens": rows[n].prompt_length,
           "n_tokens": len(generation.token_ids),
           "tokens_edited": generation.tokens_edited,
           "delivered_dose": generation.delivered_dose,

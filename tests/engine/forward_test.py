@@ -10,6 +10,7 @@ from persona_jax.edits.table import HEAD_SITE, SITES
 from tests.reference import numpy_llama
 
 IDS = [3, 17, 40, 9, 77, 21, 5, 60]
+TWO = dict(tokens_BT=np.zeros((2, 3), int))
 
 
 def relative(a, b) -> float:
@@ -200,6 +201,20 @@ def test_bfloat16_stays_near_float32(tiny):
     (dict(tokens_BT=jnp.zeros((2, 3))), "integers"),
     (dict(tokens_BT=jnp.zeros((2, 3), int), logits="first"), "'last'"),
     (dict(tokens_BT=jnp.zeros((2, 3), int), lengths_B=jnp.zeros(3, int)), "lengths_B"),
+    (dict(tokens_BT=jnp.zeros((0, 3), int)), r"shape \(0, 3\); give at least one row"),
+    (dict(tokens_BT=jnp.zeros((2, 0), int)), r"shape \(2, 0\); give at least one row"),
+    (dict(tokens_BT=np.zeros((1, 5000), int)), "a row of 5000 tokens exceeds the model's"),
+    (dict(TWO, lengths_B=np.asarray([3, 4])), "lengths_B holds 3 to 4; .* 1 to 3 tokens"),
+    (dict(TWO, lengths_B=[0, 3]), "lengths_B holds 0 to 3"),
+    (dict(TWO, lengths_B=[3.0, 2.0]), "lengths_B holds float64; lengths are integers"),
+    (dict(TWO, prompt_lengths_B=[2.5, 2.5]), "prompt_lengths_B holds float64"),
+    (
+      dict(TWO, lengths_B=[3, 2], prompt_lengths_B=[3, 3]),
+      "prompt_lengths_B is 3 for row 1 of 2 tokens",
+    ),
+    (dict(TWO, prompt_lengths_B=[-1, 3]), "prompt_lengths_B is -1 for row 0 of 3 tokens"),
+    (dict(TWO, roles_BT=[[0, 1, 9], [40, 2, -1]]), r"roles_BT holds \[-1, 9, 40\]; roles are"),
+    (dict(TWO, roles_BT=np.zeros((2, 3))), "roles_BT holds float64; roles are integers"),
     (dict(tokens_BT=jnp.zeros((2, 3), int), capture=pj.Capture(blocks=3)), "blocks 0 to 2"),
     (
       dict(tokens_BT=jnp.zeros((2, 3), int), capture=pj.Capture(bank=np.ones((1, 7)))),
@@ -210,6 +225,17 @@ def test_bfloat16_stays_near_float32(tiny):
 def test_bad_arguments_are_refused(tiny, kwargs, message):
   with pytest.raises(ValueError, match=message):
     pj.forward(tiny.model, **kwargs)
+
+
+def test_traced_lengths_and_roles_are_left_to_the_caller(tiny):
+  def run(lengths_B, roles_BT):
+    kw = dict(lengths_B=lengths_B, prompt_lengths_B=lengths_B, roles_BT=roles_BT)
+    return pj.forward(tiny.model, **TWO, **kw)[0]
+
+  shape = jax.eval_shape(run, np.asarray([1, 2]), np.ones((2, 3), int))
+  assert shape.shape == (2, 3, 101)
+  with pytest.raises(ValueError, match="lengths_B holds float32"):
+    jax.eval_shape(run, np.ones(2, np.float32), np.ones((2, 3), int))
 
 
 def test_role_windows_need_roles(tiny):

@@ -7,9 +7,10 @@ import pytest
 import persona_jax as pj
 from persona_jax.engine import generate as generating
 from persona_jax.engine.programs import PROGRAMS
-from persona_jax.engine.rows import Row, derive_seed, sampling_keys
+from persona_jax.engine.rows import Row, derive_seed
 from persona_jax.engine.sampling import Sampling, choose
 from persona_jax.engine.settings import Settings
+from tests.engine.keys import sampling_keys
 from tests.reference import numpy_llama
 
 PROMPTS = ["w10 w11 w12", "w5", "w20 w21 w22 w23 w24 w25 w26"]
@@ -161,14 +162,18 @@ def test_loop_stops_when_all_rows_are_done(tiny):
 def test_steered_row_with_no_edited_token_is_invalid(tiny):
   stop = reference(tiny, PROMPTS[1], n=1)[0][0]
   edit = steer(tiny, 1.0, "generated")[0]
-  (g,) = tiny.model.generate([PROMPTS[1]], edits=[edit], max_new_tokens=4, stop=[stop])
+  with pytest.warns(UserWarning, match="1 of 1 rows did not get the edits .* prompt 0: ") as told:
+    (g,) = tiny.model.generate([PROMPTS[1]], edits=[edit], max_new_tokens=4, stop=[stop])
+  assert len(told) == 1 and told[0].filename == __file__
+  assert "the window [0:] of its edit 'add' holds none" in str(told[0].message)
   assert g.tokens_edited == 0 and np.isnan(g.delivered_dose) and not g.valid
 
 
 def test_an_edit_that_meets_no_token_makes_its_row_invalid_whatever_others_do(tiny):
   stop = reference(tiny, PROMPTS[1], n=1)[0][0]
   late, early = steer(tiny, 1e-3, "generated")[0], steer(tiny, 1e-3, "prompt")[0]
-  (g,) = tiny.model.generate([PROMPTS[1]], edits=[[late, early]], max_new_tokens=4, stop=[stop])
+  with pytest.warns(UserWarning, match="1 of 1 rows"):
+    (g,) = tiny.model.generate([PROMPTS[1]], edits=[[late, early]], max_new_tokens=4, stop=[stop])
   assert g.finish_reason == "stop" and len(g.token_ids) == 1
   assert g.tokens_edited > 0 and g.delivered_dose == pytest.approx(1, abs=1e-3) and not g.valid
 
@@ -313,6 +318,10 @@ ERRORS = {
   "seed that is a text": (dict(seed="abc"), "seed='abc': give an integer"),
   "seed that is no integer": (dict(seed=1.5), "seed=1.5: give an integer"),
   "seeds that are no integers": (dict(seed=[1, 2, "a"]), "seed of prompt 2='a': give an integer"),
+  "seeds by prompt": (dict(seed={1: 2, 3: 4, 5: 6}), r"seed=\{1: 2, .* a list of one a row"),
+  "no temperature": (dict(temperature=None), "temperature=None: give a number"),
+  "temperature that is a text": (dict(temperature="a"), "temperature='a': give a number"),
+  "top_p that is a text": (dict(temperature=1.0, top_p="a"), "top_p='a': give a number"),
   "one raw prompt": (dict(prompts=pj.Raw("w9")), "not a single one"),
   "prompts that are no list": (
     dict(prompts=iter(["w9"])),

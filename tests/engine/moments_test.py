@@ -241,6 +241,8 @@ def test_sums_are_updated_in_place():
     ([], {}, "at least one prompt"),
     ("w8", {}, "not a single one"),
     ([{"role": "user", "content": "w8"}], {}, "not a single one"),
+    ({"role": "user", "content": "w8"}, {}, "not a single one"),
+    (None, {}, "prompts must be many prompts .*, got a NoneType"),
     (["w8", "w9"], dict(groups=["a"]), "1 groups for 2 prompts"),
     (["w8", "w9"], dict(groups=iter(["a"])), "groups ends at prompt 1"),
     (iter(["w8"]), dict(edits=[None] * 2), "2 edits for 1 prompts"),

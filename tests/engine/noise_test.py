@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from persona_jax.engine.noise import CHUNK, arrivals, key_noise, later, threefry2x32
-from persona_jax.engine.rows import sampling_keys
+from tests.engine.keys import sampling_keys
 from tests.reference.numpy_noise import numpy_exponentials, numpy_threefry
 
 

@@ -164,6 +164,7 @@ def test_lengths_are_checked(tiny):
     ([3, 2.5], r"lengths\[1\]=2.5: give an integer"),
     (5, "lengths=5: give a list"),
     ("12", "lengths='12': give a list"),
+    ([3.0, float("nan")], r"lengths\[1\] is NaN"),
   ],
 )
 def test_lengths_that_are_no_integers_are_refused(tiny, lengths, message):
@@ -171,9 +172,29 @@ def test_lengths_that_are_no_integers_are_refused(tiny, lengths, message):
     pj.plan(tiny.model, grid(tiny, steered(tiny, 1)), lengths=lengths)
 
 
+def test_lengths_of_a_float_column_and_a_negative_seed_are_taken(tiny):
+  plans = [
+    pj.plan(tiny.model, grid(tiny, steered(tiny, 2), seed=-1), lengths=lengths)
+    for lengths in (np.asarray([3.0, 2.0]), [3, 2])
+  ]
+  assert str(plans[0]) == str(plans[1]) and "the 2 given (mean 2.5 tokens)" in str(plans[0])
+
+
+def test_what_is_no_grid_is_refused(tiny):
+  with pytest.raises(ValueError, match=r"the grid is a list; give a pj\.Grid\(prompts, "):
+    pj.plan(tiny.model, ["Hello?"])
+
+
 def test_a_prompt_of_a_grid_that_cannot_be_rendered_is_named(tiny):
-  asked = pj.Grid({"a": "w5", "b": []}, steered(tiny, 1), max_new_tokens=2)
-  with pytest.raises(ValueError, match="prompt 'b' of condition 'c1': a prompt is a string"):
+  answer = [{"role": "assistant", "content": "w5"}]
+  asked = pj.Grid({"a": "w5", "b": answer}, steered(tiny, 1), max_new_tokens=2)
+  with pytest.raises(ValueError, match="prompt 'b' of condition 'c1': the only message is an"):
+    pj.plan(tiny.model, asked)
+
+
+def test_a_condition_that_does_not_fit_a_prompt_is_named_once(tiny):
+  asked = pj.Grid([pj.Raw("w5")], [pj.Condition("c", system="w6")], max_new_tokens=2)
+  with pytest.raises(ValueError, match="^prompt '0000' of condition 'c': the condition changes"):
     pj.plan(tiny.model, asked)
 
 
@@ -268,7 +289,7 @@ def test_what_is_held_at_each_call_is_that_of_the_run(tiny, monkeypatch):
 
   class Noted(memory.DryMemory):
     def call(self, device, name, fn, args, static):
-      predicted.append((name, self.held_bytes))
+      predicted.append((name, self._held[0]))
       return super().call(device, name, fn, args, static)
 
   monkeypatch.setattr(planning, "DryMemory", Noted)

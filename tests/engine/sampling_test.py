@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from persona_jax.engine.rows import sampling_keys
 from persona_jax.engine.sampling import Choice, Sampling, choose
+from tests.engine.keys import sampling_keys
 from tests.reference.numpy_noise import numpy_exponentials
 
 B, V = 16, 641  # one shape for most tests, so that each strategy compiles once

@@ -89,7 +89,7 @@ def test_score_and_capture_refuse_rows_that_were_not_edited_as_asked(tiny):
   with pytest.raises(ValueError, match=r"prompt 1: the window \[0:\] of its edit 'add' holds none"):
     tiny.model.score(["w8"] * 2, ["w20 w21", "w20"], edits=[edit, edit])
   for reduce in ("last", "mean"):
-    with pytest.raises(ValueError, match=r"prompt 0: the window \[0:\]"):
+    with pytest.raises(ValueError, match=r"prompt 0: .*tokens='answer' acts on the prompt's last"):
       tiny.model.capture(["w8"], pj.Capture(reduce=reduce), edits=[edit])
   half = pj.load(tiny.directory, dtype="bfloat16")
   small = pj.add(tiny.direction(), 1e-4, unit="raw", blocks=1, tokens="all")
@@ -241,3 +241,19 @@ def test_banks_with_nan_or_infinity_are_refused(tiny, bad):
   for array in (bank, jnp.asarray(bank)):
     with pytest.raises(ValueError, match=r"bank rows \[2\] hold a NaN or an infinity"):
       tiny.model.capture(["w8"], pj.Capture(bank=array))
+
+
+@pytest.mark.parametrize(
+  ("capture", "message"),
+  [
+    (pj.Capture(bank=np.ones((0, 44))), r"bank has shape \(0, 44\); it must be \[R, 44\]"),
+    (pj.Capture(bank=[]), "bank must be .* got an empty list"),
+    (pj.Capture(bank=[np.ones(44)]), r"bank must be .* got items of type \['ndarray'\]"),
+    (pj.Capture(bank=np.eye(3, 44)[[0, 2, 2]] * [[1], [0], [1]]), r"bank rows \[1\] are zero"),
+    ("resid_post", "capture is 'resid_post'; give a pj.Capture"),
+  ],
+)
+def test_what_is_no_bank_and_no_capture_is_refused(tiny, capture, message):
+  for call in (tiny.model.capture, tiny.model.moments):
+    with pytest.raises(ValueError, match=message):
+      call(["w8"], capture)

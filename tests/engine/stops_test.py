@@ -1,6 +1,10 @@
 """Texts that end an answer."""
 
+import dataclasses
+
 import numpy as np
+import pytest
+import tokenizers
 
 import persona_jax as pj
 from persona_jax.engine.stops import stop_length, stop_place
@@ -40,6 +44,18 @@ def test_other_rows_go_on_and_the_first_of_several_texts_counts(tiny):
   got = tiny.model.generate(prompts, max_new_tokens=N, stop=[late, early])
   assert got[0].text == free[0].text[: free[0].text.index(early)]
   assert [g.token_ids for g in got[1:]] == [g.token_ids for g in free[1:]]
+
+
+def test_a_special_token_ends_a_row_by_itself_and_not_within_a_text(tiny):
+  backend = tokenizers.Tokenizer.from_str(tiny.model.tokenizer.backend.to_str())
+  backend.add_special_tokens(["w7"])
+  tokenizer = dataclasses.replace(tiny.model.tokenizer, backend=backend)
+  model = dataclasses.replace(tiny.model, tokenizer=tokenizer)
+  ends = tokenizer.eos_ids
+  assert model.stops(["w7", "w5"]) == ((*ends, 7, 5), ("w7", "w5"))
+  with pytest.raises(ValueError, match="'w7 w5' holds the special token 'w7'.* its id 7,"):
+    model.stops(["w7 w5"])
+  assert tiny.model.stops(["w7 w5"]) == (ends, ("w7 w5",))  # there it is a word like any other
 
 
 def test_places():

@@ -95,7 +95,8 @@ def test_in_bfloat16_what_was_not_edited_has_not_moved_and_a_swallowed_edit_show
 
 def test_an_edit_that_makes_nan_is_not_valid_and_scores_are_refused(tiny):
   edits = [pj.custom_edit(lambda h, p, o: jnp.log(h), blocks=1, tokens="all")]
-  (answer,) = tiny.model.generate(PROMPTS[:1], edits=edits, max_new_tokens=2)
+  with pytest.warns(UserWarning, match="prompt 0: its edits turned activations into NaN"):
+    (answer,) = tiny.model.generate(PROMPTS[:1], edits=edits, max_new_tokens=2)
   assert not answer.valid and np.isinf(answer.delivered_dose)
   with pytest.raises(ValueError, match="NaN or infinity"):
     tiny.model.score(PROMPTS[:1], ["w5 w6"], edits=edits)
@@ -103,5 +104,6 @@ def test_an_edit_that_makes_nan_is_not_valid_and_scores_are_refused(tiny):
 
 def test_an_edit_whose_ramp_has_not_begun_is_not_valid(tiny):
   late = pj.add(tiny.direction(), 1.0, unit="unit", blocks=1).ramped(pj.Ramp(steps=2, start=50))
-  (answer,) = tiny.model.generate(PROMPTS[:1], edits=[late], max_new_tokens=2)
+  with pytest.warns(UserWarning, match="none of its 5 tokens, .*, on which its ramp is not 0"):
+    (answer,) = tiny.model.generate(PROMPTS[:1], edits=[late], max_new_tokens=2)
   assert not answer.valid and answer.tokens_edited == 0

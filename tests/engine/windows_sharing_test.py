@@ -66,7 +66,9 @@ def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed):
     dataclasses.replace(row, seed=n) for n, row in enumerate(encode_rows(model, prompts, edits))
   ]
   ends = model.arch.family.name == "gemma2"
-  settings = Settings(BUDGET if ends else 6, Sampling(1.0), stop_ids=STOPS if ends else (), logprobs=True)
+  settings = Settings(
+    BUDGET if ends else 6, Sampling(1.0), stop_ids=STOPS if ends else (), logprobs=True
+  )
   ours, work = run_tile(model, rows, settings)
   assert work.passes < 0.9 * 3 * sum(len(row.ids) for row in rows)
   sizes = {size for size, _, _ in work.decoding.segments}

@@ -107,6 +107,29 @@ def test_another_grid_or_model_is_refused_in_the_same_directory(tiny, tiny_tied,
     pj.run(tiny_tied.model, grid(tiny), tmp_path, progress=False)
 
 
+OTHER = pj.add(pj.Direction(np.ones((1, 3, 7)), "other"), 1.0, unit="raw", blocks=1)
+
+
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    (dict(max_new_tokens=100000), "prompt 'a' of condition 'base': .* positions"),
+    (dict(conditions=[pj.Condition("c", edits=OTHER)]), "condition 'c': direction 'other' has wid"),
+    (dict(prompts=[pj.Raw("")]), "prompt '0000' of condition 'base': .*has no tokens"),
+  ],
+)
+def test_a_grid_that_is_refused_leaves_no_directory(tiny, tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    pj.run(tiny.model, grid(tiny, **changes), tmp_path / "run", progress=False)
+  assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_grid_is_refused_before_anything_is_written(tiny, tmp_path):
+  with pytest.raises(ValueError, match=r"the grid is a list; give a pj\.Grid\(prompts, "):
+    pj.run(tiny.model, ["Hello?"], tmp_path / "run", progress=False)
+  assert not (tmp_path / "run").exists()
+
+
 def test_unfinished_run_of_other_code_is_refused_and_a_finished_one_is_read(tiny, tmp_path):
   run = pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
   path = tmp_path / "grid.json"
@@ -148,7 +171,9 @@ def test_tiles_beyond_the_plan_are_refused_by_name(tiny, tmp_path):
 
 
 def test_a_row_of_the_table_can_be_sampled_again_from_its_seed(tiny, tmp_path):
-  asked = grid(tiny, prompts={"a": "w10 w11", "r": pj.Raw("w10 w11")}, conditions=[
+  begun = [{"role": "user", "content": "w10"}, {"role": "assistant", "content": "w11 w12"}]
+  prompts = {"a": "w10 w11", "r": pj.Raw("w10 w11"), "begun": begun}
+  asked = grid(tiny, prompts=prompts, conditions=[
     pj.Condition("base"),
     pj.Condition("steered", edits=pj.add(tiny.direction(), 0.5, unit="raw", blocks=1)),
   ])  # fmt: skip
@@ -161,6 +186,8 @@ def test_a_row_of_the_table_can_be_sampled_again_from_its_seed(tiny, tmp_path):
     encoded = tiny.model.encode(condition.apply(asked.prompts[row.prompt_id]))
     again = generate_tile(tiny.model, [make_row(encoded, condition.edits, row.seed)], settings)
     assert again[0].token_ids == tuple(row.token_ids)
+    assert row.n_prompt_tokens == encoded.prompt_length  # without the answer that was begun
+  assert len(encoded.ids) == encoded.prompt_length + 2
 
 
 def test_a_raw_prompt_and_its_text_are_different_prompts_for_all_noise(tiny, monkeypatch):
@@ -293,6 +320,21 @@ def test_conditions_put_their_parts_round_the_prompt():
     both.apply([{"role": "system", "content": "x"}, *chat])
   with pytest.raises(ValueError, match="pj.Raw"):
     both.apply(pj.Raw("hi"))
+  with pytest.raises(ValueError, match="no user message"):
+    both.apply([{"role": "assistant", "content": "x"}])
+  for prompt, message in (
+    ([], "a prompt is a string, a non-empty list"),
+    ([{"content": "x"}], "message 0 is .* must have the keys 'role' and 'content'"),
+    ([{"role": "user", "content": ["x"]}], r"message 0 has the content \['x'\]"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      both.apply(prompt)
+
+
+def test_no_edits_and_an_empty_user_message_are_taken():
+  plain = pj.Condition("a", edits=None)
+  assert plain.edits == () and plain.method == "none"
+  assert pj.Grid([""], [plain], max_new_tokens=1).prompts == {"0000": ""}
 
 
 def test_open_and_json_are_readable(tiny, tmp_path):
@@ -301,6 +343,11 @@ def test_open_and_json_are_readable(tiny, tmp_path):
   pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
   text = (tmp_path / "grid.json").read_text()
   assert json.loads(text)["grid"]["conditions"][2]["edits"][0]["coef"] == 0.5
+
+
+def one(prompts, conditions=None, **settings) -> pj.Grid:
+  conditions = [pj.Condition("a")] if conditions is None else conditions
+  return pj.Grid(prompts, conditions, max_new_tokens=1, **settings)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +361,20 @@ def test_open_and_json_are_readable(tiny, tmp_path):
     (lambda: pj.Grid(["w1"], [pj.Condition("a")], samples=2, max_new_tokens=1), "greedy"),
     (lambda: pj.Grid("w1", [pj.Condition("a")], max_new_tokens=1), "not a single"),
     (lambda: pj.Grid({1: "w1"}, [pj.Condition("a")], max_new_tokens=1), r"strings.*\[1\]"),
+    (lambda: one([{"role": "user", "content": "w5"}]), "Grid prompts .* not a single one"),
+    (lambda: one({"role": "user", "content": "w5"}), "Grid prompts .* not a single one"),
+    (lambda: one([1, 2]), "prompt '0000': a prompt is a string, .* got 1"),
+    (lambda: one({"a": "w5", "b": []}), r"prompt 'b': a prompt is a string, .* got \[\]"),
+    (lambda: one(None), "Grid prompts must be a list .* got a NoneType"),
+    (lambda: one(["w1"], pj.Condition("a")), "Grid conditions .* not a single one"),
+    (lambda: one(["w1"], ["a"]), "Grid conditions must be .* pj.Condition; item 0 is 'a'"),
+    (lambda: one(["w1"], 5), "Grid conditions must be .* got 5"),
+    (lambda: one(["w1"], paired="no"), "paired='no': give True or False"),
+    (lambda: one(["w1"], temperature="a"), "temperature='a': give a number"),
+    (lambda: one(["w1"], temperature=None), "temperature=None: give a number"),
+    (lambda: pj.Condition("a", prefix=5), "condition 'a': prefix=5: give a text"),
+    (lambda: pj.Condition("a", system=["w5"]), r"condition 'a': system=\['w5'\]: give a text"),
+    (lambda: pj.Condition("a", edits=5), "condition 'a': edits must be made by pj.add .*'int'"),
     (lambda: pj.Condition(""), "name"),
     (lambda: pj.Condition("a", edits=["x"]), "pj.add"),
     (lambda: pj.Condition("a", replicate=1.5), "replicate=1.5"),
