@@ -53,7 +53,7 @@ help:
 	@echo 'make aot         compile for TPUs without one and GPUs without one (in an environment of its own)'
 	@echo 'make bench       us and Hugging Face, steering-vectors, repeng, llama.cpp on the same grids'
 	@echo 'make bench-gpu   the engine (and Hugging Face) on one GPU, sizes of Llama-3.1-8B'
-	@echo 'make bench-capture  activations of 20,000 prompts into moments; make bench-score: 1,440 items'
+	@echo 'make bench-capture  activations of 20,000 prompts into moments; make bench-score: 1,440 questions'
 	@echo 'make bench-kernels  what edits cost on TPUs, by the TPU compiler; no TPU needed'
 	@echo 'make bench-load  seconds and memory of loading a checkpoint of 2.5 GB (needs 5 GB of disk, 8 of memory)'
 	@echo 'make wheel-test  build the wheel, install it into a clean environment, import it'

@@ -127,7 +127,7 @@ def main() -> None:
     target.write_text(json.dumps(report, indent=1))
 
   def grid(name: str) -> dict[str, Any]:
-    # Without such instructions Hugging Face's bfloat16 is 4 times slower than its float32 (the
+    # Without such instructions Hugging Face's bfloat16 is 2 to 5 times slower than its float32 (the
     # first grid shows it), and would take most of the session.
     left_out = "" if name == "all_tokens" or machine.has_bfloat16() else "hf_.*_bf16"
     return grid_section(

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -352,12 +353,20 @@ class _Batch:
     """Have the programs compiled in the background that are likely to be needed next."""
     if not self._is_live or self._settings.max_new_tokens <= AHEAD_STEPS:
       return
-    dry = Dry(PROGRAMS)  # here, for what follows changes this batch
+    dry, steps = Dry(PROGRAMS), []
+    # Copies are taken here, for what follows changes this batch.
     if self._slots < self._settings.max_new_tokens:
-      self._next(dry).lengthen_and_call()
+      steps.append(self._next(dry).lengthen_and_call)
     if self._can_end and self._next_level:
-      self._next(dry).leave_out_and_call(self._next_level)
-    PROGRAMS.prepare(lambda: dry)
+      leave = self._next(dry).leave_out_and_call
+      steps.append(functools.partial(leave, self._next_level))
+
+    def needed() -> Dry:
+      for step in steps:
+        step()
+      return dry
+
+    PROGRAMS.prepare(needed)
 
   def note_smaller(self) -> None:
     """Go dry through a step of each smaller batch that can be left if answers end early."""
