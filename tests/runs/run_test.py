@@ -32,7 +32,7 @@ def grid(tiny, **changes) -> pj.Grid:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-  monkeypatch.setattr(runs, "tile_rows", lambda model, rows, settings: 4)
+  monkeypatch.setattr(runs, "tile_rows", lambda model, rows, settings, **options: 4)
 
 
 def test_table_has_a_row_for_every_cell_with_all_columns(tiny, tmp_path):
@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_its_tiles_where_others_would_be_cut(tiny, tmp_path, 
   results = tmp_path / "results"
   for most in (16, 2):
     (results / "tile-00002.parquet").unlink()
-    monkeypatch.setattr(runs, "tile_rows", lambda model, rows, settings, most=most: most)
+    monkeypatch.setattr(runs, "tile_rows", lambda model, rows, settings, most=most, **options: most)
     resumed = pj.run(tiny.model, grid(tiny), tmp_path, progress=False)
     assert resumed.description["tile_rows"] == 4 and len(list(results.iterdir())) == 4
     pd.testing.assert_frame_equal(resumed.table(), whole)
