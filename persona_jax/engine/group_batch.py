@@ -8,7 +8,7 @@ import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
 from persona_jax.edits.table import ALWAYS, FOREVER
-from persona_jax.engine.rows import length_bucket, row_bucket
+from persona_jax.engine.rows import group_bucket, length_bucket, row_bucket
 from persona_jax.engine.tree import Group, Tree
 
 # What a run of nodes costs beside its tokens, in tokens: a program more, and smaller products.
@@ -19,12 +19,12 @@ class GroupBatch:
   """Groups that go through a block together, padded to a shape; the padding repeats the first.
 
   Its arrays are NumPy's, typed `Any`: they go to the device with the call. `size` is how many
-  groups there are with the padding; default the next of `row_bucket`.
+  groups there are with the padding; default the next of `group_bucket`.
   """
 
   def __init__(self, tree: Tree, groups: Sequence[Group], length: int, size: int | None = None):
     self._tree, self.groups, self.length = tree, list(groups), length
-    self.size = row_bucket(len(self.groups)) if size is None else size
+    self.size = group_bucket(len(self.groups)) if size is None else size
 
   @property
   def filled(self) -> list[Group]:
@@ -42,7 +42,7 @@ class GroupBatch:
       step = min(row_bucket(step), most // 8 * 8)
     for i in range(0, len(self.groups), step):
       groups = self.groups[i : i + step]
-      size = len(groups) if most < 8 else None  # long prompts: no row of padding
+      size = len(groups) if most < 8 else row_bucket(len(groups))  # long prompts: no padding
       part = GroupBatch(self._tree, groups, self.length, size)
       yield slice(i, i + part.size), part
 
@@ -96,7 +96,7 @@ def chunks(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[list[int]]
     if chunk:
       before = length_bucket(tree.nodes[chunk[-1]].length)
       padding = (longest - before) * sum(classes[m] for m in chunk)
-      if row_bucket(len(chunk) + 1) * longest > tokens or padding > _RUN_TOKENS:
+      if group_bucket(len(chunk) + 1) * longest > tokens or padding > _RUN_TOKENS:
         yield sorted(chunk)
         chunk = []
     chunk.append(n)

@@ -260,8 +260,10 @@ class _Prefill:
         left = {w: site for w, site in table.sites.items() if w != ("resid_post", blocks[-1])}
         table = EditTable(left)
       spec, banks, sets = self._what(part)
-      rows = [group.rows[0] for group in part.groups]
-      shared, layouts = shared_parts(list(before), blocks, rows, part.size, run=self._run)
+      rows = [group.rows[0] for group in part.filled]
+      shared, layouts = shared_parts(
+        list(before), blocks, rows, part.size, few_shapes=True, run=self._run
+      )
       whole = part is batch
       out = run_blocks(
         self._model.arch,

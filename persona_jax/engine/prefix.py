@@ -13,6 +13,7 @@ from persona_jax.edits.table import Where
 from persona_jax.engine.forward import Layout, Part
 from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.reads import NodeReads
+from persona_jax.engine.rows import row_bucket
 from persona_jax.models.layers import KV
 
 
@@ -168,6 +169,7 @@ def rows_layout(
   size: int,
   *,
   copies: bool = False,
+  few_shapes: bool = False,
 ) -> tuple[np.ndarray, Layout]:
   """Arrange how a batch of rows reads shared keys and values.
 
@@ -177,6 +179,7 @@ def rows_layout(
     rows: the rows of the batch, in its order.
     size: rows of the batch with its padding, which reads nothing.
     copies: whether each row is to have a copy of its own.
+    few_shapes: whether to round the most rows of a class up, so that few programs serve.
 
   Returns:
     The classes that are read, and the layout for them in this order.
@@ -188,6 +191,8 @@ def rows_layout(
   width = max(1, *map(len, members))
   if copies or (width == 1 and 2 * len(used) > size):
     return _one_a_row(class_B, position_PS, size)
+  if few_shapes and len(used) * width != size:
+    width = min(row_bucket(width), size)
   return used, _grouped(members, position_PS[used], width, size)
 
 
@@ -221,6 +226,7 @@ def shared_parts(
   size: int,
   *,
   copies: bool = False,
+  few_shapes: bool = False,
   run: Runner = DIRECT,
 ) -> tuple[dict[int, list[Part]], list[Layout]]:
   """Arrange what a batch of rows reads of the waves before it, by block; see `rows_layout`.
@@ -238,7 +244,9 @@ def shared_parts(
       class_R, position_PS = class_of[block], position_of[block]
       key = (w, class_R.tobytes(), position_PS.tobytes())
       if key not in numbers:
-        used, layout = rows_layout(class_R, position_PS, rows, size, copies=copies)
+        used, layout = rows_layout(
+          class_R, position_PS, rows, size, copies=copies, few_shapes=few_shapes
+        )
         layouts.append(layout)
         numbers[key] = used, len(layouts) - 1
       used, number = numbers[key]
