@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine import segments
 from persona_jax.engine.programs import PROGRAMS
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_llama import random_llama, vocabulary
@@ -79,3 +80,9 @@ def tiny_tied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def smollm2() -> pj.Model:
   """The real model, as `python -m persona_jax.fetch` left it in the cache."""
   return pj.load("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def leave_early(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Rows that are done are left out although only few steps may still come."""
+  monkeypatch.setattr(segments, "LEAVE_STEPS", 4)

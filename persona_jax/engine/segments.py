@@ -28,6 +28,9 @@ FIRST_SLOTS = 32
 LOOK_STEPS = 16
 # Smaller budgets do not wait long for a program, so none is compiled ahead.
 AHEAD_STEPS = 32
+# Rows that are done are left out only if at least so many steps may still come: a program for a
+# smaller batch takes seconds to compile, and saves a sixth of the steps that it runs.
+LEAVE_STEPS = 32
 
 
 def levels(size: int) -> list[int]:
@@ -213,6 +216,10 @@ class _Batch:
     size = len(self.numbers)
     return next((level for level in self._levels if level < size), 0)
 
+  def _may_leave(self, step: int) -> bool:
+    """Whether rows that are done at a step are left out."""
+    return self._settings.max_new_tokens - step >= LEAVE_STEPS
+
   @property
   def _can_end(self) -> bool:
     """Whether rows may be done before their budget is."""
@@ -224,7 +231,7 @@ class _Batch:
     if self._settings.stop_texts:
       until = min(until, self._step + LOOK_STEPS)
     first, live = self._step, int((~self._done).sum())
-    leave = self._next_level
+    leave = self._next_level if self._may_leave(first) else 0
     self._call(until, leave)
     if self._run.is_dry:
       self._step, used = self._foretell(until, leave)
@@ -279,7 +286,7 @@ class _Batch:
       return
     live = int((~self._done).sum())
     fits = [level for level in self._levels if level >= live]
-    if fits and fits[-1] < len(self.numbers):
+    if fits and fits[-1] < len(self.numbers) and self._may_leave(self._step):
       self.collect(self._done & (self.numbers >= 0))
       self._leave_out(fits[-1])
     if self._step == self._slots:
@@ -357,7 +364,7 @@ class _Batch:
     # Copies are taken here, for what follows changes this batch.
     if self._slots < self._settings.max_new_tokens:
       steps.append(self._next(dry).lengthen_and_call)
-    if self._can_end and self._next_level:
+    if self._can_end and self._next_level and self._may_leave(self._slots):
       leave = self._next(dry).leave_out_and_call
       steps.append(functools.partial(leave, self._next_level))
 
@@ -370,7 +377,7 @@ class _Batch:
 
   def note_smaller(self) -> None:
     """Go dry through a step of each smaller batch that can be left if answers end early."""
-    if self._can_end:
+    if self._can_end and self._may_leave(0):
       for size in self._levels:
         if size < len(self.numbers):
           self._next(self._run).leave_out_and_call(size)

@@ -8,7 +8,7 @@ from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.programs import Dry, Live, Need
 from persona_jax.engine.rows import Row, length_bucket, most_rows, row_bucket, tiles
-from persona_jax.engine.segments import Work, decode_rows, levels
+from persona_jax.engine.segments import LEAVE_STEPS, Work, decode_rows, levels
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
@@ -82,7 +82,8 @@ def plan_tile(
   needs = tuple(dry)
   smaller: tuple[int, ...] = ()
   early: tuple[Need, ...] = ()
-  if settings.stop_ids or settings.stop_texts:
+  can_end = bool(settings.stop_ids or settings.stop_texts)
+  if can_end and settings.max_new_tokens >= LEAVE_STEPS:
     smaller = tuple(size for size in levels(batch) if size < batch)
     if early_ends:
       early = _early_needs(model, mine, settings, sharing, set(dry.needs), table)

@@ -84,7 +84,7 @@ def test_vectors_and_doses_make_no_new_program_but_windows_and_shares_can(tiny):
   assert programs(0, [1, 2, None, None]) - first  # two conditions are alike
 
 
-def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_path):
+def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_path, leave_early):
   ends = dataclasses.replace(tiny.model.tokenizer, eos_ids=(3, 8, 13, 17, 29, 33, 41, 57))
   model = dataclasses.replace(tiny.model, tokenizer=ends)
   asked = dataclasses.replace(grid(tiny, steered(tiny, 2), prompts=4), max_new_tokens=40)

@@ -35,7 +35,7 @@ def grid_rows(tiny, prompts=5):
   return encode_rows(tiny.model, [p for p, _ in pairs], [e for _, e in pairs])
 
 
-def test_rows_that_leave_and_caches_that_grow_change_nothing(tiny):
+def test_rows_that_leave_and_caches_that_grow_change_nothing(tiny, leave_early):
   rows, settings = grid_rows(tiny), SETTINGS
   together, work = run_tile(tiny.model, rows, settings)
   lengths = [len(g.token_ids) for g in together]
@@ -53,7 +53,7 @@ def test_rows_that_leave_and_caches_that_grow_change_nothing(tiny):
     )
 
 
-def test_work_counts_every_step_of_every_row(tiny):
+def test_work_counts_every_step_of_every_row(tiny, leave_early):
   rows = grid_rows(tiny)
   generations, work = run_tile(tiny.model, rows, SETTINGS)
   done = work.decoding
@@ -63,7 +63,7 @@ def test_work_counts_every_step_of_every_row(tiny):
   assert all(slots >= 32 for _, slots, _ in done.segments)
 
 
-def test_dry_run_foretells_segments_and_programs(tiny):
+def test_dry_run_foretells_segments_and_programs(tiny, leave_early):
   rows, settings = grid_rows(tiny), SETTINGS
   tree = Tree(rows, [len(row.ids) - 1 for row in rows])
   generations, work = run_tile(tiny.model, rows, settings)
@@ -94,6 +94,13 @@ def test_programs_compiled_ahead_are_those_needed(tiny):
   batch._leave_out(8)
   batch._call(0, 0)
   assert set(real.needs) - before == set(ahead.needs)
+
+
+def test_rows_are_left_out_only_if_many_steps_may_still_come(tiny):
+  rows, settings = grid_rows(tiny), dataclasses.replace(SETTINGS, max_new_tokens=31)
+  generations, work = run_tile(tiny.model, rows, settings)
+  assert len({len(g.token_ids) for g in generations}) > 5
+  assert {size for size, _, _ in work.decoding.segments} == {16}
 
 
 def test_levels_are_three_an_octave_in_multiples_of_8_then_4_and_1():

@@ -52,7 +52,7 @@ def conditions(tiny: Tiny) -> list[list[pj.Edit]]:
   ]
 
 
-def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed):
+def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed, leave_early):
   model = windowed.model
   # Every prompt with two conditions, every condition with two prompts.
   pairs = [
