@@ -22,6 +22,7 @@ from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
+from persona_jax._compat import CPU_BLOCK_OPTIONS
 from persona_jax.data.wheels import cache_dir
 from persona_jax.engine import jax_thread
 
@@ -149,7 +150,8 @@ class Need:
     self.name, self.fn, self.static = name, fn, static
     self.key = _key(device, name, fn, args, static)
     self._settings = jax_thread.settings()
-    place = SingleDeviceSharding(device or _device_of(jax.tree.leaves(args)))
+    self._device: Any = device or _device_of(jax.tree.leaves(args))
+    place = SingleDeviceSharding(self._device)
     self.args = jax.tree.map(lambda leaf: _shape_of(leaf, place), args)
     self._lock = threading.Lock()
     self._traced: Any = None
@@ -203,11 +205,17 @@ class Need:
     """
     self.fn.clear_cache()
 
+  @property
+  def _options(self) -> dict[str, Any]:
+    """What the compiler is told of it."""
+    on_cpu = self._device.platform == "cpu"
+    return dict(CPU_BLOCK_OPTIONS) if self.name == "block" and on_cpu else {}
+
   def compile(self) -> tuple[Any, float]:
     """Compile it; return the program and the seconds that took."""
     start = time.perf_counter()
     with jax_thread.using(self._settings):
-      compiled = self._trace().lower().compile()
+      compiled = self._trace().lower().compile(compiler_options=self._options)
     with self._lock:
       self._traced = None  # large, and of no further use
     return compiled, time.perf_counter() - start
