@@ -5,6 +5,7 @@ runs it; `Dry` only works out shapes and notes which programs would be needed. S
 code as the run; `engine.plan.plan` says what it can't foresee.
 """
 
+import abc
 import copy
 import dataclasses
 import itertools
@@ -64,16 +65,16 @@ class _Direct:
 DIRECT: Runner = _Direct()
 
 
-class _Table:
+class _Table(abc.ABC):
   """A runner that knows its programs: subclasses say what a call of one does."""
 
   is_dry: bool
 
+  @abc.abstractmethod
   def call(
     self, device: jax.Device | None, name: str, fn: Any, args: Any, static: dict[str, Any]
   ) -> Any:
     """Call a function on a device; None is that of its arguments."""
-    raise NotImplementedError
 
   def __call__(self, name: str, fn: Any, *args: Any, **static: Any) -> Any:
     """Call a function on the device of its arguments."""
