@@ -1,6 +1,7 @@
 # Set-up, tests and the main job. `make` alone lists the targets. Works with GNU make 3.81 and newer.
 #
-# Needs Python 3.11 or newer with venv. Nothing is installed outside this directory.
+# Needs Python 3.11 or newer with venv. Nothing is installed outside this directory; models, prompts
+# and compiled programs go to ~/.cache/persona_jax.
 
 PYTHON = python3
 LOCK = requirements.lock

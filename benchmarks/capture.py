@@ -1,11 +1,11 @@
-"""Residuals of thousands of prompts into moments on the device, and a peer that stores them.
+"""Residuals of thousands of prompts into moments on the device, by us and by a peer.
 
     python -m benchmarks.capture --prompts 20000          (make bench-capture)
 
 SmolLM2-135M-Instruct in float32, `resid_post` of all blocks, at the last token and as the mean of
 all tokens. The peer is Hugging Face with a hook on every layer, on the same weights and token ids
-(`grid/peers/hf_reads.py`): it keeps every activation and takes moments in float64. `stored` is an
-ablation: our own `Model.capture` in pieces, all of it kept.
+(`grid/peers/hf_reads.py`): `hf` adds sums up in float64, `hf_stored` keeps every activation as most
+scripts do. `stored` is an ablation: our own `Model.capture` in pieces, all of it kept.
 
 Every measurement runs in a process of its own on two cores, whose peak of resident memory it
 reports; it first runs a few hundred of the prompts, so that most programs are compiled. Moments are
@@ -32,7 +32,7 @@ from persona_jax.engine.programs import PROGRAMS
 
 OUT = Path(__file__).parent / "out"
 MODEL = "smollm2-135m-instruct"
-WAYS = ("moments", "hf", "stored")
+WAYS = ("moments", "hf", "hf_stored", "stored")
 OPENINGS = (
   "Describe", "Write two sentences about", "Explain to a child what is special about",
   "Give me three facts about", "What do people like about", "Tell a short story about",
@@ -63,16 +63,17 @@ def make_prompts(count: int) -> list[str]:
   ]
 
 
-def by_peer(reduce: str, count: int, warm: int) -> dict[str, Any]:
+def by_peer(way: str, reduce: str, count: int, warm: int) -> dict[str, Any]:
   """Run Hugging Face on as many prompts, in a process of its own."""
   model = pj.load(MODEL)
   prompts = [[int(i) for i in model.encode(p).ids] for p in make_prompts(count)]
   request = {"prompts": prompts, "reduce": reduce, "warm": warm, "tokens": PEER_TOKENS}
   tokens = sum(map(len, prompts))
-  record = peer("moments", request, OUT / "work")
+  call = {"hf": "moments", "hf_stored": "moments_stored"}[way]
+  record = peer(call, request, OUT / "work")
   seconds = record["seconds"]
   return record | {
-    "way": "hf", "reduce": reduce, "prompts": count, "tokens": tokens,
+    "way": way, "reduce": reduce, "prompts": count, "tokens": tokens,
     "prompts_per_second": count / seconds, "tokens_per_second": tokens / seconds,
   }  # fmt: skip
 
@@ -93,8 +94,8 @@ def stored(model: pj.Model, prompts: list[str], what: pj.Capture, piece: int) ->
 
 def measure(way: str, reduce: str, count: int, warm: int, piece: int) -> dict:
   """Run one way in this process."""
-  if way == "hf":
-    return by_peer(reduce, count, warm)
+  if way.startswith("hf"):
+    return by_peer(way, reduce, count, warm)
   model = pj.load(MODEL, dtype="float32")
   prompts, what = make_prompts(count), pj.Capture(reduce=reduce)
   tokens = sum(len(model.encode(p).ids) for p in prompts)
@@ -163,14 +164,15 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         records.append(json.loads(done.stdout.splitlines()[-1]))
         show(records[-1])
+        # After each, so that what breaks later takes nothing with it.
+        about = {"device": machine.device()}
+        (OUT / "capture.json").write_text(json.dumps(about | {"records": records}, indent=1))
   for one in records:
     for other in records:
       if all(one[key] == other[key] for key in ("reduce", "prompts")):
         for key in ("mean_norm", "variance_sum"):
-          assert np.isclose(one[key], other[key], rtol=1e-4), (one["way"], other["way"], key)
-  OUT.mkdir(exist_ok=True)
-  about = {"device": machine.device()}
-  (OUT / "capture.json").write_text(json.dumps(about | {"records": records}, indent=1))
+          if not np.isclose(one[key], other[key], rtol=1e-4):
+            raise SystemExit(f"{one['way']} and {other['way']} differ in {key}: {one}, {other}")
 
 
 def show(r: dict) -> None:

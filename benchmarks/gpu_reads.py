@@ -3,12 +3,13 @@
   score    a questionnaire: personas x items x 5 answers of one token, as log-probabilities. The
            peer has one pass a prompt for all answers, or each persona's beginning prefilled once
   capture  `resid_post` of every block at the last token of many prompts, into means and variances.
-           The peer keeps every activation and takes them in float64
+           The peer adds sums up in float64 on the device, or keeps every activation
 
 Texts are random words, with in common what a questionnaire's have: a persona of 150 tokens, a
 question's beginning of 30. The prompts of the capture share only the template.
 """
 
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -90,14 +91,17 @@ def capture_section(model: pj.Model, peer: Any, count: int, repetitions: int) ->
   if peer is not None:
     from benchmarks.grid.peers import hf_reads
 
-    def theirs(count: int = count) -> None:
-      found["hf"] = hf_reads.moments(peer.model, ids[:count], "last", PEER_TOKENS)[0]
+    def theirs(name: str, count: int = count) -> None:
+      of = {"hf": hf_reads.moments, "hf_stored": hf_reads.moments_stored}[name]
+      found[name] = of(peer.model, ids[:count], "last", PEER_TOKENS)[0]
 
-    arms["hf"] = theirs
+    for name in ("hf", "hf_stored"):
+      arms[name] = functools.partial(theirs, name)
   section: dict[str, Any] = {"prompts": count, "tokens": sum(map(len, ids))}
   arms["ours"]()  # whole, for its shapes of programs
   if peer is not None:
-    arms["hf"](WARM)
+    for name in ("hf", "hf_stored"):
+      theirs(name, WARM)
   section |= _timed(arms, count, repetitions)
   if peer is not None:
     error_LD = found["hf"] - found["ours"]

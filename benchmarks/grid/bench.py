@@ -7,7 +7,7 @@
   python -m benchmarks.grid.bench --sections ceiling,grid_all_tokens
 
 Each tool is a process of its own that lives as long as the session; repetitions are interleaved
-(ABC, ABC, ABC), because a shared machine drifts, and only one process computes at a time. All use
+(ABC, CBA, ABC), because a shared machine drifts, and only one process computes at a time. All use
 two threads, on the same two cores. What each was given is written in its module (`ours.py`,
 `peers/`).
 
@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import first_token
 from benchmarks.grid import machine, table, work
-from benchmarks.grid.engine_section import engine
+from benchmarks.grid.engine_section import HEADLINE, engine
 from benchmarks.grid.environments import ROOT
 from benchmarks.grid.grid_section import grid_section
 from benchmarks.grid.grids import read
@@ -111,7 +111,6 @@ def main() -> None:
       p.tool.name: {k: p.description[k] for k in ("python", "versions", "settings")}
       for p in processes
     },
-    "skipped": skipped,
   }
   failed: dict[str, str] = {}
 
@@ -122,6 +121,8 @@ def main() -> None:
       "commit": _commit(),
       "repetitions": repetitions,
       "only": only,
+      "skipped": skipped if name in table.GRIDS else {},
+      "failed": {n: why for n, why in failed.items() if n.split(",")[0] == name},
       "load_average": os.getloadavg(),
     }
     target.write_text(json.dumps(report, indent=1))
@@ -142,9 +143,12 @@ def main() -> None:
     )
 
   def measure_engine() -> None:
-    # Its headline figures stand at the top, its details under its name.
+    # Its headline figures stand at the top, its details under its name; none of an earlier run's.
+    for key in ("engine", *HEADLINE):
+      report.pop(key, None)
     why = engine(given, report["ceiling"], repetitions, lambda found: keep("engine", found), _say)
     failed.update({f"engine, {part}": text for part, text in why.items()})
+    keep("engine", {})
 
   sections: dict[str, Callable[[], dict[str, Any] | None]] = {
     "ceiling": machine.ceilings,
@@ -162,6 +166,8 @@ def main() -> None:
         found = section()
       except Exception as error:  # the others are still worth their time
         failed[name] = repr(error)[:1000]
+        report.pop(name, None)
+        keep(name, {})
         _say(f"{name} FAILED: {error!r}")
         continue
       if found is not None:

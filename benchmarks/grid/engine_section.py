@@ -34,6 +34,11 @@ EOS_BUDGET = 1024  # of answers that may end by themselves
 PAIRS = 10  # of runs whose speeds are to be told apart by a hundredth
 PAIRED_STEPS = 16  # of decoding, of each
 PRODUCTS = 5  # of matrices, one after another, for a ceiling
+# What is reported above the parts that they come from.
+HEADLINE = (
+  "share", "tax_one_block", "configs_256_over_1", "passes_over_minimum", "token_flip_rate_bf16",
+  "wasted_row_steps",
+)  # fmt: skip
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -318,7 +323,7 @@ def engine(
   Args:
     work: the grids.
     ceiling: of this machine, see `machine.ceilings`.
-    repetitions: of the shares in float32; bfloat16's are timed once.
+    repetitions: of the shares.
     keep: takes headline figures, and {"engine": {part: details}} beside them.
     say: prints progress.
 
@@ -330,7 +335,7 @@ def engine(
   model = models["float32"]
 
   def both_shares() -> dict[str, Any]:
-    exact, half = shares(model, work, repetitions), shares(models["bfloat16"], work, 1)
+    exact, half = shares(model, work, repetitions), shares(models["bfloat16"], work, repetitions)
     of_copy = {"decode_f32_of_copy": exact["decode_gbs"] / ceiling["copy_gbs"]}
     return exact | {"share": exact["share"] | half["share"] | of_copy, "bf16": half}
 
@@ -342,10 +347,6 @@ def engine(
     "flips": lambda: flips(work, models),
     "wasted": lambda: wasted(model, work),
   }
-  headline = (
-    "share", "tax_one_block", "configs_256_over_1", "passes_over_minimum", "token_flip_rate_bf16",
-    "wasted_row_steps",
-  )  # fmt: skip
   failed, done = {}, {}
   for part, run in parts.items():
     try:
@@ -355,5 +356,5 @@ def engine(
       say(f"engine, {part} FAILED: {error!r}")
       continue
     say(f"engine, {part}: done")
-    keep({key: done[part][key] for key in headline if key in done[part]} | {"engine": dict(done)})
+    keep({key: done[part][key] for key in HEADLINE if key in done[part]} | {"engine": dict(done)})
   return failed

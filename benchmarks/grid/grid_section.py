@@ -68,7 +68,7 @@ def entrants(
 def measure(
   field: Sequence[Entrant], grid: Grid, *, warm_up: bool, repetitions: int, slow_s: float, say: Say
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Run every arm, one after another, again and again.
+  """Run every arm, one after another, again and again, to and fro.
 
   Args:
     field: the arms.
@@ -95,7 +95,8 @@ def measure(
       failed[entrant.key] = str(error)
       say(f"{grid.name}: {entrant.key} FAILED: {error}")
   for repetition in range(repetitions):
-    for entrant in field:
+    # To and fro, so that what drifts steadily favours none.
+    for entrant in field if repetition % 2 == 0 else field[::-1]:
       samples = seconds[entrant.key]
       if entrant.key in failed or (samples and samples[0] > slow_s):
         continue

@@ -73,7 +73,7 @@ class Work:
   """What `work.py` has written.
 
   Attributes:
-    directory: holds `hf/` (config.json, model.safetensors), `model-f32.gguf`, `model-q4_1.gguf`.
+    directory: holds `hf/` (config.json, model.safetensors) and the files `model-….gguf`.
     grids: by name.
     identity: of the model, for the report.
   """

@@ -16,7 +16,10 @@ import numpy as np
 SIZE = 2048  # of the square matrices: 17 GFLOP a product
 COPIED = 256 << 20  # bytes
 REPEATS = 5
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "neon")
+FLAGS = (
+  "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16",
+  "asimd", "bf16", "i8mm",  # ARM
+)  # fmt: skip
 
 
 def _file(path: str) -> str:
@@ -25,7 +28,9 @@ def _file(path: str) -> str:
 
 def has_bfloat16() -> bool:
   """Whether the processor multiplies bfloat16 by instructions of its own."""
-  return bool({"avx512_bf16", "amx_bf16"} & set(device()["flags"])) or platform.machine() == "arm64"
+  if platform.system() == "Darwin":  # no such file there; every Apple core since the M2 has them
+    return platform.machine() == "arm64"
+  return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(device()["flags"]))
 
 
 def _cores() -> list[int]:
@@ -49,13 +54,14 @@ def device() -> dict[str, Any]:
   """Describe the processor and the memory."""
   lines = [line.split(":", 1) for line in _file("/proc/cpuinfo").splitlines() if ":" in line]
   processor = {key.strip(): value.strip() for key, value in lines}
+  flags = processor.get("flags", processor.get("Features", "")).split()  # ARM has the latter
   memory = _file("/proc/meminfo").split()
   return {
     "processor": processor.get("model name", platform.processor()),
     "family_model": [processor.get("cpu family"), processor.get("model")],
     "architecture": platform.machine(),
     "cores": os.cpu_count(),
-    "flags": [flag for flag in FLAGS if flag in processor.get("flags", "").split()],
+    "flags": [flag for flag in FLAGS if flag in flags],
     "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
     "system": platform.platform(),
     "load_average": os.getloadavg(),

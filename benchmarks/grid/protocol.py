@@ -42,7 +42,8 @@ class Arm:
     run: continues every row of a grid; returns the new token ids, row by row.
     score: log-probabilities of given continuations of some rows under their edits, or None where
       the tool is not asked for them.
-    warm: what is done once before anything is timed; None runs a corner of the grid.
+    warm: what is done once before anything is timed; None continues every prompt under one
+      condition by two tokens.
     grids: names of the grids that it is for.
   """
 
@@ -79,7 +80,7 @@ def _answer(request: dict[str, Any], work: Work, arms: dict[str, Arm]) -> dict[s
     if arm.warm is not None:
       arm.warm(grid)
     else:
-      arm.run(grid.part(2, 2, 2))
+      arm.run(grid.part(len(grid.prompts), 1, 2))
     return {"seconds": time.perf_counter() - begun}
   ids = arm.run(grid)
   seconds = time.perf_counter() - begun

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.grid import machine
+
 GRIDS = ("grid_all_tokens", "grid_20_generated")
+LEGEND = """\
+*conditions*: one call a condition; *rows*: all rows in one batch, a vector a row; *reuse*: prompts
+prefilled once, by code written round the tool; the others are the tool as it is. *Rows as ours*:
+the 64 greedy tokens are those of ours in float32; *first 8 tokens*: the first 8 are. *Rows that no
+other condition has*: whose tokens are not those of another condition of the same prompt. A ratio is
+the peer's median seconds over ours; *each* is by repetition. bfloat16 by its own float32: *tokens
+that differ* are compared place by place, so all behind a first difference count; *parts at* is the
+median step of the first difference. llama.cpp in float32 has its keys and values in float32 too.
+"""
 
 
 def _percent(value: float | None) -> str:
@@ -71,13 +82,21 @@ def markdown(report: dict[str, Any]) -> str:
         f"{when}: {most['f32_gflops']:.0f} GFLOP/s float32, {most['bf16_gflops']:.0f} bfloat16, "
         f"copies {most['copy_gbs']:.1f} GB/s."
       )
-  for name, why in report.get("skipped", {}).items():
-    lines.append(f"SKIPPED {name}: {why}")
+  for name, ran in report["ran"].items():
+    lines += [f"SKIPPED in {name}: {tool}: {why}" for tool, why in ran["skipped"].items()]
+    lines += [f"FAILED in {name}: {part}: {why}" for part, why in ran["failed"].items()]
+  if any(name in report for name in GRIDS):
+    lines += ["", *LEGEND.splitlines()]
   for name in GRIDS:
     if name in report:
       lines += _grid(name, report[name])
   if "engine" in report:
     lines += _engine(report)
+  if "first_token" in report:
+    first = report["first_token"]
+    lines += ["", "| the demo's first tokens | cold | warm |", "|---|---|---|"]
+    for name, key in (("of all (answers that set the dose)", ""), ("of the study's grid", "grid_")):
+      lines.append(f"| {name} | {first[f'{key}cold_s']} s | {first[f'{key}warm_s']} s |")
   return "\n".join(lines)
 
 
@@ -88,15 +107,20 @@ def _engine(report: dict[str, Any]) -> list[str]:
     share = report["share"]
     decode = next(key for key in share if key.startswith("decode") and key.endswith("_f32"))
     number = decode.removeprefix("decode").removesuffix("_f32")
-    most = [rate for rates in parts["shares"]["ceiling_gflops"].values() for rate in rates]
+    most, half = (
+      [rate for rates in part["ceiling_gflops"].values() for rate in rates]
+      for part in (parts["shares"], parts["shares"]["bf16"])
+    )
     rows |= {
-      f"share of the float32 matmul ceiling, prefill of {parts['shares']['prompts']} tokens": (
-        f"{share['prefill_f32']:.0%} (ceiling beside it {min(most):.0f} to {max(most):.0f} GFLOP/s)"
+      f"prefill of {parts['shares']['prompts']} tokens, share of XLA's own float32 product of "
+      f"{machine.SIZE} x {machine.SIZE}": (
+        f"{share['prefill_f32']:.0%} (beside it {min(most):.0f} to {max(most):.0f} GFLOP/s)"
       ),
-      f"share of it, decoding of {number} rows": f"{share[decode]:.0%}",
-      "share of the copy ceiling, the same": f"{share['decode_f32_of_copy']:.0%}",
-      "share of the bfloat16 matmul ceiling, prefill and decoding": (
-        f"{share['prefill_bf16']:.0%}, {share[decode.replace('f32', 'bf16')]:.0%}"
+      f"decoding of {number} rows, share of it": f"{share[decode]:.0%}",
+      "the same, share of the copies' bandwidth": f"{share['decode_f32_of_copy']:.0%}",
+      "prefill and decoding in bfloat16, share of its product": (
+        f"{share['prefill_bf16']:.0%}, {share[decode.replace('f32', 'bf16')]:.0%} "
+        f"(beside it {min(half):.0f} to {max(half):.0f} GFLOP/s)"
       ),
       f"a step of decoding, {number} rows": f"{parts['shares']['decode_step_ms']:.0f} ms",
     }
@@ -125,13 +149,8 @@ def _engine(report: dict[str, Any]) -> list[str]:
       f"{counts['padding']:.0%} of what is computed is padding"
     )
   for name, found in parts.get("flips", {}).get("flips", {}).items():
-    rows[f"tokens that flip, {name}"] = (
+    rows[f"tokens that flip (first differences by token of the same text), {name}"] = (
       f"{found['first_flip_rate']:.2%} ({found['rows_that_differ']:.0%} of rows differ)"
-    )
-  if "first_token" in report:
-    first = report["first_token"]
-    rows["first token of `make demo`, cold and warm"] = (
-      f"{first['cold_s']:.1f} s, {first['warm_s']:.1f} s"
     )
   lines = ["", "| the engine | |", "|---|---|"]
   return lines + [f"| {name} | {value} |" for name, value in rows.items()]

@@ -48,6 +48,7 @@ def test_ratios_are_of_medians_and_the_best_peer_of_each_kind():
 
 def test_a_report_of_some_sections_is_a_table_of_these():
   ran = {"date": "d", "commit": "c", "repetitions": 1, "only": [], "load_average": [0.5, 0, 0]}
+  ran |= {"skipped": {}, "failed": {"engine, passes": "why"}}
   report = {
     "device": {"processor": "P", "cores": 2, "flags": []},
     "ran": {"engine": ran},
@@ -57,3 +58,4 @@ def test_a_report_of_some_sections_is_a_table_of_these():
   text = table.markdown(report)
   assert "| engine | d | c | 1 |  | 0.5 |" in text
   assert "| +1.0% (-1.0% to +3.0%) |" in text
+  assert "FAILED in engine: engine, passes: why" in text

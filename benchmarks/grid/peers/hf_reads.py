@@ -4,10 +4,13 @@
                   one token; batches of prompts of like length
   scores_reusing  the same with what the prompts of a group begin with prefilled once, and its cache
                   repeated for a batch: what an expert would write
-  moments         a forward hook on every decoder layer keeps the last token's activation, or the
-                  mean over a prompt's tokens; all are stored, and moments taken in float64
+  moments         a forward hook on every decoder layer takes the last token's activation, or the
+                  mean over a prompt's tokens; sums and sums of squares go on in float64 on the
+                  model's device, with no head computed
+  moments_stored  the same, every activation kept on the host and moments taken of all in the end:
+                  what most scripts do
 
-Left padding and positions from the mask in `scores` and `moments`, as in `causal_lm.py`.
+Left padding and positions from the mask in `scores` and the moments, as in `causal_lm.py`.
 
   python -m benchmarks.grid.peers.hf_reads WORK REQUEST    a process for `benchmarks/score.py` and
                                                            `capture.py`: JSON in, JSON out
@@ -42,12 +45,10 @@ def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     at += rows
 
 
-def _pass(model: Any, prompts: Sequence[Ids], **options: Any) -> Any:
-  """Run left-padded prompts."""
+def _padded(model: Any, prompts: Sequence[Ids]) -> dict[str, torch.Tensor]:
+  """Return left-padded prompts on the model's device, with their positions."""
   batch = {name: x.to(model.device) for name, x in causal_lm.padded(prompts).items()}
-  position = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-  with torch.inference_mode():
-    return model(**batch, position_ids=position, logits_to_keep=1, **options)
+  return batch | {"position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
 
 def _chosen(logits: torch.Tensor, answers: Ids) -> list[list[float]]:
@@ -59,7 +60,9 @@ def scores(model: Any, prompts: Sequence[Ids], answers: Ids, tokens: int) -> np.
   """Return [N, A] log-probabilities of answers of one token."""
   found = np.zeros((len(prompts), len(answers)))
   for rows in _batches([len(p) for p in prompts], tokens):
-    out = _pass(model, [prompts[n] for n in rows], use_cache=False)
+    batch = _padded(model, [prompts[n] for n in rows])
+    with torch.inference_mode():
+      out = model(**batch, logits_to_keep=1, use_cache=False)
     found[rows] = _chosen(out.logits, answers)
   return found
 
@@ -97,36 +100,56 @@ def scores_reusing(
   return found
 
 
+def _each_batch(
+  model: Any, prompts: Sequence[Ids], reduce: str, tokens: int, take: Callable[..., None]
+) -> None:
+  """Call `take(layer, x_BD)` with the float32 activations of every layer of every batch."""
+  weight_BT1 = torch.zeros(1)
+
+  def hook(at: int) -> Callable[..., None]:
+    def reduced(module: Any, inputs: Any, x_BTD: torch.Tensor) -> None:
+      take(at, x_BTD[:, -1].float() if reduce == "last" else (x_BTD.float() * weight_BT1).sum(1))
+
+    return reduced
+
+  handles = [layer.register_forward_hook(hook(at)) for at, layer in enumerate(model.model.layers)]
+  try:
+    for rows in _batches([len(p) for p in prompts], tokens):
+      batch = _padded(model, [prompts[n] for n in rows])
+      mask_BT = batch["attention_mask"].float()
+      weight_BT1 = (mask_BT / mask_BT.sum(1, keepdim=True))[..., None]
+      with torch.inference_mode():
+        model.model(**batch, use_cache=False)
+  finally:
+    for handle in handles:
+      handle.remove()
+
+
 def moments(
   model: Any, prompts: Sequence[Ids], reduce: str, tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Return float64 means and variances [L, D] of the output of every decoder layer."""
-  layers = model.model.layers
-  kept: list[list[np.ndarray]] = [[] for _ in layers]
-  here: dict[int, torch.Tensor] = {}
-  weight_BT1 = torch.zeros(1)
+  shape = (len(model.model.layers), model.config.hidden_size)
+  sum_LD, square_LD = (
+    torch.zeros(shape, dtype=torch.float64, device=model.device) for _ in range(2)
+  )
 
-  def keep(at: int) -> Callable[..., None]:
-    def hook(module: Any, inputs: Any, x_BTD: torch.Tensor) -> None:
-      if reduce == "last":
-        here[at] = x_BTD[:, -1].float()
-      else:
-        here[at] = (x_BTD.float() * weight_BT1).sum(1)
+  def take(at: int, x_BD: torch.Tensor) -> None:
+    x_BD = x_BD.double()
+    sum_LD[at] += x_BD.sum(0)
+    square_LD[at] += x_BD.square().sum(0)
 
-    return hook
+  _each_batch(model, prompts, reduce, tokens, take)
+  mean_LD = sum_LD / len(prompts)
+  return mean_LD.cpu().numpy(), (square_LD / len(prompts) - mean_LD.square()).cpu().numpy()
 
-  handles = [layer.register_forward_hook(keep(at)) for at, layer in enumerate(layers)]
-  try:
-    for rows in _batches([len(p) for p in prompts], tokens):
-      batch = [prompts[n] for n in rows]
-      mask_BT = causal_lm.padded(batch)["attention_mask"].to(model.device, torch.float32)
-      weight_BT1 = (mask_BT / mask_BT.sum(1, keepdim=True))[..., None]
-      _pass(model, batch, use_cache=False)
-      for at, x_BD in here.items():
-        kept[at].append(x_BD.cpu().numpy())
-  finally:
-    for handle in handles:
-      handle.remove()
+
+def moments_stored(
+  model: Any, prompts: Sequence[Ids], reduce: str, tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return the same, of activations that are all kept."""
+  kept: list[list[np.ndarray]] = [[] for _ in model.model.layers]
+  _each_batch(model, prompts, reduce, tokens, lambda at, x_BD: kept[at].append(x_BD.cpu().numpy()))
   means, variances = [], []
   for parts in kept:
     x_ND = np.concatenate(parts)
@@ -153,7 +176,8 @@ def main() -> None:
       return scores(model, some, given["answers"], tokens)
     if given["call"] == "scores_reusing":
       return scores_reusing(model, some, given["answers"], tokens, given["groups"][:count])
-    return moments(model, some, given["reduce"], tokens)
+    of = {"moments": moments, "moments_stored": moments_stored}[given["call"]]
+    return of(model, some, given["reduce"], tokens)
 
   run(given["warm"])
   begun, cpu_begun = time.perf_counter(), time.process_time()
@@ -166,7 +190,7 @@ def main() -> None:
     "torch": torch.__version__,
     "transformers": transformers.__version__,
   }
-  if given["call"] == "moments":
+  if given["call"].startswith("moments"):
     mean_LD, variance_LD = result
     answer |= {
       "mean_norm": float(np.linalg.norm(mean_LD[-1])),

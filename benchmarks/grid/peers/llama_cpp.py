@@ -1,14 +1,15 @@
 """llama.cpp with control vectors, through the C API that `llama-cpp-python` binds.
 
-Two files: the float32 one (cache in float32 too, so that it does the work of the others) and the
-quantised one as it is shipped (Q4_1; cache in float16, the default). A control vector belongs to a
+Four files: the float32 one (cache in float32 too, so that it does the work of the others), the
+quantised one as it is shipped (Q4_1), and the same weights in Q8_0 and Q4_0, for which the library
+has faster products (these three with the default cache, float16). A control vector belongs to a
 context, so conditions come one after another; the prompts of a condition are parallel sequences of
 one batch, each with a cache of its own. Greedy choice by NumPy on the logits, which is faster than
 the library's samplers for a batch.
 
-  f32, q4_1              every condition prefills its prompts
-  reuse_f32, reuse_q4_1  for the grid whose prompts no edit touches: prompts are prefilled once,
-                         and the cache is cut back to them after each condition
+  f32, q4_1, q8_0, q4_0  every condition prefills its prompts
+  reuse_f32, …           for the grid whose prompts no edit touches: prompts are prefilled once, and
+                         the cache is cut back to them after each condition
 
 The library is built from source for this machine's instruction set (`environments.py`).
 """
@@ -27,7 +28,7 @@ SETTINGS = {
   "n_ubatch": UBATCH,
   "flash_attn": "auto",
   "kv_unified": False,
-  "cache": {"f32": "float32", "q4_1": "float16"},
+  "cache": {"f32": "float32", "others": "float16"},
 }
 
 
@@ -156,7 +157,7 @@ class LlamaCpp:
 
 
 def build(work: Work) -> dict[str, Arm]:
-  """Load both files."""
+  """Load the files."""
   llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
   llama_cpp.llama_backend_init()
   SETTINGS["system"] = llama_cpp.llama_print_system_info().decode()
@@ -164,6 +165,8 @@ def build(work: Work) -> dict[str, Arm]:
   for name, file, dtype, cache_type in (
     ("f32", "model-f32.gguf", "float32", llama_cpp.GGML_TYPE_F32),
     ("q4_1", "model-q4_1.gguf", "Q4_1", llama_cpp.GGML_TYPE_F16),
+    ("q8_0", "model-q8_0.gguf", "Q8_0", llama_cpp.GGML_TYPE_F16),
+    ("q4_0", "model-q4_0.gguf", "Q4_0", llama_cpp.GGML_TYPE_F16),
   ):
     tool = LlamaCpp(work, file, cache_type)
     arms[name] = Arm(dtype, tool.by_condition)
