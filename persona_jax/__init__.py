@@ -35,6 +35,7 @@ from persona_jax.edits.window import Window
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.collect import project
 from persona_jax.engine.compile_plan import ProgramTable, compile
+from persona_jax.engine.disk_cache import keep_on_disk
 from persona_jax.engine.forward import forward
 from persona_jax.engine.gates import resolve_gates
 from persona_jax.engine.generate import Generation
@@ -43,8 +44,8 @@ from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
 from persona_jax.engine.moments import Moments
 from persona_jax.engine.plan import Plan, plan
-from persona_jax.engine.programs import keep_on_disk
 from persona_jax.engine.trace import EditTrace
+from persona_jax.engine.tree import Sharing
 from persona_jax.models.family import Family
 from persona_jax.personas.chat import Raw
 from persona_jax.personas.thinking import split_thinking
@@ -72,6 +73,7 @@ __all__ = [
   "Ramp",
   "Raw",
   "Run",
+  "Sharing",
   "SparseAutoencoder",
   "Window",
   "__version__",

@@ -4,8 +4,8 @@ Difference of means (Rimsky et al. 2024; Arditi et al. 2024).
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -122,60 +122,118 @@ def extract(
     ValueError: nothing to contrast, unequal numbers, an unknown method, site or token choice, a
       chat without an answer where one is needed.
   """
-  positives, negatives = list(positives), list(negatives)
+  return extract_each(
+    model,
+    {concept: (positives, negatives)},
+    method=method,
+    site=site,
+    tokens=tokens,
+    replicates=replicates,
+    progress=progress,
+  )[concept]
+
+
+def extract_each(
+  model: Model,
+  contrasts: Mapping[str, tuple[Sequence[Prompt], Sequence[Prompt]]],
+  *,
+  method: Literal["diff_means"] = "diff_means",
+  site: str = "resid_post",
+  tokens: Tokens = "last",
+  replicates: int | Sequence[int] | None = None,
+  progress: Progress | None = None,
+) -> dict[str, Direction]:
+  """Extract a direction from each of several contrasts, in one pass over all their prompts.
+
+  What prompts of different contrasts have in common is then computed once, and there are fewer
+  shapes than with a call of `extract` for each.
+
+  Args:
+    model: the model.
+    contrasts: {concept: (positives, negatives)}.
+    method, site, tokens, replicates, progress: see `extract`.
+
+  Returns:
+    {concept: its direction}.
+
+  Raises:
+    ValueError: as `extract`; or no contrast.
+  """
   if method != "diff_means":
     raise ValueError(f"method={method!r}: 'diff_means' is the method there is.")
   if tokens not in ("last", *_WINDOWS):
     raise ValueError(f"tokens={tokens!r}: use 'last', 'answer_mean' or 'answer_first'.")
-  if not positives or len(positives) != len(negatives):
-    raise ValueError(
-      f"{len(positives)} positives and {len(negatives)} negatives; give as many of each, "
-      "at least one."
-    )
-  n = len(positives)
-  label_N = _labels(replicates, n)
-  num_replicates = int(label_N.max()) + 1
-  group_N = label_N * 2 + np.arange(n) % 2  # a group is a half of a replicate
+  if not contrasts:
+    raise ValueError("extract_each needs at least one contrast.")
+  prompts: list[Prompt] = []
+  pairs, groups_of, group_N = {}, {}, np.zeros(0, int)
+  for concept, sides in contrasts.items():
+    positives, negatives = pairs[concept] = tuple(map(list, sides))
+    if not positives or len(positives) != len(negatives):
+      raise ValueError(
+        f"{len(positives)} positives and {len(negatives)} negatives; give as many of each, "
+        "at least one."
+      )
+    n = len(positives)
+    own_N = _labels(replicates, n) * 2 + np.arange(n) % 2  # a group is a half of a replicate
+    first, count_G = int(group_N.max(initial=-1)) + 1, np.bincount(own_N)
+    group_N = np.concatenate([group_N, first + own_N, first + len(count_G) + own_N])
+    groups_of[concept] = first, count_G
+    prompts += [*positives, *negatives]
   capture = (
     Capture((site,), reduce="last")
     if tokens == "last"
     else Capture((site,), reduce="mean", tokens=_WINDOWS[tokens])
   )
-  count_G = np.bincount(group_N)
-  rows = _encode(model, [*positives, *negatives], tokens)
-  class_group_N = np.append(group_N, group_N + len(count_G))
-  pos_GLD, neg_GLD = np.split(_group_sums(model, rows, capture, class_group_N, progress), 2)
+  sums_GLD = _group_sums(model, _encode(model, prompts, tokens), capture, group_N, progress)
+  found = {}
+  for concept, (positives, negatives) in pairs.items():
+    first, count_G = groups_of[concept]
+    pos_GLD, neg_GLD = np.split(sums_GLD[first : first + 2 * len(count_G)], 2)
+    provenance = {
+      "model": model.identity.name,
+      "model_hash": model.identity.sha256,
+      "model_source": model.identity.source,
+      "dtype": model.dtype,
+      "system_default": model.chat.system_default,
+      "method": method,
+      "site": site,
+      "tokens": tokens,
+      "num_pairs": len(positives),
+      "replicates": -(-len(count_G) // 2),
+      "data_hash": content_hash([[plain_prompt(p) for p in ps] for ps in (positives, negatives)]),
+    }
+    num_heads = model.arch.num_heads if site == HEAD_SITE else None
+    found[concept] = _difference(concept, pos_GLD, neg_GLD, count_G, site, num_heads, provenance)
+  return found
+
+
+def _difference(
+  concept: str,
+  pos_GLD: np.ndarray,
+  neg_GLD: np.ndarray,
+  count_G: np.ndarray,
+  site: str,
+  num_heads: int | None,
+  provenance: dict[str, Any],
+) -> Direction:
+  """Make a direction of the sums over groups of pairs: the halves of each replicate in turn."""
   groups = np.arange(len(count_G))
 
   def contrast(chosen_G: np.ndarray) -> np.ndarray:
     """Return the difference of means over some groups, [L, D]."""
     return (pos_GLD[chosen_G] - neg_GLD[chosen_G]).sum(axis=0) / count_G[chosen_G].sum()
 
-  vectors_SLD = np.stack([contrast(groups // 2 == s) for s in range(num_replicates)])
-  num_heads = model.arch.num_heads if site == HEAD_SITE else None
-
   def by_head(x_LD: np.ndarray) -> np.ndarray:
     return x_LD if num_heads is None else x_LD.reshape(len(x_LD), num_heads, -1)
 
+  vectors_SLD = np.stack([contrast(groups // 2 == s) for s in range(provenance["replicates"])])
   reliability_L = None
-  if n >= 4:
+  if provenance["num_pairs"] >= 4:
     even, odd = contrast(groups % 2 == 0), contrast(groups % 2 == 1)
     even, odd = by_head(even), by_head(odd)
     with np.errstate(invalid="ignore", divide="ignore"):
       cos_L = (even * odd).sum(-1) / (np.linalg.norm(even, axis=-1) * np.linalg.norm(odd, axis=-1))
       reliability_L = 2 * cos_L / (1 + cos_L)
-  provenance = {
-    "model": model.identity.name,
-    "model_hash": model.identity.sha256,
-    "model_source": model.identity.source,
-    "dtype": model.dtype,
-    "system_default": model.chat.system_default,
-    "method": method,
-    "site": site,
-    "tokens": tokens,
-    "num_pairs": n,
-    "replicates": num_replicates,
-    "data_hash": content_hash([[plain_prompt(p) for p in ps] for ps in (positives, negatives)]),
-  }
   gap_L = np.linalg.norm(by_head(vectors_SLD.mean(axis=0)), axis=-1)
   return Direction(vectors_SLD, concept, site, provenance, gap_L, reliability_L, num_heads)

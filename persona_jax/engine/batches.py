@@ -2,20 +2,30 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-from persona_jax.engine.capture import Capture, resolve
+from persona_jax.edits.table import Where
+from persona_jax.engine.capture import Capture, CaptureSpec, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.memory import DryMemory, Halving, does_not_fit
+from persona_jax.engine.memory import (
+  DryMemory,
+  Halving,
+  Limit,
+  cut_to_fit,
+  does_not_fit,
+  memory_limit,
+)
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, by_row
-from persona_jax.engine.rows import Row, length_bucket
+from persona_jax.engine.rows import Row, length_bucket, row_bucket
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tile_plan import most_bytes
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ class ReadTile:
     numbers: of the rows, in the order of everything here.
     tree: the rows and what they share.
     held: of each row, the tokens that it reads, bool [T].
-    prefix: the pass.
+    prefix: the pass, without its keys and values.
     reads: by (site, block), what each row reads, [B, ·] on the device, for reduce="last" and
       "mean"; B is the number of rows, rounded up, and NaN stands for a row whose window holds no
       token. Nothing for reduce="all", where `notes` has it.
@@ -105,24 +115,26 @@ def batches(
   capture: Capture,
   *,
   tiles: Sequence[Sequence[int]] | None = None,
-  numbers: Sequence[int] | None = None,
+  names: Sequence[object] | None = None,
   wait: bool = True,
+  limit: Limit | None = None,
   run: Runner = PROGRAMS,
   sharing: Sharing = ALL_SHARED,
 ) -> Iterator[ReadTile]:
   """Run rows tile by tile and yield what is read of them.
 
-  A tile that does not fit into memory is run in halves, with a warning, which are yielded one after
-  the other.
+  Tiles are cut until they are predicted to fit into memory. One that does not is run in halves,
+  with a warning, which are yielded one after the other, and later tiles are cut before.
 
   Args:
     model: the model.
     rows: the rows.
     capture: what to read.
     tiles: row numbers; default all rows, as `cut` says.
-    numbers: what to call the rows in messages; default as they stand.
+    names: what to call the rows in messages; default their numbers.
     wait: whether a tile is yielded when it is done, so that a device that runs out of memory after
       the call was dispatched is noticed here too; otherwise the caller goes on meanwhile.
+    limit: what tiles of earlier calls have shown to be too large; takes what these show.
     run: calls the device.
     sharing: what rows may have in common; to compare. It changes nothing in how they are cut.
 
@@ -133,16 +145,17 @@ def batches(
   """
   if not rows:
     return
-  check_lengths(model, rows, 0, names=numbers)
+  check_lengths(model, rows, 0, names=names)
   spec, banks = resolve(capture, model.arch)
   places, run = spec.places(banks, model.arch), model.runner(run)
-  names = range(len(rows)) if numbers is None else numbers
+  names = range(len(rows)) if names is None else names
 
   def read(tile: list[int]) -> ReadTile:
     mine = [rows[n] for n in tile]
     tree = Tree(mine, [len(row.ids) for row in mine], sharing=sharing)
     reading = Reading(mine, spec, banks)
     out = prefill(model, tree, reading=reading, run=run)
+    out.waves.clear()
     _check_delivered(
       [names[n] for n in tile], mine, out.delivered.realised_R, out.delivered.requested_R
     )
@@ -151,28 +164,72 @@ def batches(
       jax.block_until_ready((reads, [note.arrays for note in out.reads]))
     return ReadTile(tile, tree, reading.held, out, reads, run)
 
-  def single(n: int) -> str:
-    dry = DryMemory(model.arch, model.params, model.mesh)
-    tree = Tree([rows[n]], [len(rows[n].ids)])
-    prefill(model, tree, reading=Reading([rows[n]], spec, banks), run=dry)
-    advice = "a shorter prompt, a capture of fewer sites and blocks,"
-    return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), dry.peak_bytes, model.mesh, advice)
+  def peak(numbers: Sequence[int]) -> int:
+    return _peak(model, [rows[n] for n in numbers], spec, banks, places, sharing)
 
+  def fits(numbers: Sequence[int]) -> bool:
+    mine, most = [rows[n] for n in numbers], memory_limit(model.mesh)
+    reads = _most_read(mine, spec, places)
+    if most_bytes(model, mine, Settings(1)) + 2 * reads <= most:
+      return True
+    before = 0 if wait else reads  # of the tile before, which the caller may still hold
+    return peak(numbers) + before <= most
+
+  def single(n: int) -> str:
+    advice = "a shorter prompt, a capture of fewer sites and blocks,"
+    return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), peak([n]), model.mesh, advice)
+
+  # How many rows fit depends on their length.
+  def weight(n: int) -> int:
+    return length_bucket(len(rows[n].ids))
+
+  in_parts = Halving(read, single, weight=weight, limit=limit)
   for tile in cut(rows)[0] if tiles is None else tiles:
-    yield from Halving(read, single)(tile)  # how many rows fit says nothing of the next length
+    for part in cut_to_fit(tile, fits):
+      yield from in_parts(part)
+
+
+def _most_read(rows: Sequence[Row], spec: CaptureSpec, places: Mapping[Where, int]) -> int:
+  """Return the bytes that reads of a tile take at most, if its rows share nothing."""
+  each = max(length_bucket(len(row.ids)) for row in rows) if spec.reduce == "all" else 8
+  return 2 * 4 * sum(places.values()) * row_bucket(len(rows)) * each
+
+
+def _peak(
+  model: "Model",
+  rows: Sequence[Row],
+  spec: CaptureSpec,
+  banks: Mapping[int, jax.Array] | None,
+  places: Mapping[Where, int],
+  sharing: Sharing,
+) -> int:
+  """Predict the most memory that a tile takes at one time."""
+  dry = DryMemory(model.arch, model.params, model.mesh)
+  tree, reading = (
+    Tree(rows, [len(row.ids) for row in rows], sharing=sharing),
+    Reading(rows, spec, banks),
+  )
+  reads = prefill(model, tree, reading=reading, run=dry).reads
+  if not reading.every:
+    by_row(reads, reading.held, places, run=model.runner(dry))
+  return dry.peak_bytes
 
 
 def _check_delivered(
-  numbers: Sequence[int],
+  names: Sequence[object],
   rows: Sequence[Row],
   realised_B: jax.Array | np.ndarray,
   requested_B: jax.Array | np.ndarray,
 ) -> None:
-  """Refuse reads of rows that were not edited as asked: no flag goes with them."""
+  """Raise if a row was not edited as asked: unlike a generation, a read carries no flag.
+
+  Raises:
+    ValueError: one was not.
+  """
   if not any(row.edits for row in rows):
     return
   realised, requested = np.asarray(realised_B), np.asarray(requested_B)
-  for b, (n, row) in enumerate(zip(numbers, rows, strict=True)):
+  for b, (name, row) in enumerate(zip(names, rows, strict=True)):
     problem = problem_of(row, (), dose_of(realised[b], requested[b]))
     if problem:
-      raise ValueError(f"prompt {n}: {problem}.")
+      raise ValueError(f"prompt {name}: {problem}.")

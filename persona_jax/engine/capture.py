@@ -32,6 +32,9 @@ class Capture:
       several (their unit vectors, per block) for projections [·, R], in float32.
     tokens: which tokens are read; for reduce="last" leave it at "all".
     allow_other_site: accept a bank of directions that were read at another site than `sites`.
+
+  Raises:
+    ValueError: an unknown site, reduction or window, or a window with reduce="last".
   """
 
   sites: tuple[str, ...] = ("resid_post",)

@@ -7,6 +7,7 @@ import numpy as np
 
 from persona_jax.edits.compile import RowEdits
 from persona_jax.edits.edit import DirectionLike
+from persona_jax.edits.window import Window
 from persona_jax.engine.batches import ReadTile, batches
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.encode import encode_rows
@@ -66,7 +67,7 @@ def project(
   directions: DirectionLike | Sequence[DirectionLike],
   *,
   site: str = "resid_post",
-  tokens: str = "last",
+  tokens: str | Window = "last",
   allow_other_site: bool = False,
 ) -> np.ndarray:
   """Project prompts on unit directions at every block.
@@ -76,7 +77,8 @@ def project(
     prompts: strings, chats or `pj.Raw`.
     directions: one `Direction` or several; each block's own unit vector is used.
     site: where to read.
-    tokens: "last" token of the row, or a window name ("all", "answer", …) to average over.
+    tokens: "last" token of the row, or a window to average over: its name ("all", "answer", …) or
+      a `Window`.
     allow_other_site: accept directions that were read at another site.
 
   Returns:

@@ -1,10 +1,13 @@
 """`pj.compile`: the programs of a plan, compiled and listed."""
 
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING
 
+from persona_jax.engine.disk_cache import keep_on_disk
+from persona_jax.engine.need import Program
 from persona_jax.engine.plan import Plan, model_name
-from persona_jax.engine.programs import PROGRAMS, Program, keep_on_disk
+from persona_jax.engine.programs import PROGRAMS
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -46,7 +49,7 @@ def compile(model: "Model", plan: Plan) -> ProgramTable:
 
   Those of smaller batches, which a run needs if answers end early, are compiled if the plan lists
   them: `pj.plan(model, grid, early_ends=True)`. Programs stay in this process, and on disk for the
-  next one (`engine.programs.keep_on_disk`). `pj.run` compiles by itself, in the background.
+  next one (`engine.disk_cache.keep_on_disk`). `pj.run` compiles by itself, in the background.
 
   Args:
     model: the model that the plan was made for.
@@ -72,6 +75,13 @@ def compile(model: "Model", plan: Plan) -> ProgramTable:
     raise ValueError(
       "a model on a mesh compiles its programs when they are first called: how arrays lie on the "
       "devices is known only then."
+    )
+  count = len(plan.needs) + len(plan.early_needs)
+  if count > PROGRAMS.most:
+    warnings.warn(
+      f"the plan has {count} programs, of which {PROGRAMS.most} stay in memory: the first ones "
+      "will be read from disk when they are called",
+      stacklevel=2,
     )
   keep_on_disk()
   needed, early = PROGRAMS.describe(plan.needs), PROGRAMS.describe(plan.early_needs)

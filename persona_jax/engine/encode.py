@@ -68,7 +68,7 @@ def plain_rows(model: "Model", prompts: Sequence[Prompt]) -> list[Row]:
   return [rows[key] for key in keys]
 
 
-def _interned(row_edits: Sequence[tuple[Edit, ...]]) -> list[tuple[Edit, ...]]:
+def interned(row_edits: Sequence[tuple[Edit, ...]]) -> list[tuple[Edit, ...]]:
   """Put one object in place of edits that are alike, for rows share by the edits that they hold."""
   first: dict[str, Edit] = {}
   known: dict[int, Edit] = {}
@@ -88,7 +88,7 @@ def edited_rows(
   Raises:
     ValueError: edits do not fit, or a gate cannot be decided.
   """
-  row_edits = _interned(per_row_edits(edits, len(plain)))
+  row_edits = interned(per_row_edits(edits, len(plain)))
   rows = [dataclasses.replace(row, edits=its) for row, its in zip(plain, row_edits, strict=True)]
   return settle(model, rows)
 

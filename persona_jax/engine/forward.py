@@ -165,8 +165,8 @@ def run_blocks(
       positions up to its own.
     tokens: what edit windows need to know.
     slot_position_BS: int32, position of the token in each slot of the caches, the T tokens' own
-      included; negative where a slot is empty, without caches only behind the filled ones. Default,
-      without caches, the tokens' own.
+      included; negative where a slot is empty. Without caches, empty slots may only follow the
+      filled ones, and the default is the tokens' own positions.
     caches: per block, keys and values of S slots; the T tokens are written from slot `cursor` on.
     edits: the edit table of the B rows, or None for the model without hooks.
     spec, banks: what to read (see `engine.capture.resolve`).

@@ -41,11 +41,11 @@ def _captures(probes: Iterable[Probe]) -> Iterator[tuple[list[Probe], Capture]]:
 
 
 def _readings(
-  model: "Model", rows: Sequence[Row], numbers: Sequence[int], probes: Sequence[Probe]
+  model: "Model", rows: Sequence[Row], names: Sequence[object], probes: Sequence[Probe]
 ) -> list[dict[int, float]]:
   """Return, for each row, what every probe reads of its prompt, by the probe's `id`.
 
-  `numbers` are those of the rows in the call, for messages.
+  `names` is what messages call the rows.
 
   Raises:
     ValueError: a probe does not fit the model, or its window holds no token of a prompt.
@@ -62,22 +62,26 @@ def _readings(
           f"{expected}."
         )
     blocks = sorted({p.block for p in group})
-    for tile in batches(model, bare, capture, numbers=numbers):
+    for tile in batches(model, bare, capture, names=names):
       h = {block: np.asarray(tile.reads[site, block], np.float32) for block in blocks}
       for b, n in enumerate(tile.numbers):
         for probe in group:
           value = probe.value(h[probe.block][b])
           if np.isnan(value):
             raise ValueError(
-              f"row {numbers[n]}: the window {window} of a probe on {probe.direction.concept!r} "
+              f"prompt {names[n]}: the window {window} of a probe on {probe.direction.concept!r} "
               f"holds none of its {rows[n].prompt_length} prompt tokens."
             )
           values[n][id(probe)] = value
   return values
 
 
-def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
+def settle(
+  model: "Model", rows: Sequence[Row], *, names: Sequence[object] | None = None
+) -> list[Row]:
   """Return the rows with every rule of their edits decided: a gate of 1 or 0.
+
+  `names` is what messages call the rows; default their numbers.
 
   Raises:
     ValueError: as `resolve_gates`.
@@ -85,11 +89,12 @@ def settle(model: "Model", rows: Sequence[Row]) -> list[Row]:
   asking, probes = _asking(rows)
   if not asking:
     return list(rows)
-  readings = _readings(model, [rows[n] for n in asking], asking, probes)
+  names = [n if names is None else names[n] for n in asking]
+  readings = _readings(model, [rows[n] for n in asking], names, probes)
   made: dict[tuple[int, float], Edit] = {}  # rows that share an edit go on sharing it
 
   def decided(edit: Edit, read: dict[int, float]) -> Edit:
-    if isinstance(edit.gate, float):
+    if isinstance(edit.gate, float):  # as `_settled` says
       return edit
     gate = float(decide(edit.gate, read))
     if (id(edit), gate) not in made:

@@ -11,11 +11,12 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import check_prompts, encode_rows
 from persona_jax.engine.memory import Halving, does_not_fit
+from persona_jax.engine.need import Need
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
-from persona_jax.engine.programs import PROGRAMS, Need
+from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import Row, derive_seed, plain_prompt
-from persona_jax.engine.segments import AHEAD_STEPS, Answer, Work, decode_rows
+from persona_jax.engine.segments import AHEAD_STEPS, Answer, DecodeWork, decode_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.stops import stop_place
 from persona_jax.engine.tile_plan import cut, plan_tile
@@ -66,7 +67,7 @@ class TileWork:
 
   passes: int
   padded_passes: int
-  decoding: Work
+  decoding: DecodeWork
 
 
 def generate_tile(
@@ -94,12 +95,19 @@ def run_tile(
 
 
 def run_tiles(
-  model: "Model", rows: Sequence[Row], settings: Settings, tiled: Sequence[list[int]]
+  model: "Model",
+  rows: Sequence[Row],
+  settings: Settings,
+  tiled: Sequence[list[int]],
+  *,
+  names: Sequence[object] | None = None,
 ) -> Iterator[tuple[list[int], list[Generation]]]:
   """Generate tile after tile; yield row numbers and their generations.
 
   The next tile's programs are compiled while one runs. A tile that does not fit into memory after
   all is run in halves, with a warning.
+
+  `names` is what messages call the rows' prompts; default their numbers.
 
   Raises:
     MemoryError: a row by itself does not fit; the message names it and what it needs.
@@ -108,7 +116,8 @@ def run_tiles(
   def single(number: int) -> str:
     peak = plan_tile(model, rows, [number], settings).peak_bytes
     advice = f"a shorter prompt, max_new_tokens below {settings.max_new_tokens},"
-    return does_not_fit(f"row {number}", len(rows[number].ids), peak, model.mesh, advice)
+    name = f"prompt {number if names is None else names[number]}"
+    return does_not_fit(name, len(rows[number].ids), peak, model.mesh, advice)
 
   def run(numbers: list[int]) -> list[Generation]:
     return generate_tile(model, [rows[n] for n in numbers], settings)
@@ -120,7 +129,7 @@ def run_tiles(
   for i, tile in enumerate(tiled):
     if model.mesh is None and settings.max_new_tokens > AHEAD_STEPS:
       for soon in tiled[i + (i > 0) : i + 2]:  # this one too if it is the first
-        PROGRAMS.prepare(functools.partial(needed, soon))
+        PROGRAMS.prepare(functools.partial(needed, in_parts.cut(soon)[0]))
     yield tile, list(itertools.chain.from_iterable(in_parts(tile)))
 
 

@@ -137,6 +137,11 @@ class Cell:
   sample: int
   seed: int
 
+  @property
+  def name(self) -> str:
+    """What messages call its prompt."""
+    return f"{self.prompt_id!r} of condition {self.condition.name!r}"
+
 
 def _prompts_by_id(prompts: Any) -> dict[str, Prompt]:
   """Return {prompt_id: prompt}.

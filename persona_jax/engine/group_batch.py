@@ -58,7 +58,7 @@ class GroupBatch:
     return self._by_token(lambda group: self._tree.rows[group.rows[0]].ids, 0)
 
   def position_GT(self) -> Any:
-    """Positions, those of the padding behind the tokens going on."""
+    """Positions; padding goes on counting behind the last token."""
     start_G = np.asarray([self._tree.nodes[group.node].start for group in self.filled], np.int32)
     return start_G[:, None] + np.arange(self.length, dtype=np.int32)
 

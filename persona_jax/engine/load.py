@@ -84,7 +84,8 @@ def load(
     kernels: how the engine runs edits of projections where a branch joins the residual stream:
       "auto" (what wins on the platform, see BENCHMARKS.md), "xla", or "mosaic_tpu" or "mosaic_gpu"
       (Hopper), which fuse the addition, the edit and the norm (on a CPU in a simulator: slow, for
-      tests). `pj.forward` is always plain XLA, which has derivatives.
+      tests). "xla" keeps attention of long prompts in plain XLA too, where the platform has a
+      kernel for it. `pj.forward` is always plain XLA, which has derivatives.
     progress: whether to show a bar while weights are read.
 
   Raises:

@@ -1,6 +1,7 @@
 """Device memory: what there is, what a program will take, and what to do when it was too little."""
 
 import collections
+import dataclasses
 import math
 import os
 import warnings
@@ -13,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from persona_jax import sharding
-from persona_jax.engine.programs import TAKE_PARAMS, Dry, Live, Need, tree_bytes
+from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
+from persona_jax.engine.programs import Dry, Live
 from persona_jax.models.arch import Arch
 from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
 
@@ -201,21 +203,49 @@ def is_out_of_memory(error: BaseException) -> bool:
   return isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in known)
 
 
+@dataclasses.dataclass
+class Limit:
+  """The most that a tile may have, as one that was too large has shown.
+
+  Attributes:
+    most: rows times the weight of the heaviest; None as long as every tile did fit.
+  """
+
+  most: int | None = None
+
+
 class Halving(Generic[T]):
   """Runs tiles; where memory does not suffice, their halves, and so on, with a warning.
 
   What was too large once is not tried again: later tiles are cut before.
   """
 
-  def __init__(self, run: Callable[[list[int]], T], single: Callable[[int], str]):
-    """Begin with no limit.
+  def __init__(
+    self,
+    run: Callable[[list[int]], T],
+    single: Callable[[int], str],
+    *,
+    weight: Callable[[int], int] = lambda row: 1,
+    limit: Limit | None = None,
+  ):
+    """Begin.
 
     Args:
       run: takes row numbers and returns their results; must change nothing before it is done.
       single: says of one row what it needs and what would help, if it does not fit by itself.
+      weight: what a row takes, by its number, in any unit.
+      limit: what was found out before, and takes what is found out; default nothing.
     """
-    self._run, self._single = run, single
-    self._most: int | None = None
+    self._run, self._single, self._weight = run, single, weight
+    self._limit = Limit() if limit is None else limit
+
+  def cut(self, numbers: Sequence[int]) -> list[list[int]]:
+    """Cut a tile into parts that none has shown to be too large."""
+    most = self._limit.most
+    rows = len(numbers)
+    if most is not None:
+      rows = max(1, most // max(map(self._weight, numbers)))
+    return [list(numbers[i : i + rows]) for i in range(0, len(numbers), rows)]
 
   def __call__(self, numbers: Sequence[int]) -> Iterator[T]:
     """Run a tile.
@@ -231,11 +261,8 @@ class Halving(Generic[T]):
     """
     todo = collections.deque([list(numbers)])
     while todo:
-      part = todo.popleft()
-      if self._most is not None and len(part) > self._most:
-        cut = [part[i : i + self._most] for i in range(0, len(part), self._most)]
-        todo.extendleft(reversed(cut))
-        continue
+      part, *others = self.cut(todo.popleft())
+      todo.extendleft(reversed(others))
       try:
         result = self._run(part)
       except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -250,7 +277,7 @@ class Halving(Generic[T]):
       warnings.warn(
         f"a tile of {len(part)} rows ran out of memory; running it in halves", stacklevel=2
       )
-      self._most = -(-len(part) // 2)
+      self._limit.most = -(-len(part) // 2) * max(map(self._weight, part))
       todo.appendleft(part)
 
 

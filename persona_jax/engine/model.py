@@ -26,7 +26,8 @@ from persona_jax.engine.capture import Capture
 from persona_jax.engine.checks import as_int
 from persona_jax.engine.generate import Generation
 from persona_jax.engine.moments import Moments
-from persona_jax.engine.programs import DIRECT, Runner, device_of
+from persona_jax.engine.need import device_of
+from persona_jax.engine.programs import DIRECT, Runner
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings

@@ -9,9 +9,10 @@ Of each chunk of 64 ids two come first, as in a Poisson race, and the others aft
     E = X(w0) / 64 + X(w2) / 63 at place p2 = (p1 + 1 + (63 (w3 >> 6) >> 26)) mod 64
     E = X(w0) / 64 + X(w2) / 63 + X(first word of threefry(key, (step, id))) elsewhere
 
-The least of 64 exponentials is 1/64 of one, at any place alike; by lack of memory the others go on
-from there as if new. So the E are independent, of mean 1. Words are equal on every device and in
-every version of JAX; logarithms are equal to the device's rounding.
+The minimum of 64 exponentials has mean 1/64 and is equally likely at each place; by memorylessness
+the others, measured from it, are again independent exponentials. So the E are independent, of mean
+1. Words are equal on every device and in every version of JAX; logarithms are equal to the device's
+rounding.
 """
 
 from typing import NamedTuple

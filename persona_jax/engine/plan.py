@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona_jax.engine.checks import as_whole, check_lengths, naming
+from persona_jax.engine.encode import interned
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid, check_grid
 from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes, size_text
-from persona_jax.engine.programs import Need
+from persona_jax.engine.need import Need
 from persona_jax.engine.rows import Row, derive_seed, make_row
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
@@ -192,18 +193,22 @@ def grid_rows(
   check_grid(grid)
   assert isinstance(grid.prompts, dict)
   cells = grid.cells()
-  names = [f"{cell.prompt_id!r} of condition {cell.condition.name!r}" for cell in cells]
+  conditions = grid.conditions
+  edits_of = dict(
+    zip((c.name for c in conditions), interned([c.edits for c in conditions]), strict=True)
+  )
   plain: dict[tuple[str, str | None, str | None], Row] = {}  # conditions that steer share chats
   rows = []
-  for cell, name in zip(cells, names, strict=True):
+  for cell in cells:
     condition = cell.condition
     key = cell.prompt_id, condition.system, condition.prefix
     if key not in plain:
-      with naming(f"prompt {name}"):
+      with naming(f"prompt {cell.name}"):
         plain[key] = make_row(model.encode(condition.apply(grid.prompts[cell.prompt_id])))
-    rows.append(dataclasses.replace(plain[key], edits=condition.edits, seed=cell.seed))
+    rows.append(dataclasses.replace(plain[key], edits=edits_of[condition.name], seed=cell.seed))
+  names = [cell.name for cell in cells]
   check_lengths(model, rows, grid.max_new_tokens, names=names)
-  return cells, settle(model, rows) if decide_gates else rows
+  return cells, settle(model, rows, names=names) if decide_gates else rows
 
 
 def grid_settings(model: "Model", grid: Grid) -> Settings:

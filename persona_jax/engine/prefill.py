@@ -19,9 +19,10 @@ from persona_jax.edits.apply import Delivery, TokenInfo
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.table import FOREVER, EditTable, Site, Where
 from persona_jax.engine.capture import CaptureSpec
+from persona_jax.engine.delivered import delivered_by_row
 from persona_jax.engine.forward import run_blocks
 from persona_jax.engine.group_batch import GroupBatch, chunks
-from persona_jax.engine.prefix import Chosen, Delivered, Prefix, Wave, shared_parts, take
+from persona_jax.engine.prefix import Chosen, Prefix, Wave, shared_parts, take
 from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, Sets
 from persona_jax.engine.rows import length_bucket, round_up
@@ -336,36 +337,8 @@ class _Prefill:
     notes = [(record.groups, record.deliveries, record.changes) for record in self._records]
     if self._run.is_dry:
       notes = []
-    deliver = functools.partial(_delivered, tree, notes)
+    deliver = functools.partial(delivered_by_row, tree, notes)
     return Prefix(waves, deliver, self._chosen, reads, self._passes, self._padded)
-
-
-def _delivered(
-  tree: Tree,
-  notes: Sequence[tuple[Sequence[Group], Sequence[Delivery], dict[Where, jax.Array]]],
-) -> Delivered:
-  """Put together by row what was delivered to groups."""
-  realised, requested = (np.zeros(len(tree.rows), np.float32) for _ in range(2))
-  edited = [np.zeros(stop, bool) for stop in tree.stops]
-  changes: dict[Where, list[np.ndarray]] = {}
-  for groups, deliveries, changed in notes:
-    for delivery in deliveries:
-      done = [np.asarray(x) for x in delivery]
-      for g, group in enumerate(groups):
-        node = tree.nodes[group.node]
-        for row in group.rows:
-          realised[row] += done[0][g]
-          requested[row] += done[1][g]
-          edited[row][node.start : node.stop] |= done[2][g, : node.length]
-    for where, change_GT in changed.items():
-      by_row = changes.setdefault(where, [np.zeros(stop, np.float32) for stop in tree.stops])
-      change = np.asarray(change_GT)
-      for g, group in enumerate(groups):
-        node = tree.nodes[group.node]
-        for row in group.rows:
-          by_row[row][node.start : node.stop] = change[g, : node.length]
-  counts = np.asarray([x.sum() for x in edited], np.int32)
-  return Delivered(realised, requested, counts, changes)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "trace"))

@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persona_jax.edits.table import Where
+from persona_jax.engine.delivered import Delivered
 from persona_jax.engine.forward import Layout, Part
-from persona_jax.engine.programs import DIRECT, Runner
+from persona_jax.engine.programs import Runner
 from persona_jax.engine.reads import NodeReads
 from persona_jax.engine.rows import row_bucket
 from persona_jax.models.layers import KV
@@ -45,21 +44,6 @@ class Chosen:
   h_MD: jax.Array
   count: int
   place: dict[tuple[int, int], int]
-
-
-class Delivered(NamedTuple):
-  """What the edits did to the tokens of R rows.
-
-  Attributes:
-    realised_R, requested_R: float32, delivery of the edits (`edits.apply.Delivery`).
-    edited_R: int32, tokens on which an edit was on.
-    changes: float32 by (site, block) and row, how far each of its tokens was moved, if traced.
-  """
-
-  realised_R: np.ndarray
-  requested_R: np.ndarray
-  edited_R: np.ndarray
-  changes: dict[Where, list[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,14 +127,12 @@ def _pairs(a_R: np.ndarray, b_R: np.ndarray, order: Sequence[int]) -> tuple[np.n
   Pairs stand in the order of their first rows, which is `order`.
   """
   both_R2 = np.stack([a_R, b_R], axis=1)[list(order)]
-  none_R = np.asarray((both_R2 < 0).all(axis=1))
   pair_N2, first, pair_R = np.unique(both_R2, axis=0, return_index=True, return_inverse=True)
   pair_R = pair_R.reshape(-1)[np.argsort(order)]
-  none_R = none_R[np.argsort(order)]
   kept = [n for n in np.argsort(first) if not (pair_N2[n] < 0).all()]
   number = np.full(len(pair_N2), -1, np.int32)
   number[kept] = np.arange(len(kept))
-  return pair_N2[kept], np.where(none_R, -1, number[pair_R]).astype(np.int32)
+  return pair_N2[kept], number[pair_R]
 
 
 @jax.jit
@@ -227,7 +209,7 @@ def shared_parts(
   *,
   copies: bool = False,
   few_shapes: bool = False,
-  run: Runner = DIRECT,
+  run: Runner,
 ) -> tuple[dict[int, list[Part]], list[Layout]]:
   """Arrange what a batch of rows reads of the waves before it, by block; see `rows_layout`.
 

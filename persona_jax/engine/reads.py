@@ -19,12 +19,11 @@ import numpy as np
 from persona_jax.edits.table import Where
 from persona_jax.edits.window import Window
 from persona_jax.engine.capture import CaptureSpec
+from persona_jax.engine.forward import Reads
 from persona_jax.engine.group_batch import GroupBatch
 from persona_jax.engine.programs import Runner
 from persona_jax.engine.rows import Row, row_bucket
 from persona_jax.engine.tree import Group, Tree
-
-Reads = dict[Where, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from persona_jax.edits.window import Window, after_thought
 from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw
 
 # Rows of a tile on a CPU: products of 128 rows reach 125 of its 160 GFLOP/s, of 672 rows 165
-# (measured, 2 cores, float32). Elsewhere a step reads all weights for few rows as for many, so
-# there are as many as fit into memory, up to where products are no longer bound by that.
+# (measured, 2 cores, float32). On other devices a step reads all weights whatever the number of
+# rows, so a tile takes as many as fit, up to where products are bound by computing.
 TILE_ROWS = 256
 _MOST_ROWS = 512
 

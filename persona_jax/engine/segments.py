@@ -6,12 +6,14 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.table import Where
 from persona_jax.engine import decode
+from persona_jax.engine.need import shape_of
 from persona_jax.engine.prefix import Wave, fewer_parts, merged, shared_parts
 from persona_jax.engine.programs import PROGRAMS, Dry, Runner
 from persona_jax.engine.rows import Row, key_words, row_bucket
@@ -56,7 +58,7 @@ def levels(size: int) -> list[int]:
 
 
 @dataclasses.dataclass
-class Work:
+class DecodeWork:
   """What decoding took.
 
   Attributes:
@@ -110,7 +112,7 @@ def decode_rows(
   run: Runner = PROGRAMS,
   lengths: Sequence[int] | None = None,
   every_size: bool = False,
-) -> tuple[list[Answer | None], Work]:
+) -> tuple[list[Answer | None], DecodeWork]:
   """Generate the answers of rows whose prompts, but for their last tokens, are computed.
 
   Args:
@@ -164,7 +166,7 @@ class _Batch:
     self._is_live = run is PROGRAMS and model.mesh is None
     self._lengths = [settings.max_new_tokens] * len(rows) if lengths is None else list(lengths)
     self.answers: list[Answer | None] = [None] * len(rows)
-    self.work = Work()
+    self.work = DecodeWork()
 
     self._levels = levels(row_bucket(len(rows)))
     size = next(level for level in reversed(self._levels) if level >= len(rows))
@@ -383,9 +385,16 @@ class _Batch:
           self._next(self._run).leave_out_and_call(size)
 
   def _next(self, dry: Runner) -> "_Batch":
-    """Return a batch like this one that runs dry."""
+    """Return a batch like this one that runs dry.
+
+    It has shapes in place of arrays: while it waits for its turn in the background this one goes
+    on, and what it has let go must not be kept.
+    """
     other = copy.copy(self)
-    other._run, other._shared = self._model.runner(dry), dict(self._shared)
+    other._run = self._model.runner(dry)
+    other._shared, other._start, other._edits, other._state = jax.tree.map(
+      shape_of, (self._shared, self._start, self._edits, self._state)
+    )
     return other
 
   def lengthen_and_call(self) -> None:

@@ -17,6 +17,9 @@ class Settings:
     stop_texts: texts that end a row, wherever they come in its answer.
     logprobs: whether log-probabilities are computed.
     trace: whether the trace of edits is kept.
+
+  Raises:
+    ValueError: the budget is no integer of at least 1.
   """
 
   max_new_tokens: int

@@ -21,6 +21,7 @@ from persona_jax.edits.edit import Edit
 from persona_jax.engine.batches import ReadTile, batches, cut
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
 from persona_jax.engine.encode import edited_rows, plain_rows
+from persona_jax.engine.memory import Limit
 from persona_jax.engine.moments import Moments, RunningMoments, Work
 from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.reads import NodeReads, held_tokens
@@ -61,6 +62,7 @@ def moments(
   spec, banks = resolve(what, model.arch)
   running, work = RunningMoments(covariance=covariance, run=model.runner(PROGRAMS)), Work()
   waiting: list[_Waiting] = []
+  limit = Limit()
   under_way: collections.deque[tuple[jax.Array, int]] = collections.deque()
 
   def finish(most: int) -> None:
@@ -73,12 +75,12 @@ def moments(
 
   for piece, last in _pieces(model, prompts, groups, edits, spec):
     waiting += piece
-    rows, numbers = [x.row for x in waiting], [x.number for x in waiting]
+    rows, names = [x.row for x in waiting], [x.number for x in waiting]
     tiles, rest = cut(rows, full=not last)
     if len(rest) > _WAITING:  # too many kinds of rows: take them as they are
       tiles, rest = cut(rows)
     for tile in batches(
-      model, rows, what, tiles=tiles, numbers=numbers, sharing=sharing, wait=False
+      model, rows, what, tiles=tiles, names=names, sharing=sharing, wait=False, limit=limit
     ):
       number_B = np.asarray([running.number(waiting[n].label) for n in tile.numbers])
       under_way.append((_add(running, tile, number_B, spec), len(tile.numbers)))

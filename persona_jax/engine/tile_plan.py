@@ -1,14 +1,15 @@
 """Tiles: what one takes, found by going through it dry, and how many rows fit into memory."""
 
 import dataclasses
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes
+from persona_jax.engine.need import Need
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
-from persona_jax.engine.programs import Dry, Live, Need
+from persona_jax.engine.programs import Dry, Live
 from persona_jax.engine.rows import Row, length_bucket, most_rows, row_bucket, tiles
-from persona_jax.engine.segments import LEAVE_STEPS, Work, decode_rows, levels
+from persona_jax.engine.segments import LEAVE_STEPS, DecodeWork, decode_rows, levels
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
@@ -40,7 +41,7 @@ class TilePlan:
   passes: int
   padded_passes: int
   unshared_passes: int
-  decoding: Work
+  decoding: DecodeWork
   peak_bytes: int
   needs: tuple[Need, ...]
   smaller: tuple[int, ...] = ()
@@ -179,12 +180,15 @@ def tile_rows(
     bounds = [most_bytes(model, [rows[n] for n in tile], settings) for tile in tiled]
     # Those that may not fit, the most demanding first.
     doubtful = sorted((n for n, most in enumerate(bounds) if most > limit), key=bounds.__getitem__)
-    peaks: Iterator[int] = (
-      plan_tile(model, rows, tiled[n], settings, sharing=sharing, table=table).peak_bytes
-      for n in reversed(doubtful)
-    )
-    if all(peak <= limit for peak in peaks):
+    plans: list[TilePlan] = []
+    for n in reversed(doubtful):
+      plans.append(plan_tile(model, rows, tiled[n], settings, sharing=sharing, table=table))
+      if plans[-1].peak_bytes > limit:
+        break
+    else:
       return size
+    if table is not None:  # they are not going to be run
+      table.discard(need for plan in plans for need in plan.needs)
     failed = tiled
   return least
 

@@ -24,12 +24,13 @@ import tqdm
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.compile import compile_edits
 from persona_jax.engine.checks import naming
+from persona_jax.engine.disk_cache import keep_on_disk
 from persona_jax.engine.gates import settle, taken_as_on
 from persona_jax.engine.generate import run_tiles
 from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.plan import grid_rows, grid_settings
-from persona_jax.engine.programs import PROGRAMS, keep_on_disk
+from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import Row, plain_prompt, tiles
 from persona_jax.engine.tile_plan import tile_rows
 from persona_jax.scorers.base import Scorer
@@ -311,15 +312,16 @@ def run(
 
   Raises:
     ValueError: the directory holds a run of another grid or model, or an unfinished one of another
-      version of the code or of JAX; a
-      prompt does not fit the model; or scorers clash, see `Run.score`.
+      version of the code or of JAX; a prompt does not fit the model; or scorers clash, see
+      `Run.score`.
   """
   _check_scorers(scorers, Path(out))
   cells, rows = grid_rows(model, grid, decide_gates=False)
   this = _start(model, grid, Path(out))
   _check_edits(model, cells, rows)
   keep_on_disk()
-  rows = settle(model, rows)
+  names = [cell.name for cell in cells]
+  rows = settle(model, rows, names=names)
   settings = grid_settings(model, grid)
   shared = {"model": describe_model(model), "settings": grid.settings()}
   config_hash = {
@@ -345,7 +347,7 @@ def run(
   )
   tokens, start = 0, time.monotonic()
   with bar:
-    done = run_tiles(model, rows, settings, [plan[i] for i in todo])
+    done = run_tiles(model, rows, settings, [plan[i] for i in todo], names=names)
     for i, (_, generations) in zip(todo, done, strict=True):
       records = [
         {

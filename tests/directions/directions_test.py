@@ -5,6 +5,7 @@ import pytest
 import safetensors.numpy
 
 import persona_jax as pj
+from persona_jax.directions.extract import extract_each
 from tests.reference import numpy_llama
 
 POSITIVES = [f"w{10 + i} w{30 + i}" for i in range(6)]
@@ -59,6 +60,25 @@ def test_reliability_is_the_stepped_up_cosine_of_halves(tiny):
   halves = [pj.extract(tiny.model, POSITIVES[h::2], NEGATIVES[h::2]).unit_LD for h in (0, 1)]
   cos_L = (halves[0] * halves[1]).sum(-1)
   np.testing.assert_allclose(d.reliability_L, 2 * cos_L / (1 + cos_L), atol=1e-4)
+
+
+def test_contrasts_that_are_extracted_together_are_those_of_each(tiny):
+  contrasts = {
+    "a": (POSITIVES, NEGATIVES),
+    "b": (NEGATIVES[:3], POSITIVES[2:5]),
+    "c": (POSITIVES[:1], NEGATIVES[:1]),
+  }
+  done = []
+  together = extract_each(tiny.model, contrasts, progress=done.append)
+  assert list(together) == ["a", "b", "c"] and sum(done) == 2 * (6 + 3 + 1)
+  for concept, sides in contrasts.items():
+    alone, found = pj.extract(tiny.model, *sides, concept=concept), together[concept]
+    np.testing.assert_allclose(found.vectors_SLD, alone.vectors_SLD, atol=1e-5)
+    np.testing.assert_allclose(found.gap_L, alone.gap_L, rtol=1e-5)
+    assert found.provenance == alone.provenance and found.concept == concept
+    assert (found.reliability_L is None) == (alone.reliability_L is None) == (concept != "a")
+  with pytest.raises(ValueError, match="at least one contrast"):
+    extract_each(tiny.model, {})
 
 
 def test_file_round_trips_bit_for_bit_with_provenance(tiny, tmp_path):

@@ -258,7 +258,7 @@ def test_cosine_and_windows_of_probes(tiny):
   nothing = dataclasses.replace(probe, tokens=pj.Window(start=0))
   with pytest.raises(ValueError, match="holds none of its"):
     pj.resolve_gates(tiny.model, PROMPTS, [edit.when(nothing)] * len(PROMPTS))
-  with pytest.raises(ValueError, match="row 2: the window"):  # of the call, not of those gated
+  with pytest.raises(ValueError, match="prompt 2: the window"):  # of the call, not of those gated
     tiny.model.score(PROMPTS[:3], ["w4"] * 3, edits=[None, None, edit.when(nothing)])
   other = pj.Direction(np.ones((1, 3, 7)), "narrow")
   with pytest.raises(ValueError, match="this model is"):

@@ -13,6 +13,8 @@ from persona_jax.edits.apply import TokenInfo
 from persona_jax.engine import taps
 from persona_jax.engine.forward import run_rows
 from persona_jax.engine.taps import Fused, choose
+from persona_jax.models import fused_attention
+from tests.conftest import make_tiny
 from tests.models.families_test import make
 from tests.reference.random_families import CONFIGS
 
@@ -103,3 +105,21 @@ def test_the_choice_is_by_device_and_unknown_names_are_refused(tmp_path):
   assert choose("mosaic_tpu", None) == ("mosaic_tpu", True, None, 1)
   with pytest.raises(ValueError, match="'triton'.*mosaic_tpu"):
     pj.load("smollm2-135m-instruct", kernels="triton")
+
+
+def test_prefill_of_long_prompts_goes_through_the_platforms_attention(tmp_path, monkeypatch):
+  tiny = make_tiny(tmp_path, head_dim=64)
+  prompts = [pj.Raw(" ".join(f"w{5 + (n + 7 * i) % 90}" for i in range(140 + n))) for n in (0, 9)]
+  texts, edits = ["w13 w14", "w9 w9 w9"], [None, [pj.ablate(tiny.direction(), blocks=1)]]
+  plain = tiny.model.score(prompts, texts, edits=edits)
+  calls, real = [], fused_attention.splash
+
+  def splash(*args, **options):
+    calls.append(args[0].shape)
+    return real(*args, **options)
+
+  monkeypatch.setattr(fused_attention, "splash", splash)
+  kernel = fused_attention.FusedAttention("splash_tpu", interpret=True)
+  monkeypatch.setattr(pj.Model, "attention", kernel)
+  np.testing.assert_allclose(tiny.model.score(prompts, texts, edits=edits), plain, atol=1e-4)
+  assert calls  # once a trace

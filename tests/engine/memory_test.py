@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.engine import batches, generate, programs, score
+from persona_jax.engine import batches, generate, programs, score, stream
 from persona_jax.engine.memory import Halving, cut_to_fit, is_out_of_memory
+from persona_jax.engine.need import Need
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.tree import ALL_SHARED
 
 STEM = " ".join(f"w{i}" for i in range(20, 40))
 PROMPTS = [f"{STEM} w{i}" + " w9" * (i % 3) for i in range(5, 12)]
@@ -140,7 +142,9 @@ def test_a_prompt_that_does_not_fit_is_named_with_what_it_needs(tiny, monkeypatc
   model, needs = tiny.model, r"by itself: it is predicted to take [\d.]+ MiB, .* may be filled"
   size = lambda text: len(model.encode(text).ids)
   small_device(monkeypatch, generate, 0)
-  with pytest.raises(MemoryError, match=f"row 0 of {size(PROMPTS[0])} .*{needs}.*max_new_tokens"):
+  with pytest.raises(
+    MemoryError, match=f"prompt 0 of {size(PROMPTS[0])} .*{needs}.*max_new_tokens"
+  ):
     model.generate(PROMPTS[:1], max_new_tokens=3)
   small_device(monkeypatch, score, 0)
   with pytest.raises(MemoryError, match=f"prompt 0 with its continuation of .*{needs}.*shorter"):
@@ -166,7 +170,7 @@ def test_scores_are_cut_into_tiles_that_are_predicted_to_fit(tiny, monkeypatch):
 
 
 def test_a_program_that_ran_out_of_memory_keeps_no_arrays_of_the_tile(tiny, monkeypatch):
-  real, alive = programs.Need.compile, []
+  real, alive = Need.compile, []
 
   def compile(need):
     if need.name == "decode" and need.args[3].token_B.shape[0] > 4:
@@ -181,7 +185,43 @@ def test_a_program_that_ran_out_of_memory_keeps_no_arrays_of_the_tile(tiny, monk
   rows = score.encode_rows(tiny.model, PROMPTS[:4] * 2, None)
   generate.generate_tile(tiny.model, rows[:4], Settings(3))  # what is made once and stays
   programs.PROGRAMS.clear()
-  monkeypatch.setattr(programs.Need, "compile", compile)
+  monkeypatch.setattr(Need, "compile", compile)
   with pytest.warns(UserWarning, match=f"8 {HALVED}"):
     assert len([g for part in Halving(run, str)(range(8)) for g in part]) == 8
   assert alive[1] <= alive[0]
+
+
+def test_captures_are_cut_into_tiles_that_are_predicted_to_fit(tiny, monkeypatch):
+  what = pj.Capture(("attn_out", "resid_post"), reduce="all")
+  prompts = [*PROMPTS, *(" ".join([text] * 4) for text in PROMPTS)]
+  expected = tiny.model.capture(prompts, what)
+  rows = score.encode_rows(tiny.model, prompts, None)
+  spec, banks = batches.resolve(what, tiny.model.arch)
+  places = spec.places(banks, tiny.model.arch)
+  peak = lambda rows: batches._peak(tiny.model, rows, spec, banks, places, ALL_SHARED)
+  limit = peak(rows[7:11])
+  assert limit < peak(rows)
+  monkeypatch.setattr(batches, "memory_limit", lambda mesh: limit)
+  sizes = small_device(monkeypatch, batches, 14)
+  for where, x in tiny.model.capture(prompts, what).items():
+    np.testing.assert_allclose(x, expected[where], atol=2e-5)
+  assert sum(sizes) == 14 and len(sizes) > 1
+
+
+def test_a_stream_that_ran_out_of_memory_is_cut_before(tiny, monkeypatch):
+  what, prompts = pj.Capture(blocks=1, reduce="last"), [f"{STEM} w{i}" for i in range(5, 29)]
+  whole = tiny.model.moments(prompts, what)
+  monkeypatch.setattr(batches, "TILE_TOKENS", 8 * 24)
+  monkeypatch.setattr(stream, "_PIECE", 8)
+  sizes = small_device(monkeypatch, batches, 4)
+  with pytest.warns(UserWarning, match=HALVED) as told:
+    parts = tiny.model.moments(prompts, what)
+  assert len([w for w in told if "halves" in str(w.message)]) == 1
+  assert sizes == [8, 4, 4, 4, 4, 4, 4]
+  np.testing.assert_allclose(parts.mean["resid_post", 1], whole.mean["resid_post", 1], atol=5e-5)
+
+
+def test_a_read_tile_does_not_keep_keys_and_values(tiny):
+  rows = score.encode_rows(tiny.model, PROMPTS, None)
+  (tile,) = batches.batches(tiny.model, rows, pj.Capture(reduce="last"))
+  assert not tile.prefix.waves and tile.prefix.passes > 0

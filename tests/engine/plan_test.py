@@ -13,8 +13,9 @@ from persona_jax.engine import memory
 from persona_jax.engine import tile_plan as planning
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.memory import program_bytes
+from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
 from persona_jax.engine.plan import grid_rows, grid_settings
-from persona_jax.engine.programs import PROGRAMS, TAKE_PARAMS, Live, tree_bytes
+from persona_jax.engine.programs import DIRECT, PROGRAMS, Live
 from persona_jax.engine.rows import tiles
 from persona_jax.engine.settings import Settings
 
@@ -34,10 +35,60 @@ def grid(tiny, conditions, prompts=3, **options):
   return pj.Grid(texts, conditions, max_new_tokens=4, **options)
 
 
-def test_a_plan_compiles_and_runs_nothing(tiny):
-  before = len(PROGRAMS), sum(entry.calls for entry in PROGRAMS._entries.values())
-  pj.plan(tiny.model, grid(tiny, steered(tiny, 5), prompts=2))
-  assert before == (len(PROGRAMS), sum(entry.calls for entry in PROGRAMS._entries.values()))
+def test_a_plan_compiles_and_runs_nothing(tiny, monkeypatch):
+  def never(*args, **options):
+    raise AssertionError("a plan runs a program")
+
+  real = type(DIRECT).__call__
+
+  def only_traced(*args, **options):
+    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args[2:])):
+      never()
+    return real(*args, **options)
+
+  monkeypatch.setattr(type(DIRECT), "__call__", only_traced)
+  for runner, call in ((Live, "call"), (Need, "compile")):
+    monkeypatch.setattr(runner, call, never)
+  d = tiny.direction()
+  gated = pj.add(d, 1.0, unit="raw", blocks=1).when(pj.Probe(d, 1, above=0.0))
+  conditions = [*steered(tiny, 5), pj.Condition("gated", edits=gated)]
+  before = len(PROGRAMS)
+  pj.plan(tiny.model, grid(tiny, conditions, prompts=2), early_ends=True)
+  assert before == len(PROGRAMS)
+
+
+def test_edits_that_are_alike_share_however_often_they_were_made(tiny, tmp_path):
+  d, e = tiny.direction(), tiny.direction(1)
+  make = lambda: pj.ablate(e, blocks=0, tokens="all")
+  first = make()
+  passes = []
+  for ablate in (lambda: first, make):
+    conditions = [
+      pj.Condition(f"c{c}", edits=[ablate(), pj.add(d, c, unit="unit", blocks=2, tokens="all")])
+      for c in range(4)
+    ]
+    passes.append(pj.plan(tiny.model, grid(tiny, conditions)).passes)
+  assert passes[0] == passes[1]
+
+
+def test_passes_are_those_of_the_blocks_that_ran(tiny, monkeypatch):
+  ran = []
+  real = Live.call
+
+  def call(self, device, name, fn, args, static):
+    if name == "block":
+      rows, tokens, _ = args[1].shape
+      ran.append(rows * tokens)
+    return real(self, device, name, fn, args, static)
+
+  monkeypatch.setattr(Live, "call", call)
+  for block, tokens in ((1, "all"), (0, "last:3"), (1, "generated")):
+    asked = grid(tiny, steered(tiny, 20, block, tokens))
+    _, rows = grid_rows(tiny.model, asked)
+    ran.clear()
+    _, work = generating.run_tile(tiny.model, rows, grid_settings(tiny.model, asked))
+    assert sum(ran) == work.padded_passes
+    assert work.padded_passes < 3 * sum(len(row.ids) - 1 for row in rows) / 1.5
 
 
 @pytest.mark.parametrize(
@@ -221,6 +272,33 @@ def test_predicted_memory_is_that_of_the_compiler(smollm2, dtype):
     assert 0.9 < (program_bytes(need, model.arch) - own) / rest < 1.1, name
     assert program_bytes(need, model.arch) <= plan.peak_bytes
   assert plan.peak_bytes <= 1.1 * program.total_bytes  # of decoding, the last
+
+
+def test_predicted_memory_of_long_prompts_projections_and_sampling_is_the_compilers(smollm2):
+  d = pj.Direction(np.random.default_rng(0).normal(size=(1, 30, 576)), "d")
+  conditions = [
+    pj.Condition(f"c{c}", edits=pj.cap(d, 0.1 * c, unit="unit", blocks=15, tokens="all"))
+    for c in range(8)
+  ]
+  stem = "walk city friend good " * 40
+  prompts = [f"{stem}{i} " + "what is a good walk " * 8 for i in range(4)]
+  grid = pj.Grid(prompts, conditions, max_new_tokens=32, temperature=1.0)
+  plan = pj.plan(smollm2, grid)
+  assert max(plan.row_tokens) > 160
+  largest = {}
+  for need in plan.needs:
+    if need.name in ("behind", "block", "decode", "merge waves"):
+      if not need.static.get("only_kv"):
+        largest[need.name] = max(need, largest.get(need.name, need), key=lambda n: n.argument_bytes)
+  for name, need in largest.items():
+    (program,) = PROGRAMS.describe([need])
+    own = tree_bytes(need.args[0]) if name in TAKE_PARAMS else 0
+    predicted, real = program_bytes(need, smollm2.arch) - own, program.total_bytes - own
+    print(f"{name}: {predicted / real:.3f} of what the compiler reports")
+    assert 0.9 < predicted / real < 1.1, name
+  assert plan.peak_bytes <= 1.1 * max(
+    PROGRAMS.describe([n])[0].total_bytes for n in plan.needs[-2:]
+  )
 
 
 def test_the_largest_tile_that_fits_is_chosen(tiny, monkeypatch):

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from persona_jax.engine.programs import Dry, Live, Need, keep_on_disk
+from persona_jax.engine.disk_cache import keep_on_disk
+from persona_jax.engine.need import Need
+from persona_jax.engine.programs import Dry, Live
 
 
 @jax.jit
@@ -56,6 +58,56 @@ def test_a_program_that_failed_may_be_tried_again():
     live("moody", moody, np.ones(2, np.float32))
   broken.clear()
   np.testing.assert_array_equal(live("moody", moody, np.ones(2, np.float32)), [2, 2])
+
+
+def test_an_error_of_tracing_is_the_users_own():
+  @jax.jit
+  def branches(x):
+    return x if x.sum() > 0 else 2 * x
+
+  live, x = Live(), np.ones(2, np.float32)
+  for _ in range(2):
+    with pytest.raises(jax.errors.TracerBoolConversionError) as error:
+      live("branches", branches, x)
+    assert any(entry.name == "branches" for entry in error.traceback)
+    assert len(live) == 0  # nothing is kept with the frames of the error
+  live.prepare(lambda: [Need(None, "branches", branches, (x,), {})]).result()
+  with pytest.raises(jax.errors.TracerBoolConversionError):
+    live("branches", branches, x)
+
+
+def test_at_exit_no_more_programs_are_compiled(tmp_path):
+  script = """
+import time
+import jax, numpy as np
+from persona_jax.engine.need import Need
+from persona_jax.engine.programs import Live
+
+@jax.jit
+def slow(x):
+  print("traced", flush=True)
+  time.sleep(0.5)
+  return x + 1
+
+needs = [Need(None, "slow", slow, (np.ones(n),), {}) for n in range(1, 9)]
+live = Live()
+live.prepare(lambda: needs)
+live.prepare(lambda: needs)
+time.sleep(0.2)
+"""
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+  )
+  assert 1 <= done.stdout.count("traced") <= 2 and not done.stderr
+
+
+def test_known_programs_that_nobody_wants_are_discarded():
+  live, x = Live(), np.ones(7, np.float32)
+  needs = live.know([Need(None, "double", double, (np.ones(n, np.float32),), {}) for n in (7, 9)])
+  live("double", double, x)
+  live.discard(needs)
+  assert len(live) == 1 and live.describe([needs[0]])[0].calls == 1
 
 
 def test_programs_that_were_not_used_for_longest_are_dropped():
@@ -167,7 +219,8 @@ def test_programs_made_ahead_have_the_settings_of_who_asked():
 
 SCRIPT = """
 import numpy as np, jax
-from persona_jax.engine.programs import Live, keep_on_disk
+from persona_jax.engine.disk_cache import keep_on_disk
+from persona_jax.engine.programs import Live
 print(keep_on_disk())
 Live()("triple", jax.jit(lambda x: 3 * x), np.ones(7, np.float32))
 """

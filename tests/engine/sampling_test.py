@@ -1,6 +1,7 @@
 """Sampling against plain definitions: numpy noise for every token, sorted filters, frequencies."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -236,3 +237,14 @@ def test_logprobs_are_left_out_where_not_asked_for_and_float32_where_asked():
     )  # fmt: skip
     assert out.token_B.dtype == jnp.int32
     assert out.logprob_B.dtype == jnp.float32 if with_logprobs else out.logprob_B is None
+
+
+@pytest.mark.parametrize("sampling", STRATEGIES, ids=str)
+def test_no_strategy_sorts_the_vocabulary(sampling):
+  logits_BV = jax.ShapeDtypeStruct((8, 49_152), jnp.float32)
+  lowered = jitted.lower(sampling, logits_BV, sampling_keys(range(8)), np.zeros(8, np.int32))
+  text = lowered.as_text()
+  assert "stablehlo.sort" not in text
+  # The largest are taken of the maxima of chunks of 64, or of some that are looked at.
+  sizes = re.findall(r"chlo\.top_k.* : tensor<(?:\d+x)*?(\d+)x[a-z]\w+> ->", text)
+  assert len(sizes) == text.count("chlo.top_k") and all(int(n) < 4_096 for n in sizes)

@@ -1,8 +1,11 @@
 """Decoding in segments: rows that are done leave, caches grow, and nothing else changes."""
 
 import dataclasses
+import gc
+import threading
 import weakref
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +16,7 @@ from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import merged
-from persona_jax.engine.programs import Dry
+from persona_jax.engine.programs import PROGRAMS, Dry
 from persona_jax.engine.segments import decode_rows, levels
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED, Tree
@@ -96,6 +99,27 @@ def test_programs_compiled_ahead_are_those_needed(tiny):
   assert set(real.needs) - before == set(ahead.needs)
 
 
+def test_programs_compiled_ahead_keep_no_arrays_while_they_wait(tiny):
+  rows, go = grid_rows(tiny), threading.Event()
+  tree = Tree(rows, [len(row.ids) - 1 for row in rows])
+  waves = prefill(tiny.model, tree).waves
+  batch = segments._Batch(
+    tiny.model, rows, waves, dataclasses.replace(SETTINGS, max_new_tokens=64), tree.order, False,
+    PROGRAMS, None,
+  )  # fmt: skip
+  PROGRAMS._ahead.submit(lambda: [go.wait()] and None)
+  try:
+    batch.compile_ahead()
+    arrays = jax.tree.leaves((batch._shared, batch._state))
+    alive = [weakref.ref(x) for x in arrays if isinstance(x, jax.Array)]
+    assert len(alive) > 10
+    del batch, arrays, waves
+    gc.collect()
+    assert not any(ref() is not None for ref in alive)
+  finally:
+    go.set()
+
+
 def test_rows_are_left_out_only_if_many_steps_may_still_come(tiny):
   rows, settings = grid_rows(tiny), dataclasses.replace(SETTINGS, max_new_tokens=31)
   generations, work = run_tile(tiny.model, rows, settings)
@@ -110,20 +134,36 @@ def test_levels_are_three_an_octave_in_multiples_of_8_then_4_and_1():
 
 
 @pytest.mark.parametrize("rows", [128, 144, 256])
-@pytest.mark.parametrize("mean", [20, 60, 100])
-def test_few_row_steps_are_wasted_at_a_constant_rate_of_ends(tiny, rows, mean):
+@pytest.mark.parametrize(
+  ("mean", "budget", "most"),
+  [
+    (20, 256, 0.15),
+    (60, 256, 0.15),
+    (100, 256, 0.15),
+    (100, 512, 0.15),
+    (20, 64, 0.3),
+    (60, 64, 0.25),
+  ],
+)
+def test_few_row_steps_are_wasted_at_a_constant_rate_of_ends(tiny, rows, mean, budget, most):
   row, shares = grid_rows(tiny, 1)[0], []
   for seed in range(3):
-    lengths = np.minimum(np.random.default_rng(seed).geometric(1 / mean, rows), 256)
+    lengths = np.minimum(np.random.default_rng(seed).geometric(1 / mean, rows), budget)
     tree, dry = Tree([row] * rows, [len(row.ids) - 1] * rows), Dry()
     waves = prefill(tiny.model, tree, run=dry).waves
     _, work = decode_rows(
-      tiny.model, [row] * rows, waves, Settings(256), order=tree.order, run=dry, lengths=lengths
+      tiny.model,
+      [row] * rows,
+      waves,
+      Settings(budget),
+      order=tree.order,
+      run=dry,
+      lengths=lengths,
     )
     assert work.used_row_steps == lengths.sum()
     shares.append(work.wasted)
-  print(f"{rows} rows, {mean} tokens: {np.mean(shares):.1%} of the row-steps are wasted")
-  assert np.mean(shares) <= 0.15
+  print(f"{rows} rows, {mean} of {budget} tokens: {np.mean(shares):.1%} of row-steps are wasted")
+  assert np.mean(shares) <= most
 
 
 def several_waves(tiny):

@@ -29,6 +29,7 @@ PROMPTS = [
   pj.Raw(f"{SYSTEM} {LONGER} w8 w9 w10"),
   pj.Raw("w20 w21 w22 w23 w24 w25 w26"),
 ]
+THRESHOLD = 0.7  # of the gate: some of the prompts lie above
 OFF = {
   "prefix": Sharing(prefix=False),
   "trunk": Sharing(trunk=False),
@@ -42,7 +43,7 @@ def conditions(tiny) -> list[list[pj.Edit]]:
   """None, and edits with several first blocks, sites, windows, gates: all in one grid."""
   d, e = tiny.direction(0, norm=6.0), tiny.direction(1, norm=6.0)
   move = dict(unit="raw", allow_other_site=True)
-  probe = pj.Probe(d, 1, above=0.0)
+  probe = pj.Probe(d, 1, above=THRESHOLD)
   return [
     [],
     [pj.add(d, 1.0, blocks=0, tokens="all", site="resid_pre", **move)],
@@ -59,6 +60,11 @@ def conditions(tiny) -> list[list[pj.Edit]]:
 def grid_rows(tiny, prompts=PROMPTS):
   pairs = [(p, e) for e in conditions(tiny) for p in prompts]
   return encode_rows(tiny.model, [p for p, _ in pairs], [e for _, e in pairs])
+
+
+def test_the_gate_of_the_grid_is_open_for_some_prompts_only(tiny):
+  gates = {edit.gate for row in grid_rows(tiny) for edit in row.edits}
+  assert gates == {0.0, 1.0}
 
 
 def compare(ours, theirs, atol=1e-4):
@@ -101,7 +107,8 @@ def site_edits(tiny, sites, blocks, coefs) -> list[list[pj.Edit]]:
   """One edit a row: at each site of each block, with each coefficient."""
   arch, rows = tiny.model.arch, []
   for site in sites:
-    v_SLD = np.random.default_rng(5).normal(size=(1, 3, arch.site_width(site)))
+    # Each its own: the same vector at "mlp_out" and "resid_post" would be one edit.
+    v_SLD = np.random.default_rng(SITES.index(site)).normal(size=(1, 3, arch.site_width(site)))
     heads = {"num_heads": arch.num_heads} if site == "head_out" else {}
     d = pj.Direction(v_SLD, "v", site, **heads)
     for block in blocks:

@@ -48,8 +48,8 @@ def test_trap_prompt_steering_is_in_the_cache_cached_equals_uncached(tiny, token
   np.testing.assert_allclose(cached.logprobs, uncached, atol=5e-5)
 
 
-def test_trap_left_pads_right_pads_and_packing_do_not_change_a_row(tiny):
-  # generate pads left (prefill), forward pads right; both against the row alone.
+def test_trap_pads_and_packing_do_not_change_a_row(tiny):
+  # Prefill pads prompts of like length, forward to the longest; both against the row alone.
   d = tiny.direction(norm=8.0)
   edit = pj.add(d, 1.0, unit="raw", blocks=1, tokens="all")
   longer = " ".join(f"w{i}" for i in range(10, 70))

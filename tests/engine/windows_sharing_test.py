@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine import forward
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import run_tile
 from persona_jax.engine.sampling import Sampling
@@ -35,7 +36,7 @@ BUDGET = 36  # more than a cache has slots at first; of rows that end early
 )
 def windowed(request, tmp_path_factory) -> Tiny:
   """Three blocks, some of them with a window of 5 or 6 tokens."""
-  config = CONFIGS[request.param]
+  config = CONFIGS[request.param] | {"max_position_embeddings": 512}
   tensors = random_tensors(config, family_numbers.load()[request.param]["shapes"])
   directory = tmp_path_factory.mktemp("windowed")
   write_checkpoint(directory, config, tensors, vocabulary(config), TEMPLATE)
@@ -83,3 +84,19 @@ def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed, leave_ea
     np.testing.assert_allclose(logprobs, g.logprobs, atol=1e-4)
   for where, x_BD in model.capture(prompts, capture, edits=edits).items():
     np.testing.assert_allclose(x_BD, np.asarray(reads[where]), atol=1e-4)
+
+
+def test_long_prompts_that_share_equal_a_pass_of_each_whole(windowed, monkeypatch):
+  """Longer than what attention takes at once, behind a shared beginning of 150 tokens."""
+  model = windowed.model
+  text = lambda first, count: " ".join(f"w{5 + (first + 7 * i) % 90}" for i in range(count))
+  prompts = [pj.Raw(f"{text(0, 150)} {text(n, 137 + n)}") for n in (1, 2)]
+  pairs = [(p, e) for p in prompts for e in conditions(windowed)[:3]]
+  rows = encode_rows(model, [p for p, _ in pairs], [e for _, e in pairs])
+  ours, work = run_tile(model, rows, Settings(3, logprobs=True))
+  assert work.passes < 0.7 * 3 * sum(len(row.ids) for row in rows)
+  # The reference attends at once, with masks of T x T.
+  monkeypatch.setattr(forward, "masks_are_whole", lambda tokens: True)
+  whole, _ = whole_pass(model, rows, [g.token_ids for g in ours])
+  for g, logprobs in zip(ours, whole, strict=True):
+    np.testing.assert_allclose(logprobs, g.logprobs, atol=1e-4)

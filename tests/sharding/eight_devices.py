@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 
 import persona_jax as pj  # noqa: E402
 from persona_jax.engine import generate, memory, plan, segments  # noqa: E402
-from persona_jax.engine.programs import tree_bytes  # noqa: E402
+from persona_jax.engine.need import tree_bytes  # noqa: E402
 from persona_jax.models import attention, families, layers  # noqa: E402
 from persona_jax.models.fused_attention import FusedAttention  # noqa: E402
 from persona_jax.models.params import stored_shape  # noqa: E402

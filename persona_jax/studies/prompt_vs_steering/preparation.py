@@ -11,7 +11,7 @@ import tqdm
 
 from persona_jax.directions.direction import Direction, compose, load_direction
 from persona_jax.directions.dose import Dose, dose
-from persona_jax.directions.extract import extract
+from persona_jax.directions.extract import extract_each
 from persona_jax.engine.model import Model
 from persona_jax.engine.rows import derive_seed
 from persona_jax.personas.persona import Pole, load_poles, load_questions
@@ -82,19 +82,11 @@ def _extract_traits(model: Model, settings: Settings, progress: bool) -> dict[st
     ]
 
   traits = settings.chosen_traits()
+  contrasts = {f"{t}+": (asked(Pole(t, 1)), asked(Pole(t, -1))) for t in traits}
   total = 2 * len(traits) * len(questions)
-  directions = {}
   with tqdm.tqdm(total=total, unit="row", disable=not progress, desc="extract") as bar:
-    for trait in traits:
-      directions[trait] = extract(
-        model,
-        asked(Pole(trait, 1)),
-        asked(Pole(trait, -1)),
-        tokens="last",
-        concept=f"{trait}+",
-        progress=bar.update,
-      )
-  return directions
+    found = extract_each(model, contrasts, tokens="last", progress=bar.update)
+  return dict(zip(traits, found.values(), strict=True))
 
 
 def _dose(model: Model, settings: Settings, directory: Path) -> Dose:
