@@ -197,11 +197,11 @@ class Live(_Table):
     entry.last_use = next(self._clock)
     try:
       compiled = entry.compiled
-    except Exception:
-      with self._lock:
-        if self._entries.get(key) is entry:
-          del self._entries[key]  # and with it what its error holds
-      raise
+    finally:
+      if entry.failed:  # what its error holds goes with it
+        with self._lock:
+          if self._entries.get(key) is entry:
+            del self._entries[key]
     return compiled(*args)
 
   def __len__(self) -> int:

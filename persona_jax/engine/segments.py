@@ -16,7 +16,7 @@ from persona_jax.engine import decode
 from persona_jax.engine.need import shape_of
 from persona_jax.engine.prefix import Wave, fewer_parts, merged, shared_parts
 from persona_jax.engine.programs import PROGRAMS, Dry, Runner
-from persona_jax.engine.rows import Row, key_words, row_bucket
+from persona_jax.engine.rows import Row, key_words, levels, row_bucket
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.stops import stop_length
 
@@ -33,28 +33,6 @@ AHEAD_STEPS = 32
 # Rows that are done are left out only if at least so many steps may still come: a program for a
 # smaller batch takes seconds to compile, and saves a sixth of the steps that it runs.
 LEAVE_STEPS = 32
-
-
-def levels(size: int) -> list[int]:
-  """Return the sizes that a batch may shrink to, largest first: three an octave, then 4 and 1.
-
-  Each half is preceded by 5/6 and 2/3 of what it halves, in multiples of 8. Simulated with answers
-  that end at a constant rate after 60 tokens on average, of a budget of 256, the wasted share of
-  the row-steps and the decoding programs that are met, 128 | 256 rows:
-
-      halves to 8                       29 % of  8 | 27 % of  9
-      with 3/4                          18 % of 11 | 16 % of 13
-      with 5/6 and 2/3                  15 % of 13 | 12 % of 16
-      with 5/6 and 2/3, then 4 and 1    13 % of 14 | 12 % of 17
-
-  Row counts that are multiples of 8 take a CPU the same time a row from 64 on (1.6 to 1.8 ms, 20
-  MLPs and a head of SmolLM2-135M's sizes, 2 cores); a single row takes a third of the time of 8.
-  """
-  found, half = {size}, size
-  while half > 8:
-    found |= {row_bucket(-(-part * half // 6)) for part in (5, 4, 3)}
-    half = -(-half // 2)
-  return sorted(found | {n for n in (4, 1) if n < size}, reverse=True)
 
 
 @dataclasses.dataclass

@@ -8,8 +8,8 @@ from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes
 from persona_jax.engine.need import Need
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.programs import Dry, Live
-from persona_jax.engine.rows import Row, length_bucket, most_rows, row_bucket, tiles
-from persona_jax.engine.segments import LEAVE_STEPS, DecodeWork, decode_rows, levels
+from persona_jax.engine.rows import Row, length_bucket, levels, most_rows, row_bucket, tiles
+from persona_jax.engine.segments import LEAVE_STEPS, DecodeWork, decode_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 

@@ -17,7 +17,8 @@ from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import merged
 from persona_jax.engine.programs import PROGRAMS, Dry
-from persona_jax.engine.segments import decode_rows, levels
+from persona_jax.engine.rows import levels
+from persona_jax.engine.segments import decode_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED, Tree
 
