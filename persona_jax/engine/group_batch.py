@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from persona_jax.engine.rows import group_bucket, length_bucket, row_bucket
 from persona_jax.engine.tree import Group, Tree
 
 # What a run of nodes costs beside its tokens, in tokens: a program more, and smaller products.
-_RUN_TOKENS = 512
+_RUN_TOKENS = 256
 
 
 class GroupBatch:
@@ -24,7 +24,7 @@ class GroupBatch:
 
   def __init__(self, tree: Tree, groups: Sequence[Group], length: int, size: int | None = None):
     self._tree, self.groups, self.length = tree, list(groups), length
-    self.size = group_bucket(len(self.groups)) if size is None else size
+    self.size = group_bucket(len(self.groups), length) if size is None else size
 
   @property
   def filled(self) -> list[Group]:
@@ -82,22 +82,29 @@ class GroupBatch:
     )
 
 
-def chunks(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[list[int]]:
-  """Cut nodes into runs of like length that go through the first block together.
+class Run(NamedTuple):
+  """Nodes that go through the first block together, and their length with padding."""
 
-  A run ends where it has enough tokens, or where padding it to the next length would cost more than
-  another run does.
+  nodes: list[int]
+  length: int
+
+
+def runs(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[Run]:
+  """Cut nodes into runs of like length.
+
+  A run ends where it has enough tokens, or where padding its nodes to the length of the next would
+  cost more than another run does.
   """
   order = sorted(nodes, key=lambda n: tree.nodes[n].length)
-  classes = {n: len(tree.groups([n], FOREVER)) for n in order}
-  chunk: list[int] = []
+  run: list[int] = []
+  rows = padding = longest = 0  # of the run: classes of rows, their padding, its longest node
   for n in order:
-    longest = length_bucket(tree.nodes[n].length)
-    if chunk:
-      before = length_bucket(tree.nodes[chunk[-1]].length)
-      padding = (longest - before) * sum(classes[m] for m in chunk)
-      if group_bucket(len(chunk) + 1) * longest > tokens or padding > _RUN_TOKENS:
-        yield sorted(chunk)
-        chunk = []
-    chunk.append(n)
-  yield sorted(chunk)
+    length = tree.nodes[n].length
+    padding += (length - longest) * rows
+    full = group_bucket(len(run) + 1) * length_bucket(length) > tokens
+    if run and (full or padding > _RUN_TOKENS):
+      yield Run(sorted(run), length_bucket(longest, rows))
+      run, rows, padding = [], 0, 0
+    run.append(n)
+    rows, longest = rows + len(tree.groups([n], FOREVER)), length
+  yield Run(sorted(run), length_bucket(longest, rows))

@@ -21,11 +21,11 @@ from persona_jax.edits.table import FOREVER, EditTable, Site, Where
 from persona_jax.engine.capture import CaptureSpec
 from persona_jax.engine.delivered import delivered_by_row
 from persona_jax.engine.forward import run_blocks
-from persona_jax.engine.group_batch import GroupBatch, chunks
+from persona_jax.engine.group_batch import GroupBatch, runs
 from persona_jax.engine.prefix import Chosen, Prefix, Wave, shared_parts, take
 from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.reads import NodeReads, Reading, Reads, Sets
-from persona_jax.engine.rows import length_bucket, round_up
+from persona_jax.engine.rows import round_up
 from persona_jax.engine.taps import SiteTap
 from persona_jax.engine.tree import Group, Tree, body_place, keys_place, stages
 from persona_jax.models.layers import KV
@@ -104,8 +104,8 @@ class _Prefill:
     """Compute the nodes of one depth."""
     tree, num_blocks = self._tree, self._model.arch.num_blocks
     parts: list[list[tuple[list[Group], KV]]] = [[] for _ in range(num_blocks)]
-    for chunk in chunks(tree, nodes, BATCH_TOKENS):
-      for block, part in enumerate(self._chunk(chunk, before)):
+    for nodes_alike, length in runs(tree, nodes, BATCH_TOKENS):
+      for block, part in enumerate(self._chunk(nodes_alike, length, before)):
         parts[block].append(part)
     slots = max(kv.num_slots for _, kv in parts[0])
     classes, positions, caches = [], [], []
@@ -127,11 +127,12 @@ class _Prefill:
       return Wave([kvs[0] for kvs in caches], classes, positions)
     return Wave(self._run("join chunks", _join, caches, slots=slots), classes, positions)
 
-  def _chunk(self, nodes: list[int], before: Sequence[Wave]) -> list[tuple[list[Group], KV]]:
+  def _chunk(
+    self, nodes: list[int], length: int, before: Sequence[Wave]
+  ) -> list[tuple[list[Group], KV]]:
     """Send some nodes through the blocks; return the classes and their keys, values by block."""
     tree, model = self._tree, self._model
     num_blocks = model.arch.num_blocks
-    length = length_bucket(max(tree.nodes[n].length for n in nodes))
     cuts = tree.cuts(nodes)
     out: list[tuple[list[Group], KV]] = []
     groups: list[Group] = []

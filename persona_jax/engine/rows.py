@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,14 +137,18 @@ def round_up(n: int, step: int) -> int:
   return -(-n // step) * step
 
 
-def length_bucket(n: int) -> int:
+def length_bucket(n: int, rows: int = 1) -> int:
   """Round a number of tokens up to one of few: on a CPU 8, 16, …, 128, 144, …, 256, 288, …
 
   At most an eighth is padding from 64 tokens on. TPUs and the edit kernel want multiples of 32;
-  a GPU's products take tokens by 16.
+  a GPU's products take tokens by 16. A CPU takes finer steps, of 4 at least, where the padding of
+  so many rows would cost more than a program.
   """
   least = {"cpu": 8, "gpu": 16}.get(jax.default_backend(), 32)
-  return round_up(n, max(least, 1 << max(0, (n - 1).bit_length() - 4)))
+  step = max(least, 1 << max(0, (n - 1).bit_length() - 4))
+  while step > 4 and (round_up(n, step) - n) * rows >= _program_tokens():
+    step //= 2
+  return round_up(n, step)
 
 
 def most_rows(mesh: Mesh | None) -> int:
@@ -183,14 +188,25 @@ def levels(size: int) -> list[int]:
   return sorted(found | {n for n in (4, 1) if n < size}, reverse=True)
 
 
-def group_bucket(n: int) -> int:
-  """Round a number of groups of prefill up to 1, a multiple of 8, or above 48 to 64, 80, 96, 112, …
+def group_bucket(n: int, length: int = 1) -> int:
+  """Round a number of groups of prefill up to 1, a multiple of 8, or above 64 to 80, 96, 112, …
 
-  Four sizes an octave: a program of a block takes half a second to trace and compile on 2 CPU
-  cores, as long as 250 tokens take in SmolLM2 (measured), so many groups of few tokens are padded
-  further than `row_bucket` does.
+  Four sizes an octave: many groups of few tokens are padded further than `row_bucket` does. A CPU
+  takes finer steps where the padding of so many tokens would cost more than a program.
   """
-  return row_bucket(n) if n <= 48 else round_up(n, 1 << ((n - 1).bit_length() - 3))
+  step = max(8, 1 << max(0, (n - 1).bit_length() - 3))
+  while step > 1 and (round_up(n, step) - n) * length >= _program_tokens():
+    step //= 2
+  return 1 if n <= 1 else round_up(n, step)
+
+
+def _program_tokens() -> float:
+  """Return what a program costs, in tokens of prefill; infinite where it is never worth it.
+
+  To trace and compile a block takes 2 CPU cores half a second, as long as 250 tokens take in
+  SmolLM2 (measured).
+  """
+  return 256 if jax.default_backend() == "cpu" else math.inf
 
 
 def tiles(rows: Sequence[Row], max_rows: int = TILE_ROWS) -> list[list[int]]:
