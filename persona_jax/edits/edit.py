@@ -206,7 +206,7 @@ class Edit:
       if bound is not None:
         numbers[name] = np.broadcast_to(factor * bound, shape)
     amounts = dict(self.amounts) | {
-      k: v for k, v in (("above", above), ("below", below)) if v is not None
+      k: float(v) for k, v in (("above", above), ("below", below)) if v is not None
     }
     if "above" in numbers and "below" in numbers and (numbers["above"] >= numbers["below"]).any():
       kept = {k: amounts[k] for k in ("above", "below") if k in amounts}

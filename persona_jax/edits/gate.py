@@ -124,11 +124,11 @@ class Probe(Rule):
       "direction_hash": self.direction.hash,
       "site": self.where,
       "block": int(self.block),
-      "replicate": self.replicate,
+      "replicate": None if self.replicate is None else int(self.replicate),
       "measure": self.measure,
       "tokens": str(as_window(self.tokens)),
-      "above": self.above,
-      "below": self.below,
+      "above": None if self.above is None else float(self.above),
+      "below": None if self.below is None else float(self.below),
     }
 
 

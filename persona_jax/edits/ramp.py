@@ -81,7 +81,8 @@ class Ramp:
       for field in dataclasses.fields(self)
       if getattr(self, field.name) != field.default
     }
-    return {"shape": self.shape, **given}
+    plain = {name: int(n) if _is_int(n) else float(n) for name, n in given.items()}
+    return {"shape": self.shape, **plain}
 
 
 # A factor of 1 at every step.

@@ -43,7 +43,7 @@ class GroupBatch:
     for i in range(0, len(self.groups), step):
       groups = self.groups[i : i + step]
       size = len(groups) if most < 8 else row_bucket(len(groups))  # long prompts: no padding
-      part = GroupBatch(self._tree, groups, self.length, size)
+      part = GroupBatch(self._tree, groups, self.length, min(size, self.size - i))
       yield slice(i, i + part.size), part
 
   def _by_token(self, make: Callable[[Group], Any], empty: int) -> Any:

@@ -77,10 +77,17 @@ def compare(ours, theirs, atol=1e-4):
 
 @pytest.fixture(scope="module")
 def unshared(tiny):
-  """Every row computed whole and for itself."""
+  """Every row from its first token on and in every block, by the engine that shares nothing."""
   return generate_tile(
     tiny.model, grid_rows(tiny), Settings(N, logprobs=True), sharing=OFF["nothing"]
   )
+
+
+def test_a_grid_that_shares_nothing_equals_passes_over_whole_rows(tiny, unshared):
+  rows = grid_rows(tiny)
+  whole, _ = whole_pass(tiny.model, rows, [g.token_ids for g in unshared])
+  for row, g, logprobs in zip(rows, unshared, whole, strict=True):
+    np.testing.assert_allclose(g.logprobs, logprobs, atol=1e-4, err_msg=str(row.edits))
 
 
 @pytest.mark.parametrize("off", [None, *list(OFF)[:-1]])
@@ -269,6 +276,21 @@ def test_tiles_of_many_chunks_and_pieces(tiny, monkeypatch):
   compare(generate_tile(tiny.model, rows, settings), whole)
 
 
+def test_pieces_of_few_long_groups_equal_passes_over_whole_rows(tiny, monkeypatch):
+  from persona_jax.engine import prefill as prefilling
+
+  # 21 classes of 90 tokens, which are padded to no more groups, in pieces of 8, 8 and 5.
+  prompts = [pj.Raw(f"w{5 + n} " + "w4 w7 " * 45) for n in range(7)]
+  edits = [[edit] for (edit,) in site_edits(tiny, ["resid_post"], [1], [3.0, -3.0, 6.0])]
+  pairs = [(prompt, edit) for prompt in prompts for edit in edits]
+  rows = encode_rows(tiny.model, [p for p, _ in pairs], [e for _, e in pairs])
+  monkeypatch.setattr(prefilling, "BATCH_TOKENS", 1000)
+  ours = generate_tile(tiny.model, rows, Settings(2, logprobs=True))
+  whole, _ = whole_pass(tiny.model, rows, [g.token_ids for g in ours])
+  for g, logprobs in zip(ours, whole, strict=True):
+    np.testing.assert_allclose(g.logprobs, logprobs, atol=1e-4)
+
+
 def test_merged_waves_stand_in_the_order_of_the_batch():
   def wave(class_R, slots, first):
     classes = max(class_R) + 1
@@ -324,6 +346,6 @@ def test_pieces_of_a_batch_keep_their_bound(tiny, groups, bound):
   assert sum(len(part.groups) for _, part in pieces) == groups
   for piece, part in pieces:
     assert part.size * 100 <= bound and piece.stop - piece.start == part.size <= batch.size
-    assert part.size >= len(part.groups)
+    assert part.size >= len(part.groups) and piece.stop <= batch.size
   ends = [piece.stop for piece, _ in pieces]
   assert [piece.start for piece, _ in pieces] == [0, *ends[:-1]]
