@@ -116,7 +116,7 @@ def batches(
   *,
   tiles: Sequence[Sequence[int]] | None = None,
   names: Sequence[object] | None = None,
-  wait: bool = True,
+  ahead: bool = False,
   limit: Limit | None = None,
   run: Runner = PROGRAMS,
   sharing: Sharing = ALL_SHARED,
@@ -132,8 +132,8 @@ def batches(
     capture: what to read.
     tiles: row numbers; default all rows, as `cut` says.
     names: what to call the rows in messages; default their numbers.
-    wait: whether a tile is yielded when it is done, so that a device that runs out of memory after
-      the call was dispatched is noticed here too; otherwise the caller goes on meanwhile.
+    ahead: whether the next tile is handed to the device before one is waited for and yielded, so
+      that the host prepares meanwhile; two are then in memory, and halves of one come behind it.
     limit: what tiles of earlier calls have shown to be too large; takes what these show.
     run: calls the device.
     sharing: what rows may have in common; to compare. It changes nothing in how they are cut.
@@ -160,9 +160,12 @@ def batches(
       [names[n] for n in tile], mine, out.delivered.realised_R, out.delivered.requested_R
     )
     reads = {} if reading.every else by_row(out.reads, reading.held, places, run=run)
-    if wait:
-      jax.block_until_ready((reads, [note.arrays for note in out.reads]))
-    return ReadTile(tile, tree, reading.held, out, reads, run)
+    done = ReadTile(tile, tree, reading.held, out, reads, run)
+    return done if ahead else wait(done)
+
+  def wait(tile: ReadTile) -> ReadTile:
+    jax.block_until_ready((tile.reads, [note.arrays for note in tile.notes]))
+    return tile
 
   def peak(numbers: Sequence[int]) -> int:
     return _peak(model, [rows[n] for n in numbers], spec, banks, places, sharing)
@@ -170,9 +173,10 @@ def batches(
   def fits(numbers: Sequence[int]) -> bool:
     mine, most = [rows[n] for n in numbers], memory_limit(model.mesh)
     reads = _most_read(mine, spec, places)
-    if most_bytes(model, mine, Settings(1)) + 2 * reads <= most:
+    if most_bytes(model, mine, Settings(1)) + 3 * reads <= most:
       return True
-    before = 0 if wait else reads  # of the tile before, which the caller may still hold
+    # Of the tile before, and of that before it while the caller's work on it is under way.
+    before = 2 * reads if ahead else 0
     return peak(numbers) + before <= most
 
   def single(n: int) -> str:
@@ -184,9 +188,12 @@ def batches(
     return length_bucket(len(rows[n].ids))
 
   in_parts = Halving(read, single, weight=weight, limit=limit)
-  for tile in cut(rows)[0] if tiles is None else tiles:
-    for part in cut_to_fit(tile, fits):
-      yield from in_parts(part)
+  parts = (p for tile in (cut(rows)[0] if tiles is None else tiles) for p in cut_to_fit(tile, fits))
+  if ahead:
+    yield from in_parts.ahead(parts, wait)
+    return
+  for part in parts:
+    yield from in_parts(part)
 
 
 def _most_read(rows: Sequence[Row], spec: CaptureSpec, places: Mapping[Where, int]) -> int:

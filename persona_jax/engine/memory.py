@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+import functools
+import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +22,7 @@ from persona_jax.models.arch import Arch
 from persona_jax.models.attention import CHUNK_TOKENS, masks_are_whole
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Share of the memory that a plan may fill: the rest is for fragmentation and what others hold.
 _SHARE = 0.9
@@ -263,22 +266,68 @@ class Halving(Generic[T]):
     while todo:
       part, *others = self.cut(todo.popleft())
       todo.extendleft(reversed(others))
-      try:
-        result = self._run(part)
-      except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not is_out_of_memory(error):
-          raise
-        if len(part) == 1:
-          raise MemoryError(f"{self._single(part[0])} ({error})") from error
+      if out := self._tried(part, functools.partial(self._run, part)):
+        yield out[0]
       else:
+        todo.appendleft(part)
+      out = None  # lets its arrays go
+
+  def ahead(self, tiles: Iterable[Sequence[int]], wait: Callable[[T], object]) -> Iterator[T]:
+    """Run tiles, of which one more is always handed to the device before the last is waited for.
+
+    So the host prepares while the device computes, and a device that runs out of memory only then
+    is noticed all the same. Halves come behind the tile that was begun meanwhile.
+
+    Args:
+      tiles: numbers of each one's rows.
+      wait: waits for a result; raises what the device did.
+
+    Yields:
+      The result of every tile or part, when it has been waited for.
+
+    Raises:
+      MemoryError: one row by itself is too large.
+    """
+    more = iter(tiles)
+    todo: collections.deque[list[int]] = collections.deque()
+    begun: collections.deque[tuple[list[int], T]] = collections.deque()
+    while True:
+      if not todo:
+        todo.extend(list(tile) for tile in itertools.islice(more, 1))
+      if todo:
+        part, *others = self.cut(todo.popleft())
+        todo.extendleft(reversed(others))
+        if out := self._tried(part, functools.partial(self._run, part)):
+          begun.append((part, out[0]))
+        else:
+          todo.appendleft(part)
+        if len(begun) < 2:
+          continue
+      elif not begun:
+        return
+      out = None
+      part, result = begun.popleft()
+      if self._tried(part, functools.partial(wait, result)):
         yield result
-        continue
-      # Outside the handler: the error's traceback would keep the arrays of the failed tile.
-      warnings.warn(
-        f"a tile of {len(part)} rows ran out of memory; running it in halves", stacklevel=2
-      )
-      self._limit.most = -(-len(part) // 2) * max(map(self._weight, part))
-      todo.appendleft(part)
+      else:
+        todo.append(part)
+      del result  # lets its arrays go
+
+  def _tried(self, part: list[int], call: Callable[[], R]) -> tuple[R] | None:
+    """Return what a call gives, in a tuple; None, with a warning, if memory does not suffice."""
+    try:
+      return (call(),)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+      if not is_out_of_memory(error):
+        raise
+      if len(part) == 1:
+        raise MemoryError(f"{self._single(part[0])} ({error})") from error
+    # Outside the handler: the error's traceback would keep the arrays of the failed tile.
+    warnings.warn(
+      f"a tile of {len(part)} rows ran out of memory; running it in halves", stacklevel=3
+    )
+    self._limit.most = -(-len(part) // 2) * max(map(self._weight, part))
+    return None
 
 
 def cut_to_fit(numbers: Sequence[int], fits: Callable[[Sequence[int]], bool]) -> list[list[int]]:

@@ -80,7 +80,7 @@ def moments(
     if len(rest) > _WAITING:  # too many kinds of rows: take them as they are
       tiles, rest = cut(rows)
     for tile in batches(
-      model, rows, what, tiles=tiles, names=names, sharing=sharing, wait=False, limit=limit
+      model, rows, what, tiles=tiles, names=names, sharing=sharing, ahead=True, limit=limit
     ):
       number_B = np.asarray([running.number(waiting[n].label) for n in tile.numbers])
       under_way.append((_add(running, tile, number_B, spec), len(tile.numbers)))

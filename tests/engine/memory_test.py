@@ -55,6 +55,51 @@ def test_a_tile_is_halved_and_its_parts_come_in_order():
   assert [str(w.message).split()[3] for w in told] == ["11", "6"]
 
 
+def test_a_tile_that_fails_when_it_is_waited_for_is_halved_too():
+  done = []
+
+  def begin(numbers):
+    done.append(f"begin {numbers[0]}")
+    if len(numbers) > 6:
+      too_large(len(numbers))
+    return numbers
+
+  def wait(numbers):
+    done.append(f"wait {numbers[0]}")
+    if len(numbers) > 3:
+      too_large(len(numbers))
+
+  with pytest.warns(UserWarning, match=HALVED) as told:
+    parts = list(Halving(begin, str).ahead([range(5), range(5, 7), range(10, 18)], wait))
+  assert parts == [[5, 6], [0, 1, 2], [3, 4], [10, 11, 12], [13, 14, 15], [16, 17]]
+  # The second tile was begun before the first was waited for; what is too large is known then.
+  assert done[:3] == ["begin 0", "begin 5", "wait 0"] and len(told) == 1
+  with pytest.raises(MemoryError, match="row 7 is too long"):
+    list(Halving(list, "row {} is too long".format).ahead([[7]], lambda _: too_large(8)))
+  assert list(Halving(list, str).ahead([], too_large)) == []
+
+
+def test_moments_of_a_device_that_fails_late_are_whole(tiny, monkeypatch):
+  what, prompts = pj.Capture(blocks=1, reduce="mean"), [f"{STEM} w{i}" for i in range(5, 29)]
+  whole = tiny.model.moments(prompts, what)
+  monkeypatch.setattr(batches, "TILE_TOKENS", 8 * 24)
+  real, sizes = jax.block_until_ready, []
+
+  def late(x):
+    if isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], dict):  # a tile's reads
+      sizes.append(next(iter(x[0].values())).shape[0])
+      if sizes[-1] > 4:
+        too_large(sizes[-1])
+    return real(x)
+
+  monkeypatch.setattr(jax, "block_until_ready", late)
+  with pytest.warns(UserWarning, match=HALVED):
+    parts = tiny.model.moments(prompts, what)
+  assert parts.work.prompts == 24 and max(sizes) > 4
+  np.testing.assert_array_equal(parts.count_G, whole.count_G)
+  np.testing.assert_allclose(parts.mean["resid_post", 1], whole.mean["resid_post", 1], atol=5e-5)
+
+
 def test_a_tile_is_cut_until_its_parts_fit():
   assert cut_to_fit(range(7), lambda n: sum(n) < 8) == [[0, 1, 2, 3], [4], [5], [6]]
   assert cut_to_fit([3], lambda n: False) == [[3]]
