@@ -123,7 +123,8 @@ bench-kernels: $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python benchmarks/kernels.py $(ARGS)
 
 # Us and the peers on the same work, in one session; the peers' environments take about 20 minutes
-# to make, once. A corner of it: ARGS=--quick; single parts: ARGS="--sections engine --only ours".
+# to make, once, whatever parts are run. A corner of it: ARGS=--quick; single parts, without the
+# peers: .venv/bin/python -m benchmarks.grid.bench --sections engine --only ours
 bench: fetch
 	-$(RUN) -m benchmarks.grid.environments $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
 	JAX_PLATFORMS=cpu $(RUN) -m benchmarks.grid.bench $(ARGS)

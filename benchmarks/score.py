@@ -10,8 +10,9 @@ the same with each persona's beginning prefilled once by hand. A third is this e
 sharing, every row whole and by itself: an ablation, no peer.
 
 All run in turn on two cores, each after a pass over the same rows (the peer: some of them) that
-compiles. Items of the others can be fewer (--peer-items, --alone-items): rows per second then
-compare, of other rows of the same kind. Log-probabilities are compared where both have them.
+compiles. Items of the ablation are fewer (--alone-items); those of the peer can be (--peer-items),
+but what it reads once for each persona then serves fewer rows than ours. Log-probabilities are
+compared where both have them.
 """
 
 import argparse

@@ -11,9 +11,10 @@ Each tool is a process of its own that lives as long as the session; repetitions
 two threads, on the same two cores. What each was given is written in its module (`ours.py`,
 `peers/`).
 
-Writes benchmarks/out/cpu.json (quick: quick.json) after every section, and prints it as Markdown
-(later: python -m benchmarks.grid.table FILE). A run of some sections replaces those in the file and
-leaves the others; `ran` says of each when, from which commit and how it was measured.
+Writes benchmarks/out/cpu.json (quick: quick.json, with --only: part.json) after every section, and
+prints it as Markdown (later: python -m benchmarks.grid.table FILE). A run of some sections replaces
+those in the file and leaves the others; `ran` says of each when, from which commit and how it was
+measured.
 """
 
 import argparse
@@ -83,7 +84,8 @@ def main() -> None:
   options = parser.parse_args()
   only = [name for name in options.only.split(",") if name]
   repetitions = options.repetitions or (1 if options.quick else 3)
-  target = options.out / ("quick.json" if options.quick else "cpu.json")
+  # Of some arms only, it is no result that others can be compared with later.
+  target = options.out / ("quick.json" if options.quick else "part.json" if only else "cpu.json")
 
   chosen = [name for name in options.sections.split(",") if name] or list(SECTIONS)
   if unknown := set(chosen) - set(SECTIONS):

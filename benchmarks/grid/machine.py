@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,17 @@ def _cores() -> list[int]:
 def use_cores(count: int) -> int:
   """Keep this process and those it starts on so many cores, if the system can; return how many.
 
-  JAX would take all otherwise, while the peers are told a number of threads.
+  JAX would take all otherwise, while the peers are told a number of threads: where the system
+  cannot, a warning says that the two do not compare.
   """
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, _cores()[:count])
+  if (used := len(_cores())) > count:
+    warnings.warn(
+      f"this system keeps no process on {count} cores: JAX takes {used} and the peers {count} "
+      "threads, so do not compare them",
+      stacklevel=2,
+    )
   return len(_cores())
 
 

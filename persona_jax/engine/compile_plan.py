@@ -8,6 +8,7 @@ from persona_jax.engine.disk_cache import keep_on_disk
 from persona_jax.engine.need import Program
 from persona_jax.engine.plan import Plan, model_name
 from persona_jax.engine.programs import PROGRAMS
+from persona_jax.engine.tree import ALL_SHARED
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -59,8 +60,9 @@ def compile(model: "Model", plan: Plan) -> ProgramTable:
     Name, shapes, seconds, bytes and counts of each program.
 
   Raises:
-    ValueError: `plan` is none of `pj.plan`, or was made for another model or dtype; or the model
-      lies on a mesh: its programs are compiled when they are first called.
+    ValueError: `plan` is none of `pj.plan`, was made for another model or dtype, or with something
+      not shared, as `pj.run` never does; or the model lies on a mesh: its programs are compiled
+      when they are first called.
   """
   if not isinstance(plan, Plan):
     kind = type(plan).__name__
@@ -70,6 +72,11 @@ def compile(model: "Model", plan: Plan) -> ProgramTable:
     raise ValueError(
       f"the plan is for {plan.model_name} ({plan.model_hash[:12]}), the model is "
       f"{model_name(model)} ({model.identity.sha256[:12]}); make a plan with this model."
+    )
+  if plan.sharing != ALL_SHARED:
+    raise ValueError(
+      f"the plan shares {plan.sharing}, to compare; pj.run shares all and runs other programs: "
+      "compile pj.plan(model, grid)."
     )
   if model.mesh is not None:
     raise ValueError(

@@ -36,7 +36,8 @@ class Generation:
     text: decoded answer without special tokens, up to a stop text.
     token_ids: its ids; the stop token, or the last token of a stop text, included.
     finish_reason: "stop" (a stop token or text came) or "length" (the budget ended).
-    logprobs: log-probability of each id under the model at temperature 1, or None if not asked for.
+    logprobs: log-probability of each id (in nats) under the model at temperature 1, or None if not
+      asked for.
     tokens_edited: tokens, prompt ones included, on which an edit was on.
     delivered_dose: <realised change, requested change> / ||requested change||^2 over the edited
       tokens, after the cast to the model's dtype; NaN where nothing was requested, infinity where

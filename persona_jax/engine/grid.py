@@ -206,7 +206,9 @@ class Grid:
     conditions: with different names.
     samples: answers of each prompt under each condition.
     max_new_tokens: budget of a row.
-    temperature: 0 is greedy; then more than one sample is refused.
+    temperature: 0 is greedy; then more than one sample is refused. A grid draws from the whole
+      distribution and stops where the model does; `model.generate` takes top_k, top_p, min_p and
+      stop texts.
     seed: of the whole grid.
     paired: share sampling noise between the conditions of a prompt and sample.
 

@@ -101,18 +101,18 @@ def device_bytes(tree: Any, mesh: Mesh | None) -> int:
 def program_bytes(need: Need, arch: Arch, mesh: Mesh | None = None) -> int:
   """Predict the memory that a program takes on one device, arguments and results included.
 
-  Arguments and results are known. Of the temporaries, the logits of a step of decoding and the
-  widest arrays of a block of prefill are counted.
+  Arguments and results are known. Of the temporaries, the logits of a step of decoding or of tokens
+  that are scored, and the widest arrays of a block of prefill are counted.
   """
   results = min(need.new_result_bytes, device_bytes(need.results(), mesh))
   return device_bytes(need.args, mesh) + results + _temporaries(need, arch, mesh)
 
 
 def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
-  if need.name == "decode":
-    rows = need.args[3].token_B.shape[0]
+  if need.name in ("decode", "log-probs"):
+    rows = need.args[3].token_B.shape[0] if need.name == "decode" else need.static["size"]
     logits = _part_bytes("BV", (rows, arch.vocab_size), 4, mesh)
-    return logits + _widened_head(need, arch, mesh)
+    return logits + (_widened_head(need, arch, mesh) if need.name == "decode" else 0)
   if need.name == "block":
     h_BTD, slots = need.args[1], need.args[2]
     rows, tokens, _ = h_BTD.shape
@@ -133,8 +133,6 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
     return int(copies * _part_bytes("BTD", need.args[0].shape, 4, mesh))
   if need.name == "merge waves":
     return device_bytes(need.results(), mesh) // 2  # keys or values, joined
-  if need.name == "log-probs":
-    return 8 * need.static["size"] * arch.vocab_size
   return 0
 
 

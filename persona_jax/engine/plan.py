@@ -46,6 +46,7 @@ class Plan:
     undecided: rows with a gate that only their prompt's activations can decide; taken as on.
     gate_needs: the programs that read these prompts.
     gate_bytes: most memory at one time meanwhile, predicted.
+    sharing: what rows have in common.
   """
 
   grid: Grid
@@ -61,6 +62,7 @@ class Plan:
   undecided: int
   gate_needs: tuple[Need, ...] = ()
   gate_bytes: int = 0
+  sharing: Sharing = ALL_SHARED
 
   @property
   def needs(self) -> list[Need]:
@@ -115,9 +117,12 @@ class Plan:
     for tile in self.tiles:
       key = (len(tile.rows), tile.batch)
       sizes[key] = sizes.get(key, 0) + 1
+    compared = self.sharing != ALL_SHARED
+    switched = [f"sharing   {self.sharing} (pj.run shares all)"] if compared else []
     lines = [
       f"{len(self.row_tokens):,} rows = {len(grid.prompts)} prompts x {len(grid.conditions)} "
       f"conditions x {grid.samples} samples, {self.model_name}",
+      *switched,
       f"prompts   {sum(self.row_tokens):,} tokens, {self.unshared_passes / blocks:,.0f} to prefill "
       f"without sharing, {self.passes / blocks:,.0f} with (whole passes of {blocks} blocks; "
       f"{fewer:.2f}x fewer, {over:.2f}x the least possible)",
@@ -239,8 +244,8 @@ def plan(
     grid: the grid.
     lengths: answer lengths to reckon with, in tokens, such as `n_tokens` of an earlier run; a
       row's is drawn from them, with the grid's seed. Default: every answer takes its budget.
-    sharing: what rows may have in common (`engine.tree.Sharing`), to see what each kind saves;
-      `pj.run` shares all.
+    sharing: what rows may have in common, to see what each kind saves; `pj.run` shares all, so
+      `pj.compile` takes no plan of another.
     early_ends: whether to list the programs of smaller batches too (`Plan.early_needs`), for
       `pj.compile` to compile. Tracing and compiling them can take longer than the run.
 
@@ -248,8 +253,11 @@ def plan(
     The plan; print it.
 
   Raises:
-    ValueError: as `pj.run`; or `lengths` holds none, or one that is no integer of at least 1.
+    ValueError: as `pj.run`; `lengths` holds none, or one that is no integer of at least 1; or
+      `sharing` is no `pj.Sharing`.
   """
+  if not isinstance(sharing, Sharing):
+    raise ValueError(f"sharing={sharing!r}: give a pj.Sharing, such as pj.Sharing(trunk=False).")
   _, rows = grid_rows(model, grid, decide_gates=False)
   settings = grid_settings(model, grid)
   assumed = "every answer takes its whole budget"
@@ -293,4 +301,5 @@ def plan(
     undecided,
     tuple(reading),
     reading.peak_bytes,
+    sharing,
   )

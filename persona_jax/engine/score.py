@@ -20,7 +20,8 @@ from persona_jax.engine.memory import (
   memory_limit,
 )
 from persona_jax.engine.prefill import prefill
-from persona_jax.engine.programs import PROGRAMS
+from persona_jax.engine.prefix import Prefix
+from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tile_plan import most_bytes
@@ -42,7 +43,7 @@ class Scored(NamedTuple):
   nothing; those tokens are what an edit can act on. The delivery is that of `Generation`.
 
   Attributes:
-    logprobs: per row, float64, one value a token of the continuation.
+    logprobs: per row, float64, in nats, one value a token of the continuation.
     tokens_edited: int [N], tokens on which an edit was on.
     delivered_dose: float64 [N], NaN where nothing was requested.
     problems: for each row "", or why it is not valid: an edit met no token, or the dose is off.
@@ -111,22 +112,35 @@ class _Scores(NamedTuple):
   cost: tuple[int, int]
 
 
-def _score_tile(
-  model: "Model", passes: Sequence[_Pass], sharing: Sharing, numbers: list[int]
-) -> _Scores:
-  """Score some of the passes."""
-  tile = [passes[p] for p in numbers]
-  whole = [one.whole(model) for one in tile]
-  # What is asked: (row, position of the activation, place in the answer, next token).
-  asked = [
-    (r, len(row.ids) - 1 + n, n, token)
+class _Asked(NamedTuple):
+  """A next token that is asked for.
+
+  Attributes:
+    row: of the tile.
+    position: of the token before it.
+    place: in the continuation.
+    token: its id.
+  """
+
+  row: int
+  position: int
+  place: int
+  token: int
+
+
+def _asked(tile: Sequence[_Pass]) -> list[_Asked]:
+  """Return all next tokens that passes are asked for."""
+  return [
+    _Asked(r, len(row.ids) - 1 + n, n, token)
     for r, (row, ids, ends) in enumerate(tile)
     for n, token in [*enumerate(ids), *((len(ids), end) for end in ends)]
   ]
-  tree = Tree(whole, [len(row.ids) for row in whole], sharing=sharing)
-  run = model.runner(PROGRAMS)
-  prefix = prefill(model, tree, chosen=[(r, position) for r, position, _, _ in asked])
-  values: dict[tuple[int, int, int], float] = {}
+
+
+def _next_tokens(
+  model: "Model", prefix: Prefix, asked: Sequence[_Asked], run: Runner
+) -> Iterator[tuple[list[_Asked], jax.Array]]:
+  """Yield what is asked in parts, with log-probabilities [Q] of each, Q being rounded up."""
   for chosen in prefix.chosen:
     mine = [item for item in asked if item[:2] in chosen.place]
     mine.sort(key=lambda item: chosen.place[item[:2]])
@@ -136,16 +150,28 @@ def _score_tile(
       size = min(_HEAD_TOKENS, round_up(last - first, _HEAD_STEP), len(chosen.h_MD))
       pick_Q, target_Q = np.zeros((2, round_up(len(part), _HEAD_STEP)), np.int32)
       pick_Q[: len(part)] = [chosen.place[item[:2]] - first for item in part]
-      target_Q[: len(part)] = [item[3] for item in part]
+      target_Q[: len(part)] = [item.token for item in part]
       start = min(first, len(chosen.h_MD) - size)
       pick_Q[: len(part)] += first - start
-      out = run(
+      yield part, run(
         "log-probs", _logprobs, model.top, chosen.h_MD, np.int32(start), pick_Q, target_Q,
         arch=model.arch, size=size,
       )  # fmt: skip
-      logprob_Q = np.asarray(out)
-      for (r, _, n, token), value in zip(part, logprob_Q, strict=False):
-        values[r, n, token] = value
+
+
+def _score_tile(
+  model: "Model", passes: Sequence[_Pass], sharing: Sharing, numbers: list[int]
+) -> _Scores:
+  """Score some of the passes."""
+  tile = [passes[p] for p in numbers]
+  whole = [one.whole(model) for one in tile]
+  asked = _asked(tile)
+  tree = Tree(whole, [len(row.ids) for row in whole], sharing=sharing)
+  prefix = prefill(model, tree, chosen=[item[:2] for item in asked])
+  values: dict[tuple[int, int, int], float] = {}
+  for part, logprob_Q in _next_tokens(model, prefix, asked, model.runner(PROGRAMS)):
+    for (r, _, n, token), value in zip(part, np.asarray(logprob_Q), strict=False):
+      values[r, n, token] = value
   of_fed = [
     np.asarray([values[r, n, token] for n, token in enumerate(ids)], np.float32)
     for r, (_, ids, _) in enumerate(tile)
@@ -163,10 +189,11 @@ def _score_tile(
 def _peak(model: "Model", tile: Sequence[_Pass], sharing: Sharing = ALL_SHARED) -> int:
   """Predict the most memory that some passes take at one time."""
   whole, dry = [one.whole(model) for one in tile], DryMemory(model.arch, model.params, model.mesh)
-  tree = Tree(whole, [len(row.ids) for row in whole], sharing=sharing)
-  prefill(model, tree, run=dry)
-  asked = sum(len(one.fed) + 1 for one in tile)
-  return dry.peak_bytes + 8 * min(_HEAD_TOKENS, round_up(asked, _HEAD_STEP)) * model.arch.vocab_size
+  tree, asked = Tree(whole, [len(row.ids) for row in whole], sharing=sharing), _asked(tile)
+  prefix = prefill(model, tree, chosen=[item[:2] for item in asked], run=dry)
+  for _ in _next_tokens(model, prefix, asked, model.runner(dry)):
+    pass
+  return dry.peak_bytes
 
 
 def _too_large(model: "Model", one: _Pass, prompt: int) -> str:

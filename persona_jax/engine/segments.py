@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # Slots of the first segment; each time they are full there are twice as many. A step reads all
 # slots, so half of them are read in vain on average, instead of what is left of the budget.
 FIRST_SLOTS = 32
+# Steps of one call at most, so that a run of a slow device can be interrupted.
+SEGMENT_STEPS = 64
 # Steps after which the host looks for stop texts, which the device does not know.
 LOOK_STEPS = 16
 # Smaller budgets do not wait long for a program, so none is compiled ahead.
@@ -42,7 +44,8 @@ class DecodeWork:
   Attributes:
     steps: passes of a batch through the model.
     row_steps: rows of the batch, summed over steps.
-    used_row_steps: those of rows that were not done.
+    used_row_steps: those of rows that were not done. A row with a stop text counts until the host
+      has found it, up to `LOOK_STEPS` behind it.
     segments: (rows, slots, steps) of each segment.
   """
 
@@ -207,9 +210,8 @@ class _Batch:
 
   def segment(self) -> None:
     """Run until the slots are full, the host must look, or few enough rows are left."""
-    until = self._slots
-    if self._settings.stop_texts:
-      until = min(until, self._step + LOOK_STEPS)
+    most = LOOK_STEPS if self._settings.stop_texts else SEGMENT_STEPS
+    until = min(self._slots, self._step + most)
     first, live = self._step, int((~self._done).sum())
     leave = self._next_level if self._may_leave(first) else 0
     self._call(until, leave)

@@ -89,16 +89,29 @@ class Sharing:
   """What conditions share; each can be switched off, to compare.
 
   Attributes:
-    prefix: rows that begin with the same tokens compute them once.
+    prefix: rows that begin with the same tokens compute them once. Without it rows have nothing in
+      common, whatever the others say.
     trunk: rows with different edits share the blocks before the first of them.
     prompt: edits that act on no token of a prefix do not divide it.
     attention: decoding rows of one prompt attend to one copy of its keys and values.
+
+  Raises:
+    ValueError: one of them is no bool.
   """
 
   prefix: bool = True
   trunk: bool = True
   prompt: bool = True
   attention: bool = True
+
+  def __post_init__(self) -> None:
+    for name, value in dataclasses.asdict(self).items():
+      if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: give True or False.")
+
+  def __str__(self) -> str:
+    off = [name for name, value in dataclasses.asdict(self).items() if not value]
+    return f"all but {', '.join(off)}" if off else "all"
 
 
 ALL_SHARED = Sharing()

@@ -86,8 +86,10 @@ class Run:
   def table(self) -> pd.DataFrame:
     """Return one row per cell that is done, in grid order, with each scorer's columns at the end.
 
-    Columns: see `COLUMNS`; `replicate` is a nullable integer, `token_ids` holds arrays, and `seed`
-    is the row's final noise seed, see `Grid`.
+    The columns are `COLUMNS`, a row for each cell of the grid that is done. `n_prompt_tokens` and
+    `n_tokens` count tokens of the prompt and of the answer; `tokens_edited`, `delivered_dose` and
+    `valid` are as in `pj.Generation`; `replicate` is a nullable integer, `token_ids` holds arrays,
+    and `seed` is the row's final noise seed, see `Grid`.
     """
     table = self._rows()
     for scores in _score_files(self.directory):
@@ -312,8 +314,10 @@ def run(
 
   Raises:
     ValueError: the directory holds a run of another grid or model, or an unfinished one of another
-      version of the code or of JAX; a prompt does not fit the model; or scorers clash, see
-      `Run.score`.
+      version of the code or of JAX; a prompt or an edit does not fit the model, or a gate cannot be
+      decided; or scorers clash, see `Run.score`.
+    MemoryError: a row by itself does not fit; the message names it and what it needs. A tile of
+      several rows is run in halves, with a warning.
   """
   _check_scorers(scorers, Path(out))
   cells, rows = grid_rows(model, grid, decide_gates=False)

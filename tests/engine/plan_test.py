@@ -9,15 +9,17 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.engine import generate as generating
-from persona_jax.engine import memory
+from persona_jax.engine import memory, score
 from persona_jax.engine import tile_plan as planning
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.memory import program_bytes
+from persona_jax.engine.memory import DryMemory, program_bytes
 from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
 from persona_jax.engine.plan import grid_rows, grid_settings
+from persona_jax.engine.prefill import prefill
 from persona_jax.engine.programs import DIRECT, PROGRAMS, Live
 from persona_jax.engine.rows import tiles
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.tree import Tree
 
 STEM = " ".join(f"w{i}" for i in range(20, 60))
 
@@ -274,6 +276,26 @@ def test_predicted_memory_is_that_of_the_compiler(smollm2, dtype):
   assert plan.peak_bytes <= 1.1 * program.total_bytes  # of decoding, the last
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_predicted_memory_of_scores_is_the_compilers(smollm2, dtype):
+  model = smollm2 if dtype == "float32" else pj.load("smollm2-135m-instruct", dtype=dtype)
+  rows = encode_rows(model, [pj.Raw(f"{STEM} w{n}") for n in range(60)], None)
+  passes = [score._Pass(row, tuple(range(50, 70)), [7, 8]) for row in rows]
+  tree = Tree([one.whole(model) for one in passes], [len(row.ids) + 20 for row in rows])
+  asked, dry = score._asked(passes), DryMemory(model.arch, model.params)
+  assert len(asked) == 60 * 22
+  prefix = prefill(model, tree, chosen=[item[:2] for item in asked], run=dry)
+  parts = [part for part, _ in score._next_tokens(model, prefix, asked, model.runner(dry))]
+  assert sorted(item for part in parts for item in part) == sorted(asked)
+  need, *_ = (need for need in dry if need.name == "log-probs")
+  (program,) = PROGRAMS.describe([need])
+  own = tree_bytes(need.args[0])
+  predicted, real = program_bytes(need, model.arch) - own, program.total_bytes - own
+  print(f"{need.name} in {dtype}: {predicted / real:.3f} of what the compiler reports")
+  assert 0.9 < predicted / real < 1.1
+  assert dry.peak_bytes >= program_bytes(need, model.arch)
+
+
 def test_predicted_memory_of_long_prompts_projections_and_sampling_is_the_compilers(smollm2):
   d = pj.Direction(np.random.default_rng(0).normal(size=(1, 30, 576)), "d")
   conditions = [
@@ -416,4 +438,14 @@ def test_a_plan_is_compiled_for_its_own_model_only(tiny, tiny_tied):
       pj.compile(other, plan)
   with pytest.raises(ValueError, match=r"pj\.plan\(model, grid\); got a Grid"):
     pj.compile(tiny.model, asked)
+  compared = pj.plan(tiny.model, asked, sharing=pj.Sharing(trunk=False))
+  assert "sharing   all but trunk (pj.run shares all)" in str(compared)
+  assert "sharing" not in str(plan).split("prompts ")[0]
+  with pytest.raises(ValueError, match="the plan shares all but trunk, to compare"):
+    pj.compile(tiny.model, compared)
+  for wrong in (None, False, "all"):
+    with pytest.raises(ValueError, match=r"sharing=.*: give a pj\.Sharing"):
+      pj.plan(tiny.model, asked, sharing=wrong)
+  with pytest.raises(ValueError, match="trunk='no': give True or False"):
+    pj.Sharing(trunk="no")
   assert repr(plan).startswith("<Plan of 3 rows in 1 tiles for ")
