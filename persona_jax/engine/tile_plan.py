@@ -210,4 +210,14 @@ def most_bytes(model: "Model", rows: Sequence[Row], settings: Settings) -> int:
   tokens = max(BATCH_TOKENS, longest)
   block = 4 * tokens * (2 * arch.num_heads * 2 * longest + 4 * arch.ffw_width)
   stream = 4 * 4 * row_bucket(len(rows)) * longest * arch.width
-  return params_bytes(model.params) + token_bytes * slots + logits + block + stream
+  # The vectors of edits by row, a read and a written one, twice while rows are left out.
+  most: dict[tuple[str, int], int] = {}
+  for edits in {tuple(map(id, row.edits)): row.edits for row in rows}.values():
+    mine: dict[tuple[str, int], int] = {}
+    for edit in edits:
+      width = 4 * edit.num_slots * arch.site_width(edit.site)
+      for block in edit.blocks:
+        mine[edit.site, block] = mine.get((edit.site, block), 0) + width
+    most = {where: max(most.get(where, 0), mine.get(where, 0)) for where in {**most, **mine}}
+  tables = 4 * row_bucket(len(rows)) * sum(most.values())
+  return params_bytes(model.params) + token_bytes * slots + logits + block + stream + tables

@@ -17,7 +17,7 @@ from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
 from persona_jax.engine.plan import grid_rows, grid_settings
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.programs import DIRECT, PROGRAMS, Live
-from persona_jax.engine.rows import tiles
+from persona_jax.engine.rows import row_bucket, tiles
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import Tree
 
@@ -351,7 +351,13 @@ def test_what_surely_fits_does(tiny):
   _, rows = grid_rows(tiny.model, asked)
   settings = grid_settings(tiny.model, asked)
   peak = planning.plan_tile(tiny.model, rows, range(len(rows)), settings).peak_bytes
-  assert peak < planning.most_bytes(tiny.model, rows, settings) < 1 << 34
+  surely = planning.most_bytes(tiny.model, rows, settings)
+  assert peak < surely < 1 << 34
+  # The vectors of 8 slots at all blocks, by row, count as they do in the table.
+  subspace = pj.ablate_subspace([tiny.direction(n) for n in range(8)], blocks="all")
+  wide = [dataclasses.replace(row, edits=(subspace,)) for row in rows]
+  table = pj.compile_edits(tiny.model, [[subspace]] * row_bucket(len(rows)))
+  assert planning.most_bytes(tiny.model, wide, settings) - surely > 1.5 * tree_bytes(table)
 
 
 def test_tiles_are_as_small_as_the_longest_prompts_need(tiny, monkeypatch):
