@@ -399,7 +399,7 @@ BAD = {
   "feature beyond float32": (lambda: pj.sae_add(sae(), 0, 1e39, blocks=1), "more than float32"),
   "crossed in two steps": (
     lambda: pj.ablate(D1, **EVERY).where(above=2).where(below=1),
-    "'above': 2, 'below': 1",
+    "'above': 2.0, 'below': 1.0",
   ),
   "ramp of no steps": (lambda: pj.Ramp(steps=float("nan")), "whole numbers"),
   "ramp from nowhere": (lambda: pj.Ramp(steps=2, start=float("nan")), "whole numbers"),
