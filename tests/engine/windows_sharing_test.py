@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.engine import forward
+from persona_jax.engine import forward, segments
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import run_tile
 from persona_jax.engine.sampling import Sampling
@@ -53,8 +53,9 @@ def conditions(tiny: Tiny) -> list[list[pj.Edit]]:
   ]
 
 
-def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed, leave_early):
+def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed, leave_early, monkeypatch):
   model = windowed.model
+  monkeypatch.setattr(segments, "levels", lambda size: [size, 4])  # each compiles programs
   # Every prompt with two conditions, every condition with two prompts.
   pairs = [
     (p, e)
