@@ -246,9 +246,13 @@ def test_the_next_process_reads_programs_from_disk(tmp_path):
   assert {p.name for p in where.iterdir() if p.name.endswith("-cache")} == made
 
 
-def test_a_directory_of_the_users_own_is_kept(tmp_path):
-  own = str(tmp_path / "own")
-  assert run_script(JAX_COMPILATION_CACHE_DIR=own) == Path(own)
+@pytest.mark.parametrize("seconds", [None, "1000"])
+def test_a_directory_and_a_threshold_of_the_users_own_are_kept(tmp_path, seconds):
+  own = tmp_path / "own"
+  given = {} if seconds is None else {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": seconds}
+  assert run_script(JAX_COMPILATION_CACHE_DIR=str(own), **given) == own
+  made = list(own.glob("*-cache"))
+  assert bool(made) == (seconds is None)  # of a program that compiles in some hundredths
 
 
 def test_a_cache_that_is_off_stays_off():
