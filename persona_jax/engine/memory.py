@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from persona_jax import sharding
+from persona_jax._compat import CPU_WIDENS_HEAD
 from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
 from persona_jax.engine.programs import Dry, Live
 from persona_jax.models.arch import Arch
@@ -128,8 +129,9 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
       3 * _part_bytes("BTF", (rows, tokens, arch.ffw_width), 4, mesh),
     )
   if need.name == "behind":
-    # In bfloat16 the stream, its change and the dose are computed in float32 beside it.
-    copies = 1 if need.args[0].dtype == jax.numpy.float32 else 3.5
+    # In bfloat16 the stream, its change and the dose are computed in float32 beside it: 3.5 copies
+    # by JAX 0.10.2, 3 by 0.11.2 (as their compilers report).
+    copies = 1 if need.args[0].dtype == jax.numpy.float32 else 3.25
     return int(copies * _part_bytes("BTD", need.args[0].shape, 4, mesh))
   if need.name == "merge waves":
     return device_bytes(need.results(), mesh) // 2  # keys or values, joined
@@ -137,13 +139,15 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
 
 
 def _widened_head(need: Need, arch: Arch, mesh: Mesh | None) -> int:
-  """Return the bytes of the float32 copy of a bfloat16 head, which XLA makes on a CPU only.
+  """Return the bytes of the float32 copy of a bfloat16 head, which older XLA makes on a CPU only.
 
   smollm2-135m, 32 rows: 114.1 MiB of temporaries, 108.0 of them the head's copy and 6.0 the logits.
   The copies of the blocks' weights, made one after another, take the same place.
   """
   device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
-  if device.platform != "cpu" or need.args[0]["embed_VD"].dtype != jax.numpy.bfloat16:
+  if device.platform != "cpu" or not CPU_WIDENS_HEAD:
+    return 0
+  if need.args[0]["embed_VD"].dtype != jax.numpy.bfloat16:
     return 0
   return _part_bytes("VD", (arch.vocab_size, arch.width), 4, mesh)
 

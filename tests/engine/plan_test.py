@@ -283,7 +283,8 @@ def test_predicted_memory_is_that_of_the_compiler(smollm2, dtype):
     rest = program.total_bytes - own
     assert 0.9 < (program_bytes(need, model.arch) - own) / rest < 1.1, name
     assert program_bytes(need, model.arch) <= plan.peak_bytes
-  assert plan.peak_bytes <= 1.1 * program.total_bytes  # of decoding, the last
+  if blocks == 30:  # of fewer, prefill takes most
+    assert plan.peak_bytes <= 1.1 * program.total_bytes  # of decoding, the last
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -89,7 +89,7 @@ def slow(x):
   time.sleep(0.5)
   return x + 1
 
-needs = [Need(None, "slow", slow, (np.ones(n),), {}) for n in range(1, 9)]
+needs = [Need(None, "slow", slow, (np.ones(n, np.float32),), {}) for n in range(1, 9)]
 live = Live()
 live.prepare(lambda: needs)
 live.prepare(lambda: needs)
