@@ -1,8 +1,8 @@
 """Every line of persona_jax that depends on the JAX or Flax version (pairs in BUILD.md).
 
 The calls that this package makes are the same in jax 0.10.2, 0.11.2 and 0.12.0.1; what differs is
-one option of the compiler and what it keeps in memory. An unsupported version fails on import with a sentence, not later with a
-trace.
+one option of the compiler and what it keeps in memory. An unsupported version fails on import with
+a sentence, not later with a trace.
 """
 
 import types
