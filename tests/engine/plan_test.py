@@ -260,13 +260,10 @@ def first_blocks(model, count=8):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_predicted_memory_is_that_of_the_compiler(smollm2, dtype):
-  model = smollm2
-  if dtype == "bfloat16":
-    model = first_blocks(pj.load("smollm2-135m-instruct", dtype=dtype))
-  blocks = model.arch.num_blocks
-  d = pj.Direction(np.ones((1, blocks, 576)), "ones")
+  model = smollm2 if dtype == "float32" else pj.load("smollm2-135m-instruct", dtype=dtype)
+  d = pj.Direction(np.ones((1, 30, 576)), "ones")
   conditions = [
-    pj.Condition(f"c{c}", edits=pj.add(d, c, unit="unit", blocks=blocks // 2, tokens="all"))
+    pj.Condition(f"c{c}", edits=pj.add(d, c, unit="unit", blocks=15, tokens="all"))
     for c in range(1, 17)
   ]
   prompts = [f"{i} " + "walk city friend good " * 6 for i in range(4)]
@@ -283,8 +280,7 @@ def test_predicted_memory_is_that_of_the_compiler(smollm2, dtype):
     rest = program.total_bytes - own
     assert 0.9 < (program_bytes(need, model.arch) - own) / rest < 1.1, name
     assert program_bytes(need, model.arch) <= plan.peak_bytes
-  if blocks == 30:  # of fewer, prefill takes most
-    assert plan.peak_bytes <= 1.1 * program.total_bytes  # of decoding, the last
+  assert plan.peak_bytes <= 1.1 * program.total_bytes  # of decoding, the last
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
