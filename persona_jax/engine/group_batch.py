@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from persona_jax.edits.apply import TokenInfo
@@ -11,8 +12,10 @@ from persona_jax.edits.table import ALWAYS, FOREVER
 from persona_jax.engine.rows import group_bucket, length_bucket, row_bucket
 from persona_jax.engine.tree import Group, Tree
 
-# What a run of nodes costs beside its tokens, in tokens: a program more, and smaller products.
-_RUN_TOKENS = 256
+# What a run of nodes costs beside its tokens, in tokens: a program more, and smaller products. A
+# CPU sends a token through a block in so long a time that less padding is worth a run.
+_CPU_RUN_TOKENS, _RUN_TOKENS = 256, 512
+_MANY = 1 << 30  # rows, for which lengths take the finest steps
 
 
 class GroupBatch:
@@ -96,13 +99,14 @@ def runs(tree: Tree, nodes: Sequence[int], tokens: int) -> Iterator[Run]:
   cost more than another run does.
   """
   order = sorted(nodes, key=lambda n: tree.nodes[n].length)
+  most = _CPU_RUN_TOKENS if jax.default_backend() == "cpu" else _RUN_TOKENS
   run: list[int] = []
-  rows = padding = longest = 0  # of the run: classes of rows, their padding, its longest node
+  rows = padding = longest = 0  # of the run: classes of rows, their padding, its padded length
   for n in order:
-    length = tree.nodes[n].length
+    length = length_bucket(tree.nodes[n].length, _MANY)
     padding += (length - longest) * rows
     full = group_bucket(len(run) + 1) * length_bucket(length) > tokens
-    if run and (full or padding > _RUN_TOKENS):
+    if run and (full or padding > most):
       yield Run(sorted(run), length_bucket(longest, rows))
       run, rows, padding = [], 0, 0
     run.append(n)
