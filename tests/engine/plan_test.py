@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from persona_jax.engine import memory, score
 from persona_jax.engine import tile_plan as planning
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.memory import DryMemory, program_bytes
-from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
+from persona_jax.engine.need import TAKE_PARAMS, TAKE_PLACE, Need, shape_of, tree_bytes
 from persona_jax.engine.plan import grid_rows, grid_settings
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.programs import DIRECT, PROGRAMS, Live
@@ -160,6 +161,19 @@ def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_pa
   before = set(PROGRAMS._entries)
   pj.run(model, asked, out=tmp_path / "again", progress=False)
   assert not [e for key, e in PROGRAMS._entries.items() if key not in before and e.calls]
+
+
+def test_what_is_said_of_results_without_a_trace_is_what_a_trace_says(tiny):
+  plan = pj.plan(tiny.model, grid(tiny, steered(tiny, 2)))
+  said = [need for need in plan.needs if need.name in TAKE_PLACE]
+  assert said
+  for need in said:
+    results, new_bytes = need.results(), need.new_result_bytes
+    traced = need.fn.trace(*need.args, **need.static)
+    assert jax.tree.map(shape_of, traced.out_info) == results
+    donated = [x for x in jax.tree.leaves(traced.args_info) if x.donated]
+    assert sum(math.prod(x.shape) * x.dtype.itemsize for x in donated) == tree_bytes(results)
+    assert new_bytes == 0
 
 
 def test_donated_caches_alias(tiny):

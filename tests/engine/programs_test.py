@@ -218,17 +218,19 @@ def test_programs_made_ahead_have_the_settings_of_who_asked():
 
 
 SCRIPT = """
+import sys
 import numpy as np, jax
 from persona_jax.engine.disk_cache import keep_on_disk
 from persona_jax.engine.programs import Live
 print(keep_on_disk())
-Live()("triple", jax.jit(lambda x: 3 * x), np.ones(7, np.float32))
+for n in map(int, sys.argv[1:]):
+  Live()("times", jax.jit(lambda x: n * x), np.ones(7, np.float32))
 """
 
 
-def run_script(**env) -> Path:
+def run_script(*factors: int, **env: str) -> Path:
   done = subprocess.run(
-    [sys.executable, "-c", SCRIPT],
+    [sys.executable, "-c", SCRIPT, *map(str, factors)],
     env={**os.environ, **env},
     capture_output=True,
     text=True,
@@ -237,22 +239,23 @@ def run_script(**env) -> Path:
   return Path(done.stdout.strip())
 
 
+def programs_in(where: Path) -> set[str]:
+  return {path.name for path in where.glob("*-cache")}
+
+
 def test_the_next_process_reads_programs_from_disk(tmp_path):
-  where = run_script(XDG_CACHE_HOME=str(tmp_path))
+  where = run_script(3, XDG_CACHE_HOME=str(tmp_path))
   assert where == tmp_path / "persona_jax" / "programs"
-  made = {p.name for p in where.iterdir() if p.name.endswith("-cache")}
-  assert made
-  run_script(XDG_CACHE_HOME=str(tmp_path))
-  assert {p.name for p in where.iterdir() if p.name.endswith("-cache")} == made
+  (made,) = programs_in(where)
+  # Now as a directory of the user's own.
+  assert run_script(3, 4, JAX_COMPILATION_CACHE_DIR=str(where)) == where
+  assert made in programs_in(where) and len(programs_in(where)) == 2
 
 
-@pytest.mark.parametrize("seconds", [None, "1000"])
-def test_a_directory_and_a_threshold_of_the_users_own_are_kept(tmp_path, seconds):
-  own = tmp_path / "own"
-  given = {} if seconds is None else {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": seconds}
-  assert run_script(JAX_COMPILATION_CACHE_DIR=str(own), **given) == own
-  made = list(own.glob("*-cache"))
-  assert bool(made) == (seconds is None)  # of a program that compiles in some hundredths
+def test_a_directory_and_a_threshold_of_the_users_own_are_kept(tmp_path):
+  own, seconds = tmp_path / "own", {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}
+  assert run_script(3, JAX_COMPILATION_CACHE_DIR=str(own), **seconds) == own
+  assert not programs_in(own)  # of a program that compiles in some hundredths
 
 
 def test_a_cache_that_is_off_stays_off():

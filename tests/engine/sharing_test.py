@@ -5,6 +5,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.table import SITES
+from persona_jax.engine import prefill as prefilling
 from persona_jax.engine.collect import capture as collect
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
@@ -67,6 +68,10 @@ def test_the_gate_of_the_grid_is_open_for_some_prompts_only(tiny):
   assert gates == {0.0, 1.0}
 
 
+SETTINGS = Settings(N, logprobs=True)
+TRACED = Settings(N, logprobs=True, trace=True)
+
+
 def compare(ours, theirs, atol=1e-4):
   for a, b in zip(ours, theirs, strict=True):
     assert a.token_ids == b.token_ids
@@ -78,9 +83,7 @@ def compare(ours, theirs, atol=1e-4):
 @pytest.fixture(scope="module")
 def unshared(tiny):
   """Every row from its first token on and in every block, by the engine that shares nothing."""
-  return generate_tile(
-    tiny.model, grid_rows(tiny), Settings(N, logprobs=True), sharing=OFF["nothing"]
-  )
+  return generate_tile(tiny.model, grid_rows(tiny), TRACED, sharing=OFF["nothing"])
 
 
 def test_a_grid_that_shares_nothing_equals_passes_over_whole_rows(tiny, unshared):
@@ -90,23 +93,30 @@ def test_a_grid_that_shares_nothing_equals_passes_over_whole_rows(tiny, unshared
     np.testing.assert_allclose(g.logprobs, logprobs, atol=1e-4, err_msg=str(row.edits))
 
 
-@pytest.mark.parametrize("off", [None, *list(OFF)[:-1]])
-def test_a_grid_that_shares_equals_each_row_alone(tiny, unshared, off):
-  rows = grid_rows(tiny)
-  sharing = {} if off is None else {"sharing": OFF[off]}
-  compare(generate_tile(tiny.model, rows, Settings(N, logprobs=True), **sharing), unshared)
+def test_a_grid_that_shares_equals_each_row_alone(tiny, unshared):
+  ours = generate_tile(tiny.model, grid_rows(tiny), TRACED)
+  compare(ours, unshared)
+  for a, b in zip(ours, unshared, strict=True):
+    assert a.trace.places == b.trace.places
+    np.testing.assert_array_equal(a.trace.offsets_T, b.trace.offsets_T)
+    np.testing.assert_allclose(a.trace.change_IT, b.trace.change_IT, atol=1e-4)
+
+
+@pytest.mark.parametrize("off", list(OFF)[:-1])
+def test_a_grid_that_shares_less_equals_each_row_alone(tiny, unshared, off):
+  compare(generate_tile(tiny.model, grid_rows(tiny), SETTINGS, sharing=OFF[off]), unshared)
 
 
 def test_a_row_by_itself_is_the_same(tiny, unshared):
   rows = grid_rows(tiny)
   for n in (11, 43):
-    compare(generate_tile(tiny.model, [rows[n]], Settings(N, logprobs=True)), [unshared[n]])
+    compare(generate_tile(tiny.model, [rows[n]], SETTINGS), [unshared[n]])
 
 
 def test_order_of_rows_changes_nothing(tiny, unshared):
   rows = grid_rows(tiny)
   order = np.random.default_rng(3).permutation(len(rows))
-  out = generate_tile(tiny.model, [rows[n] for n in order], Settings(N, logprobs=True))
+  out = generate_tile(tiny.model, [rows[n] for n in order], TRACED)
   compare(out, [unshared[n] for n in order])
 
 
@@ -144,17 +154,6 @@ def test_what_is_computed_is_what_the_tree_says(tiny):
   assert out.passes == tree.passes(3)
   unshared = sum(3 * (len(row.ids) - 1) for row in rows)
   assert out.passes < unshared / 2
-
-
-def test_trace_of_shared_rows_is_that_of_rows_alone(tiny):
-  rows = grid_rows(tiny, PROMPTS[3:4])
-  settings = Settings(3, trace=True)
-  ours = generate_tile(tiny.model, rows, settings)
-  theirs = generate_tile(tiny.model, rows, settings, sharing=OFF["nothing"])
-  for a, b in zip(ours, theirs, strict=True):
-    assert a.trace.places == b.trace.places
-    np.testing.assert_array_equal(a.trace.offsets_T, b.trace.offsets_T)
-    np.testing.assert_allclose(a.trace.change_IT, b.trace.change_IT, atol=1e-4)
 
 
 def test_scores_share_and_change_nothing(tiny):
@@ -266,19 +265,12 @@ def test_a_plan_without_sharing_counts_every_row_whole(tiny):
   assert plans["attention"].passes == shared.passes
 
 
-def test_tiles_of_many_chunks_and_pieces(tiny, monkeypatch):
-  from persona_jax.engine import prefill as prefilling
-
-  rows = grid_rows(tiny, PROMPTS[2:4])
-  settings = Settings(2, logprobs=True)
-  whole = generate_tile(tiny.model, rows, settings)
+def test_tiles_of_many_chunks_and_pieces(tiny, unshared, monkeypatch):
   monkeypatch.setattr(prefilling, "BATCH_TOKENS", 64)
-  compare(generate_tile(tiny.model, rows, settings), whole)
+  compare(generate_tile(tiny.model, grid_rows(tiny), TRACED), unshared)
 
 
 def test_pieces_of_few_long_groups_equal_passes_over_whole_rows(tiny, monkeypatch):
-  from persona_jax.engine import prefill as prefilling
-
   # 21 classes of 90 tokens, which are padded to no more groups, in pieces of 8, 8 and 5.
   prompts = [pj.Raw(f"w{5 + n} " + "w4 w7 " * 45) for n in range(7)]
   edits = [[edit] for (edit,) in site_edits(tiny, ["resid_post"], [1], [3.0, -3.0, 6.0])]

@@ -31,11 +31,10 @@ def devices_of(compiled: object) -> set[int]:
   return {device.id for sharding in shardings for device in sharding.device_set}
 
 
-def work(tiny: Tiny, model: pj.Model) -> dict[str, object]:
+def work(tiny: Tiny, model: pj.Model, new_tokens: int = 4) -> dict[str, object]:
   PROGRAMS.clear()
   edits = [pj.add(tiny.direction(), float(c), unit="unit", blocks=1) for c in range(5)]
-  # More tokens than one segment has, so that programs are made ahead.
-  answers = model.generate(PROMPTS, edits=edits, max_new_tokens=40)
+  answers = model.generate(PROMPTS, edits=edits, max_new_tokens=new_tokens)
   scores = model.score(PROMPTS, ["w8 w9"] * 5, edits=edits)
   reads = model.capture(PROMPTS, pj.Capture(("resid_post",), [1], "mean"))
   (value,) = jax.tree.leaves(reads)[:1]
@@ -81,9 +80,10 @@ def main() -> None:
     return prepare(needs)
 
   PROGRAMS.prepare = noted  # type: ignore[method-assign]
-  out: dict[str, object] = {"first": work(tiny, tiny.model)}
+  # More tokens than one segment has, so that programs are made ahead.
+  out: dict[str, object] = {"first": work(tiny, tiny.model, 40)}
   moved = jax.device_put(tiny.model, second)
-  out["moved"] = work(tiny, moved)
+  out["moved"] = work(tiny, moved, 40)
   out["plan"] = planned(tiny, moved)
   with jax.default_device(second):
     there = pj.load(tiny.directory)
