@@ -1,6 +1,8 @@
 """Models that tests share."""
 
 import dataclasses
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,20 @@ from tests.reference.random_llama import random_llama, vocabulary
 # Tests neither read nor leave programs in the user's cache.
 jax.config.update("jax_enable_compilation_cache", False)
 
+# Traces are many objects that live long; they were looked through again and again.
+gc.set_threshold(50_000, 20, 100)
+
 MOST_PROGRAMS = 300  # of a test process; all of them would take 5 GB
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_in_common(tmp_path_factory: pytest.TempPathFactory) -> None:
+  """Lets the processes of `pytest -n` read programs that another of them has compiled."""
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    where = tmp_path_factory.getbasetemp().parent / "programs"
+    jax.config.update("jax_compilation_cache_dir", str(where))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture(scope="module", autouse=True)

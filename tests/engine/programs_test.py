@@ -259,5 +259,9 @@ def test_a_directory_and_a_threshold_of_the_users_own_are_kept(tmp_path):
 
 
 def test_a_cache_that_is_off_stays_off():
-  assert not jax.config.jax_enable_compilation_cache  # tests/conftest.py
-  assert keep_on_disk() is None and jax.config.jax_compilation_cache_dir is None
+  before, kept = jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_enable_compilation_cache", False)
+  try:
+    assert keep_on_disk() is None and jax.config.jax_compilation_cache_dir == kept
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
