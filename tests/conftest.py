@@ -23,7 +23,7 @@ jax.config.update("jax_enable_compilation_cache", False)
 # Traces are many objects that live long; they were looked through again and again.
 gc.set_threshold(50_000, 20, 100)
 
-MOST_PROGRAMS = 300  # of a test process; all of them would take 5 GB
+MOST_PROGRAMS = 600  # of a test process; all of them would take 5 GB
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,7 +76,7 @@ def make_tiny(directory: Path, **options: Any) -> Tiny:
   """Writes a random Llama and loads it."""
   config, tensors = random_llama(**options)
   write_checkpoint(directory, config, tensors, vocabulary(config), TEMPLATE)
-  return Tiny(pj.load(directory), config, tensors, directory)
+  return Tiny(pj.load(directory, dtype="float32"), config, tensors, directory)
 
 
 @pytest.fixture(scope="session")

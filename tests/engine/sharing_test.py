@@ -104,7 +104,7 @@ def test_a_grid_that_shares_equals_each_row_alone(tiny, unshared):
 
 @pytest.mark.parametrize("off", list(OFF)[:-1])
 def test_a_grid_that_shares_less_equals_each_row_alone(tiny, unshared, off):
-  compare(generate_tile(tiny.model, grid_rows(tiny), SETTINGS, sharing=OFF[off]), unshared)
+  compare(generate_tile(tiny.model, grid_rows(tiny), TRACED, sharing=OFF[off]), unshared)
 
 
 def test_a_row_by_itself_is_the_same(tiny, unshared):

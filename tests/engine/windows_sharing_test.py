@@ -40,7 +40,7 @@ def windowed(request, tmp_path_factory) -> Tiny:
   tensors = random_tensors(config, family_numbers.load()[request.param]["shapes"])
   directory = tmp_path_factory.mktemp("windowed")
   write_checkpoint(directory, config, tensors, vocabulary(config), TEMPLATE)
-  return Tiny(pj.load(directory), config, tensors, directory)
+  return Tiny(pj.load(directory, dtype="float32"), config, tensors, directory)
 
 
 def conditions(tiny: Tiny) -> list[list[pj.Edit]]:
