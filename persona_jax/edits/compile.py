@@ -5,7 +5,7 @@ of stages that every row's list is a part of; a row has neutral slots in stages 
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
 import jax
@@ -200,7 +200,11 @@ def _check_fit(edit: Edit, arch: Arch) -> None:
 
 
 def compile_edits(
-  model: HasArch, edits_per_row: Sequence[RowEdits], *, like: EditTable | None = None
+  model: HasArch,
+  edits_per_row: Sequence[RowEdits],
+  *,
+  like: EditTable | None = None,
+  blocks: Container[int] | None = None,
 ) -> EditTable:
   """Build the table that a batch of rows threads through the model.
 
@@ -209,6 +213,7 @@ def compile_edits(
     edits_per_row: per row None, one edit or several; several act in list order, as hooks would.
     like: a table whose shape (sites, kinds, slots) the new one takes, so that a program traced with
       the one serves the other.
+    blocks: those whose sites are wanted, for a pass through them alone; default all.
 
   Returns:
     The table; leaves have B = len(edits_per_row) rows.
@@ -224,7 +229,8 @@ def compile_edits(
     for edit in row:
       _check_fit(edit, arch)
       for i, block in enumerate(edit.blocks):
-        at_site.setdefault((edit.site, block), [[] for _ in rows])[b].append(Placed(edit, i))
+        if blocks is None or block in blocks:
+          at_site.setdefault((edit.site, block), [[] for _ in rows])[b].append(Placed(edit, i))
   if like is not None:
     extra = set(at_site) - set(like.sites)
     if extra:

@@ -188,7 +188,7 @@ class _Prefill:
       rows.append(tree.edits(group.rows[0], node.stop))
     if not any(set(edit.blocks) & set(blocks) for edits in rows for edit in edits):
       return None
-    return compile_edits(self._model, rows)
+    return compile_edits(self._model, rows, blocks=blocks)
 
   def _what(
     self, batch: GroupBatch

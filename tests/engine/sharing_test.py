@@ -12,7 +12,7 @@ from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.group_batch import GroupBatch
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Wave, merged
-from persona_jax.engine.programs import DIRECT
+from persona_jax.engine.programs import DIRECT, Dry
 from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.stream import moments
@@ -145,6 +145,21 @@ def test_trunk_of_every_site_and_block(tiny, sites, blocks):
   for row, g, logprobs in zip(rows, ours, alone, strict=True):
     np.testing.assert_allclose(g.logprobs, logprobs, atol=1e-4, err_msg=str(row.edits))
   assert len({g.logprobs for g in ours}) == len(rows)
+
+
+def test_a_stage_makes_the_edits_of_its_own_blocks_only(tiny, monkeypatch):
+  real, made = prefilling.compile_edits, []
+
+  def noted(model, rows, *, blocks):
+    table = real(model, rows, blocks=blocks)
+    made.append((set(blocks), {block for _, block in table.sites}))
+    return table
+
+  monkeypatch.setattr(prefilling, "compile_edits", noted)
+  edits = [[], *site_edits(tiny, ["mlp_out", "resid_post"], (0, 1, 2), (3.0,))]
+  rows = encode_rows(tiny.model, [pj.Raw(f"{SYSTEM} w5")] * len(edits), edits)
+  prefill(tiny.model, Tree(rows, [len(row.ids) - 1 for row in rows]), run=Dry())
+  assert len(made) > 3 and all(sites and sites <= blocks for blocks, sites in made)
 
 
 def test_what_is_computed_is_what_the_tree_says(tiny):
