@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tokenizers
 
 from persona_jax.checkpoints.tokenizer import Tokenizer, read_json
@@ -66,6 +65,8 @@ def save_orbax(
   for leaf_name, leaf in _leaves(params):
     if not isinstance(leaf, jax.Array):
       raise TypeError(f"Parameter {leaf_name} is {type(leaf).__name__}; only JAX arrays are saved.")
+  import orbax.checkpoint as ocp  # takes 0.4 s, and most runs need none of it
+
   path.parent.mkdir(parents=True, exist_ok=True)
   part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
   try:
@@ -159,6 +160,8 @@ class OrbaxDir:
       ValueError: the tree or a shape is another than the stored one, a file is damaged, a parameter
         is not what was written, or holds a NaN or an infinity.
     """
+    import orbax.checkpoint as ocp
+
     path = self.path / "params"
     try:
       with ocp.StandardCheckpointer() as checkpointer:

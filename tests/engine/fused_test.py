@@ -14,7 +14,7 @@ from persona_jax.engine import taps
 from persona_jax.engine.forward import run_rows
 from persona_jax.engine.taps import Fused, choose
 from persona_jax.models import fused_attention
-from tests.conftest import make_tiny
+from tests.fixtures import make_tiny
 from tests.models.families_test import make
 from tests.reference.random_families import CONFIGS
 

@@ -9,7 +9,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.edit import Edit
-from tests.conftest import TEMPLATE, make_tiny
+from tests.fixtures import TEMPLATE, make_tiny
 from tests.reference import numpy_llama
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_llama import vocabulary

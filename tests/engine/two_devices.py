@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 import persona_jax as pj  # noqa: E402
 from persona_jax.engine.need import Need  # noqa: E402
 from persona_jax.engine.programs import PROGRAMS  # noqa: E402
-from tests.conftest import Tiny, make_tiny  # noqa: E402
+from tests.fixtures import Tiny, make_tiny  # noqa: E402
 
 PROMPTS = [pj.Raw(f"w5 w6 w7 w{i}") for i in range(5, 10)]
 

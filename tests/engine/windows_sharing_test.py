@@ -11,7 +11,7 @@ from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import run_tile
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
-from tests.conftest import TEMPLATE, Tiny
+from tests.fixtures import TEMPLATE, Tiny
 from tests.engine.whole import whole_pass
 from tests.parity import family_numbers
 from tests.reference.checkpoint_writer import write_checkpoint

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import persona_jax as pj
-from tests.conftest import TEMPLATE
+from tests.fixtures import TEMPLATE
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_llama import random_llama
 
