@@ -111,7 +111,7 @@ def attention_section(sizes: Sizes) -> dict[str, Any]:
   Of the sizes of one block of the model. The reference is XLA's in float32 with exact products.
   """
   arch = llama.parse(sizes.config)
-  fused = fused_attention.choose_attention(None)
+  fused = fused_attention.choose_attention(None, jax.devices()[0])
   if fused is None:
     return {"skipped": "no fused kernel on this device"}
   found = {}

@@ -7,6 +7,7 @@ the communication that follows (`jax.jit` with automatic axes).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +35,17 @@ def make_mesh(data: int = 1, model: int = 1, devices: Sequence[jax.Device] | Non
     )
   chosen = np.asarray(devices[: data * model]).reshape(data, model)
   return Mesh(chosen, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def first_device(mesh: Mesh | None) -> jax.Device:
+  """Return the first device of a mesh; without one, that on which JAX puts new arrays."""
+  if mesh is not None:
+    found: jax.Device = mesh.devices.flat[0]
+    return found
+  default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+  if default is None or isinstance(default, str):  # a platform
+    return jax.local_devices(backend=default)[0]
+  return default
 
 
 def spec(axes: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

@@ -171,7 +171,7 @@ def batches(
     return _peak(model, [rows[n] for n in numbers], spec, banks, places, sharing)
 
   def fits(numbers: Sequence[int]) -> bool:
-    mine, most = [rows[n] for n in numbers], memory_limit(model.mesh)
+    mine, most = [rows[n] for n in numbers], memory_limit(model.device)
     reads = _most_read(mine, spec, places)
     if most_bytes(model, mine, Settings(1)) + 3 * reads <= most:
       return True
@@ -181,7 +181,7 @@ def batches(
 
   def single(n: int) -> str:
     advice = "a shorter prompt, a capture of fewer sites and blocks,"
-    return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), peak([n]), model.mesh, advice)
+    return does_not_fit(f"prompt {names[n]}", len(rows[n].ids), peak([n]), model.device, advice)
 
   # How many rows fit depends on their length.
   def weight(n: int) -> int:

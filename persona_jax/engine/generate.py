@@ -118,7 +118,7 @@ def run_tiles(
     peak = plan_tile(model, rows, [number], settings).peak_bytes
     advice = f"a shorter prompt, max_new_tokens below {settings.max_new_tokens},"
     name = f"prompt {number if names is None else names[number]}"
-    return does_not_fit(name, len(rows[number].ids), peak, model.mesh, advice)
+    return does_not_fit(name, len(rows[number].ids), peak, model.device, advice)
 
   def run(numbers: list[int]) -> list[Generation]:
     return generate_tile(model, [rows[n] for n in numbers], settings)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import tqdm
 from jax.sharding import Mesh
 
+from persona_jax import sharding
 from persona_jax.checkpoints.checkpoint import open_checkpoint
 from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.engine.model import Model
@@ -93,9 +94,9 @@ def load(
       command fetches it.
     ValueError: the checkpoint holds something that is not supported, or an argument is unknown.
   """
-  choose(kernels, mesh)  # refuses an unknown name before weights are read
+  device = sharding.first_device(mesh)
+  choose(kernels, mesh, device)  # refuses an unknown name before weights are read
   if dtype is None:
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     dtype = "float32" if device.platform == "cpu" else "bfloat16"
     resid_dtype = "float32" if resid_dtype is None else resid_dtype
   dtype = _dtype_name("dtype", dtype)

@@ -31,9 +31,8 @@ _SHARE = 0.9
 _HOST_SHARE = 0.6
 
 
-def memory_limit(mesh: Mesh | None) -> int:
-  """Return how many bytes a plan may take on one device (on a CPU: of the host)."""
-  device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+def memory_limit(device: jax.Device) -> int:
+  """Return how many bytes a plan may take on a device (on a CPU: of the host)."""
   stats = device.memory_stats() if device.platform != "cpu" else None
   if stats and "bytes_limit" in stats:
     return int(_SHARE * stats["bytes_limit"])
@@ -144,7 +143,7 @@ def _widened_head(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   smollm2-135m, 32 rows: 114.1 MiB of temporaries, 108.0 of them the head's copy and 6.0 the logits.
   The copies of the blocks' weights, made one after another, take the same place.
   """
-  device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+  device = need.device if mesh is None else sharding.first_device(mesh)
   if device.platform != "cpu" or not CPU_WIDENS_HEAD:
     return 0
   if need.args[0]["embed_VD"].dtype != jax.numpy.bfloat16:
@@ -340,19 +339,19 @@ def cut_to_fit(numbers: Sequence[int], fits: Callable[[Sequence[int]], bool]) ->
   return [*cut_to_fit(numbers[:half], fits), *cut_to_fit(numbers[half:], fits)]
 
 
-def does_not_fit(name: str, tokens: int, peak: int, mesh: Mesh | None, advice: str) -> str:
+def does_not_fit(name: str, tokens: int, peak: int, device: jax.Device, advice: str) -> str:
   """Say that a row is too large by itself, what it is predicted to need, and what would help.
 
   Args:
     name: what the user calls it.
     tokens: its number of tokens.
     peak: predicted bytes on one device, the parameters included.
-    mesh: the model's devices.
+    device: that the model lies on.
     advice: what to change, beside the number of devices.
   """
   return (
     f"{name} of {tokens:,} tokens does not fit into the device's memory by itself: it is predicted "
-    f"to take {size_text(peak)}, parameters included, and {size_text(memory_limit(mesh))} may be "
+    f"to take {size_text(peak)}, parameters included, and {size_text(memory_limit(device))} may be "
     f"filled; use {advice} or a mesh of more devices"
   )
 

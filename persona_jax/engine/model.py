@@ -86,14 +86,21 @@ class Model:
     )
 
   @property
+  def device(self) -> jax.Device:
+    """The device that the parameters lie on, of a mesh the first; under a trace JAX's default."""
+    leaf = jax.tree.leaves(self.params)[0]
+    own = device_of(leaf) if self.mesh is None else None
+    return own or sharding.first_device(self.mesh)
+
+  @property
   def fused(self) -> Fused | None:
-    """The kernel that `kernels` means on this machine; None is plain XLA."""
-    return choose(self.kernels, self.mesh)
+    """The kernel that `kernels` means on its device; None is plain XLA."""
+    return choose(self.kernels, self.mesh, self.device)
 
   @property
   def attention(self) -> FusedAttention | None:
-    """The kernel for attention of long prompts on this machine; None is plain XLA."""
-    return None if self.kernels == "xla" else choose_attention(self.mesh)
+    """The kernel for attention of long prompts on its device; None is plain XLA."""
+    return None if self.kernels == "xla" else choose_attention(self.mesh, self.device)
 
   @property
   def think_ids(self) -> tuple[int, int]:

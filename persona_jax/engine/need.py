@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from persona_jax import sharding
 from persona_jax._compat import CPU_BLOCK_OPTIONS
 from persona_jax.engine import jax_thread
 
@@ -69,8 +70,8 @@ class Need:
     self.name, self.fn, self.static = name, fn, static
     self.key = program_key(device, name, fn, args, static)
     self._settings = jax_thread.settings()
-    self._device: Any = device or _device_of(jax.tree.leaves(args))
-    place = SingleDeviceSharding(self._device)
+    self.device: Any = device or _device_of(jax.tree.leaves(args))
+    place = SingleDeviceSharding(self.device)
     self.args = jax.tree.map(lambda leaf: shape_of(leaf, place), args)
     self._lock = threading.Lock()
     self._traced: Any = None
@@ -130,7 +131,7 @@ class Need:
   @property
   def _options(self) -> dict[str, Any]:
     """What the compiler is told of it."""
-    on_cpu = self._device.platform == "cpu"
+    on_cpu = self.device.platform == "cpu"
     return dict(CPU_BLOCK_OPTIONS) if self.name == "block" and on_cpu else {}
 
   def compile(self) -> tuple[Any, float]:
@@ -170,10 +171,7 @@ def _device_of(leaves: Iterable[Any]) -> jax.Device:
     device = device_of(leaf)
     if device is not None:
       return device
-  default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
-  if default is None or isinstance(default, str):  # a platform
-    return jax.local_devices(backend=default)[0]
-  return default
+  return sharding.first_device(None)
 
 
 def tree_bytes(tree: Any) -> int:

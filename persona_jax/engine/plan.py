@@ -295,7 +295,7 @@ def plan(
       for tile in tiled
     ),
     whole.passes(model.arch.num_blocks),
-    memory_limit(model.mesh),
+    memory_limit(model.device),
     params_bytes(model.params),
     assumed,
     undecided,

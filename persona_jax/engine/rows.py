@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.edits.edit import Edit
@@ -151,9 +150,8 @@ def length_bucket(n: int, rows: int = 1) -> int:
   return round_up(n, step)
 
 
-def most_rows(mesh: Mesh | None) -> int:
-  """Return how many rows a tile of decoding may have on the devices at hand."""
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+def most_rows(device: jax.Device) -> int:
+  """Return how many rows a tile of decoding may have on devices of a kind."""
   return TILE_ROWS if device.platform == "cpu" else _MOST_ROWS
 
 

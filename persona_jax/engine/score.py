@@ -200,14 +200,14 @@ def _too_large(model: "Model", one: _Pass, prompt: int) -> str:
   """Say what a pass needs that does not fit into memory by itself."""
   name, advice = f"prompt {prompt} with its continuation", "a shorter prompt or continuation,"
   tokens = len(one.row.ids) + len(one.fed)
-  return does_not_fit(name, tokens, _peak(model, [one]), model.mesh, advice)
+  return does_not_fit(name, tokens, _peak(model, [one]), model.device, advice)
 
 
 def _tiles(
   model: "Model", passes: Sequence[_Pass], order: Sequence[int], sharing: Sharing
 ) -> Iterator[list[int]]:
   """Cut passes into tiles that are predicted to fit."""
-  limit = memory_limit(model.mesh)
+  limit = memory_limit(model.device)
 
   def fits(numbers: Sequence[int]) -> bool:
     tile = [passes[p] for p in numbers]

@@ -49,15 +49,14 @@ class Fused(NamedTuple):
   token_step: int = 1
 
 
-def choose(kernels: Kernels, mesh: Mesh | None) -> Fused | None:
-  """Resolve `Model.kernels` on the device at hand; None is plain XLA.
+def choose(kernels: Kernels, mesh: Mesh | None, device: jax.Device) -> Fused | None:
+  """Resolve `Model.kernels` for a device, the first of a mesh if there is one; None is plain XLA.
 
   Raises:
     ValueError: `kernels` is unknown.
   """
   if kernels not in KERNELS:
     raise ValueError(f"kernels={kernels!r}: use one of {KERNELS}.")
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
   name, step = _AUTO.get(device.device_kind, ("xla", 1)) if kernels == "auto" else (kernels, 1)
   return None if name == "xla" else Fused(name, device.platform == "cpu", mesh, step)
 

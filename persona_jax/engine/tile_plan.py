@@ -170,8 +170,8 @@ def tile_rows(
   It depends on the rows, the model, the kind of device and the size of its memory; a run stores it,
   so that it makes the same tiles when it goes on elsewhere. Where not even one row fits it is 1.
   """
-  limit = memory_limit(model.mesh)
-  *sizes, least = levels(most_rows(model.mesh))
+  limit = memory_limit(model.device)
+  *sizes, least = levels(most_rows(model.device))
   failed: list[list[int]] = []
   for size in sizes:
     tiled = tiles(rows, size)

@@ -52,9 +52,8 @@ class Result(NamedTuple):
   lse_BKGT: jax.Array | None
 
 
-def choose_attention(mesh: Mesh | None) -> FusedAttention | None:
-  """Choose the kernel for the device at hand; None is plain XLA."""
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+def choose_attention(mesh: Mesh | None, device: jax.Device) -> FusedAttention | None:
+  """Choose the kernel for a device, the first of a mesh if there is one; None is plain XLA."""
   name = _AUTO.get(device.platform)
   if name is None:
     return None

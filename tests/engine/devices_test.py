@@ -29,6 +29,10 @@ def test_a_model_on_the_second_device_runs_there(record, how, count):
   assert record[how]["devices"] == [1]
 
 
+def test_a_model_says_where_it_lies(record):
+  assert record["models"] == [0, 1, 1]
+
+
 def test_programs_made_ahead_are_for_the_models_device(record):
   assert record["first"]["devices"] == [0]
   assert record["compiled ahead"] > 0

@@ -10,7 +10,6 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.apply import TokenInfo
-from persona_jax.engine import taps
 from persona_jax.engine.forward import run_rows
 from persona_jax.engine.taps import Fused, choose
 from persona_jax.models import fused_attention
@@ -96,13 +95,14 @@ def test_on_v5e_prompts_go_through_the_kernel_and_steps_of_decoding_through_xla(
 
 def on_a(kind, monkeypatch):
   device = types.SimpleNamespace(device_kind=kind, platform="tpu")
-  monkeypatch.setattr(taps.jax, "devices", lambda: [device])
-  return choose("auto", None)
+  monkeypatch.setattr(pj.Model, "device", device)
+  return choose("auto", None, device)
 
 
 def test_the_choice_is_by_device_and_unknown_names_are_refused(tmp_path):
-  assert choose("auto", None) is None and choose("xla", None) is None
-  assert choose("mosaic_tpu", None) == ("mosaic_tpu", True, None, 1)
+  (device, *_) = jax.devices()
+  assert choose("auto", None, device) is None and choose("xla", None, device) is None
+  assert choose("mosaic_tpu", None, device) == ("mosaic_tpu", True, None, 1)
   with pytest.raises(ValueError, match="'triton'.*mosaic_tpu"):
     pj.load("smollm2-135m-instruct", kernels="triton")
 

@@ -387,7 +387,7 @@ def test_tiles_are_as_small_as_the_longest_prompts_need(tiny, monkeypatch):
   texts = [f"w{5 + i}" for i in range(17)] + [" ".join([f"w{5 + i}"] * 90) for i in range(16)]
   rows = encode_rows(tiny.model, texts, None)
   settings = Settings(2)
-  monkeypatch.setattr(planning, "most_rows", lambda mesh: 32)
+  monkeypatch.setattr(planning, "most_rows", lambda device: 32)
   short, long = (
     planning.plan_tile(tiny.model, rows, tile, settings).peak_bytes for tile in tiles(rows, 32)
   )

@@ -88,6 +88,7 @@ def main() -> None:
   with jax.default_device(second):
     there = pj.load(tiny.directory)
     out["default"] = work(tiny, there)
+  out["models"] = [model.device.id for model in (tiny.model, moved, there)]
   out["compiled ahead"] = len(ahead)
   print(json.dumps(out))
 

@@ -11,8 +11,8 @@ from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import run_tile
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
-from tests.fixtures import TEMPLATE, Tiny
 from tests.engine.whole import whole_pass
+from tests.fixtures import TEMPLATE, Tiny
 from tests.parity import family_numbers
 from tests.reference.checkpoint_writer import write_checkpoint
 from tests.reference.random_families import CONFIGS, random_tensors

@@ -166,4 +166,4 @@ def test_a_gpu_runs_cudnn_where_it_can(monkeypatch):
 
 
 def test_a_cpu_is_left_to_xla():
-  assert choose_attention(None) is None
+  assert choose_attention(None, jax.devices()[0]) is None
