@@ -1,15 +1,22 @@
 """Rows computed whole: one padded batch of prompts and answers through `pj.forward`.
 
-It shares nothing, has no cache, and is compiled once.
+It shares nothing, has no cache, and is compiled once. What the engine computes beside it is noted.
 """
 
-from collections.abc import Sequence
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+import pytest
 
 import persona_jax as pj
+from persona_jax.engine import decode
+from persona_jax.engine.generate import Generation, TileWork, run_tile
 from persona_jax.engine.rows import Row
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
 
 def whole_pass(
@@ -18,7 +25,7 @@ def whole_pass(
   answers: Sequence[Sequence[int]],
   capture: pj.Capture | None = None,
 ) -> tuple[list[np.ndarray], dict]:
-  """Return each row's log-probabilities of its answer's tokens, and what the capture reads."""
+  """Return the logits by which each row's answer is chosen, [T, V], and what the capture reads."""
   whole = [(*row.ids, *answer) for row, answer in zip(rows, answers, strict=True)]
   ids_BT, roles_BT = np.zeros((2, len(rows), max(map(len, whole))), np.int32)
   for b, (row, answer) in enumerate(zip(rows, answers, strict=True)):
@@ -34,9 +41,56 @@ def whole_pass(
     prompt_lengths_B=np.asarray([row.prompt_length for row in rows]),
     roles_BT=roles_BT,
   )
-  logprob_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
-  found = []
-  for b, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-    at = len(row.ids) - 1 + np.arange(len(answer))
-    found.append(logprob_BTV[b, at, list(answer)])
-  return found, reads
+  logits_BTV = np.asarray(logits_BTV)
+  first = [len(row.ids) - 1 for row in rows]
+  return [
+    logits_BTV[b, at : at + len(answer)]
+    for b, (at, answer) in enumerate(zip(first, answers, strict=True))
+  ], reads
+
+
+def whole_logprobs(
+  model: pj.Model,
+  rows: Sequence[Row],
+  answers: Sequence[Sequence[int]],
+  capture: pj.Capture | None = None,
+) -> tuple[list[np.ndarray], dict]:
+  """Return each row's log-probabilities of its answer's tokens, and what the capture reads."""
+  logits, reads = whole_pass(model, rows, answers, capture)
+  return [
+    np.asarray(jax.nn.log_softmax(logits_TV))[np.arange(len(answer)), list(answer)]
+    for logits_TV, answer in zip(logits, answers, strict=True)
+  ], reads
+
+
+@contextlib.contextmanager
+def _noted_logits() -> Iterator[dict[int, np.ndarray]]:
+  """Note the logits [B, V] of each step of decoding, rows as they stand in the batch."""
+  seen: dict[int, np.ndarray] = {}
+  choose, unwrapped = decode.choose, inspect.unwrap(decode.segment)
+
+  def noting(sampling, logits_BV, key_B, step, **options):
+    jax.debug.callback(lambda t, x_BV: seen.update({int(t): np.array(x_BV)}), step, logits_BV)
+    return choose(sampling, logits_BV, key_B, step, **options)
+
+  def segment(*args, **options):  # another function, so that it has programs of its own
+    return unwrapped(*args, **options)
+
+  static = ("arch", "sampling", "resid_dtype", "fused", "trace")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(decode, "choose", noting)
+    patch.setattr(decode, "segment", jax.jit(segment, static_argnames=static, donate_argnums=5))
+    yield seen
+    jax.effects_barrier()
+
+
+def generate_with_logits(
+  model: pj.Model, rows: Sequence[Row], settings: Settings, sharing: Sharing = ALL_SHARED
+) -> tuple[list[Generation], list[np.ndarray], TileWork]:
+  """Generate by the engine; also return all logits of each row, [T, V], and the work it took."""
+  order = Tree(rows, [len(row.ids) - 1 for row in rows], sharing=sharing).order
+  with _noted_logits() as seen:
+    generations, work = run_tile(model, rows, settings, sharing=sharing)
+  steps = np.stack([seen[t] for t in range(len(seen))], axis=1)
+  logits = [steps[order.index(n), : len(g.token_ids)] for n, g in enumerate(generations)]
+  return generations, logits, work

@@ -11,7 +11,7 @@ from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import run_tile
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
-from tests.engine.whole import whole_pass
+from tests.engine.whole import generate_with_logits, whole_logprobs, whole_pass
 from tests.fixtures import TEMPLATE, Tiny
 from tests.parity import family_numbers
 from tests.reference.checkpoint_writer import write_checkpoint
@@ -77,27 +77,28 @@ def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed, leave_ea
   slots = {slots for _, slots, _ in work.decoding.segments}
   assert (len(slots) > 1) == (len(sizes) > 1) == ends
 
-  capture = pj.Capture(
-    ("attn_out", "resid_post"), reduce="mean", tokens=pj.Window(start=-7, stop=0)
-  )
-  whole, reads = whole_pass(model, rows, [g.token_ids for g in ours], capture)
+  whole, _ = whole_logprobs(model, rows, [g.token_ids for g in ours])
   for g, logprobs in zip(ours, whole, strict=True):
     np.testing.assert_allclose(logprobs, g.logprobs, atol=1e-4)
-  for where, x_BD in model.capture(prompts, capture, edits=edits).items():
-    np.testing.assert_allclose(x_BD, np.asarray(reads[where]), atol=1e-4)
 
 
 def test_long_prompts_that_share_equal_a_pass_of_each_whole(windowed, monkeypatch):
   """Longer than what attention takes at once, behind a shared beginning of 150 tokens."""
   model = windowed.model
+  capture = pj.Capture(
+    ("attn_out", "resid_post"), reduce="mean", tokens=pj.Window(start=-7, stop=0)
+  )
   text = lambda first, count: " ".join(f"w{5 + (first + 7 * i) % 90}" for i in range(count))
   prompts = [pj.Raw(f"{text(0, 150)} {text(n, 137 + n)}") for n in (1, 2)]
   pairs = [(p, e) for p in prompts for e in conditions(windowed)[:3]]
   rows = encode_rows(model, [p for p, _ in pairs], [e for _, e in pairs])
-  ours, work = run_tile(model, rows, Settings(3, logprobs=True))
+  ours, logits, work = generate_with_logits(model, rows, Settings(3))
   assert work.passes < 0.7 * 3 * sum(len(row.ids) for row in rows)
+  got = model.capture([p for p, _ in pairs], capture, edits=[e for _, e in pairs])
   # The reference attends at once, with masks of T x T.
   monkeypatch.setattr(forward, "masks_are_whole", lambda tokens: True)
-  whole, _ = whole_pass(model, rows, [g.token_ids for g in ours])
-  for g, logprobs in zip(ours, whole, strict=True):
-    np.testing.assert_allclose(logprobs, g.logprobs, atol=1e-4)
+  whole, reads = whole_pass(model, rows, [g.token_ids for g in ours], capture)
+  for a_TV, b_TV in zip(logits, whole, strict=True):
+    np.testing.assert_allclose(a_TV, b_TV, atol=1e-4)
+  for where, x_BD in got.items():
+    np.testing.assert_allclose(x_BD, np.asarray(reads[where]), atol=1e-4)
