@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import math
+import types
 
 import jax
 import numpy as np
@@ -478,3 +479,23 @@ def test_a_plan_is_compiled_for_its_own_model_only(tiny, tiny_tied):
   with pytest.raises(ValueError, match="trunk='no': give True or False"):
     pj.Sharing(trunk="no")
   assert repr(plan).startswith("<Plan of 3 rows in 1 tiles for ")
+
+
+def test_programs_of_the_next_tile_are_made_while_one_runs(tiny, monkeypatch):
+  said = []
+  monkeypatch.setattr(PROGRAMS, "prepare", lambda needed: said.append(("prepared", needed())))
+  monkeypatch.setattr(
+    generating, "plan_tile", lambda model, rows, tile, *_, **__: types.SimpleNamespace(needs=tile)
+  )
+  monkeypatch.setattr(
+    generating, "generate_tile", lambda model, rows, _: said.append(("ran", rows)) or rows
+  )
+  tiled, long = [[0, 1], [2, 3], [4, 5]], Settings(generating.AHEAD_STEPS + 1)
+  done = list(generating.run_tiles(tiny.model, range(6), long, tiled))
+  assert done == [(tile, tile) for tile in tiled]
+  first, second, third = tiled
+  ahead = [("prepared", first), ("prepared", second), ("ran", first), ("prepared", third)]
+  assert said == [*ahead, ("ran", second), ("ran", third)]
+  said.clear()
+  list(generating.run_tiles(tiny.model, range(6), Settings(1), tiled))  # is over before
+  assert said == [("ran", tile) for tile in tiled]
