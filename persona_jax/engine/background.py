@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from absl import logging
+
 
 class Background:
   """Does jobs in turn in a thread of its own, which ends when there are none.
@@ -24,10 +26,15 @@ class Background:
     """Queue a job; return what tells when it is done, and is cancelled if it is not to be done."""
     done: Future[None] = Future()
     with self._lock:
-      self._jobs.append((job, done))
       if not self._works:
+        try:  # it waits for the lock
+          threading.Thread(target=self._work, name=self._name).start()
+        except RuntimeError as error:  # there are too many, or the program is ending
+          logging.warning("nothing is done meanwhile: %s", error)
+          done.cancel()
+          return done
         self._works = True
-        threading.Thread(target=self._work, name=self._name).start()
+      self._jobs.append((job, done))
     return done
 
   def _next(self) -> tuple[Callable[[], None], Future[None]] | None:
@@ -40,6 +47,7 @@ class Background:
       job, done = taken
       if not threading.main_thread().is_alive():
         done.cancel()
+      if not done.set_running_or_notify_cancel():
         continue
       try:
         job()

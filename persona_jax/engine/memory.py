@@ -277,7 +277,8 @@ class Halving(Generic[T]):
     """Run tiles, of which one more is always handed to the device before the last is waited for.
 
     So the host prepares while the device computes, and a device that runs out of memory only then
-    is noticed all the same. Halves come behind the tile that was begun meanwhile.
+    is noticed all the same. What fails beside another is run again with nothing beside it, and is
+    cut only if it fails then too.
 
     Args:
       tiles: numbers of each one's rows.
@@ -291,43 +292,54 @@ class Halving(Generic[T]):
     """
     more = iter(tiles)
     todo: collections.deque[list[int]] = collections.deque()
-    begun: collections.deque[tuple[list[int], T]] = collections.deque()
+    begun: collections.deque[tuple[list[int], T, bool]] = collections.deque()
+    most = 2  # at one time on the device
     while True:
       if not todo:
         todo.extend(list(tile) for tile in itertools.islice(more, 1))
-      if todo:
+      beside = bool(begun)
+      if todo and len(begun) < most:
         part, *others = self.cut(todo.popleft())
         todo.extendleft(reversed(others))
-        if out := self._tried(part, functools.partial(self._run, part)):
-          begun.append((part, out[0]))
+        if out := self._tried(part, functools.partial(self._run, part), beside):
+          begun.append((part, out[0], beside))
         else:
           todo.appendleft(part)
-        if len(begun) < 2:
-          continue
-      elif not begun:
+          most = 1 if beside else most
+        out = None
+        continue
+      if not begun:
         return
-      out = None
-      part, result = begun.popleft()
-      if self._tried(part, functools.partial(wait, result)):
+      part, result, beside = begun.popleft()
+      beside = beside or bool(begun)
+      if self._tried(part, functools.partial(wait, result), beside):
         yield result
+        most = most if beside else 2
       else:
-        todo.append(part)
+        todo.appendleft(part)
+        most = 1 if beside else 2
       del result  # lets its arrays go
 
-  def _tried(self, part: list[int], call: Callable[[], R]) -> tuple[R] | None:
-    """Return what a call gives, in a tuple; None, with a warning, if memory does not suffice."""
+  def _tried(self, part: list[int], call: Callable[[], R], beside: bool = False) -> tuple[R] | None:
+    """Return what a call gives, in a tuple; None, with a warning, if memory does not suffice.
+
+    If another tile took memory beside this one, nothing is concluded from that.
+    """
     try:
       return (call(),)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
       if not is_out_of_memory(error):
         raise
+      if beside:
+        return None
       if len(part) == 1:
         raise MemoryError(f"{self._single(part[0])} ({error})") from error
     # Outside the handler: the error's traceback would keep the arrays of the failed tile.
     warnings.warn(
       f"a tile of {len(part)} rows ran out of memory; running it in halves", stacklevel=3
     )
-    self._limit.most = -(-len(part) // 2) * max(map(self._weight, part))
+    half = -(-len(part) // 2) * max(map(self._weight, part))
+    self._limit.most = half if self._limit.most is None else min(half, self._limit.most)
     return None
 
 

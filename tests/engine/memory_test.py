@@ -10,7 +10,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.engine import batches, generate, programs, score, stream
-from persona_jax.engine.memory import Halving, cut_to_fit, is_out_of_memory
+from persona_jax.engine.memory import Halving, Limit, cut_to_fit, is_out_of_memory
 from persona_jax.engine.need import Need
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED
@@ -77,6 +77,53 @@ def test_a_tile_that_fails_when_it_is_waited_for_is_halved_too():
   with pytest.raises(MemoryError, match="row 7 is too long"):
     list(Halving(list, "row {} is too long".format).ahead([[7]], lambda _: too_large(8)))
   assert list(Halving(list, str).ahead([], too_large)) == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["begun", "waited for"])
+def test_a_tile_that_fails_beside_another_is_run_by_itself(late, recwarn):
+  alive, ran, units = [], [], {0: 5, 1: 5, 2: 5, 3: 8, 4: 2, 5: 2}  # of 10 that there are
+
+  def too_many():
+    if sum(units[n] for part in alive for n in part) > 10:
+      too_large(sum(units.values()))
+
+  def begin(numbers):
+    alive.append(numbers)
+    ran.append(numbers)
+    if not late:
+      try:
+        too_many()
+      except jax.errors.JaxRuntimeError:
+        alive.remove(numbers)
+        raise
+    return numbers
+
+  def wait(numbers):
+    try:
+      if late:
+        too_many()
+    finally:
+      alive.remove(numbers)
+
+  parts = list(Halving(begin, str).ahead([[0, 1], [2], [3], [4], [5]], wait))
+  assert sorted(parts) == [[0, 1], [2], [3], [4], [5]] and not recwarn.list
+  assert len(ran) > len(parts)  # of which some were tried twice
+  with pytest.warns(UserWarning, match=HALVED):  # what fails by itself is cut
+    assert sorted(Halving(begin, str).ahead([[2], [0, 1, 4]], wait)) == [[0, 1], [2], [4]]
+
+
+def test_what_was_found_too_large_stays_so():
+  limit = Limit()
+
+  def begin(numbers):
+    if len(numbers) > 2:
+      limit.most = 1  # as another finds out meanwhile
+      too_large(len(numbers))
+    return numbers
+
+  with pytest.warns(UserWarning, match=HALVED):
+    parts = list(Halving(begin, str, limit=limit)(range(8)))
+  assert parts == [[n] for n in range(8)] and limit.most == 1
 
 
 def test_moments_of_a_device_that_fails_late_are_whole(tiny, monkeypatch):
