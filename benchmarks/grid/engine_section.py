@@ -31,6 +31,7 @@ from persona_jax.engine.tile_plan import plan_tile
 from persona_jax.engine.tree import Tree
 
 EOS_BUDGET = 1024  # of answers that may end by themselves
+SHORT_BUDGETS = (64, 256)  # of the same answers
 PAIRS = 10  # of runs whose speeds are to be told apart by a hundredth
 PAIRED_STEPS = 16  # of decoding, of each
 PRODUCTS = 5  # of matrices, one after another, for a ceiling
@@ -300,6 +301,7 @@ def wasted(model: pj.Model, work: Work) -> dict[str, Any]:
   return {
     "wasted_row_steps": done.wasted,
     "without_leaving_out": 1 - sum(lengths) / (max(lengths) * len(rows)),
+    "with_budgets": {b: _with_budget(model, rows, settings, lengths, b) for b in SHORT_BUDGETS},
     "answer_tokens": {
       "mean": statistics.fmean(lengths),
       "median": statistics.median(lengths),
@@ -308,6 +310,23 @@ def wasted(model: pj.Model, work: Work) -> dict[str, Any]:
       "budget": EOS_BUDGET,
     },
     "segments": done.segments,
+  }
+
+
+def _with_budget(
+  model: pj.Model, rows: list[Row], settings: Settings, lengths: list[int], budget: int
+) -> dict[str, Any]:
+  """Foretell the row-steps of answers of these lengths, if they may not be longer than a budget.
+
+  A row draws the same tokens whatever its budget, so that nothing has to be generated again.
+  """
+  shorter = [min(n, budget) for n in lengths]
+  settings = dataclasses.replace(settings, max_new_tokens=budget)
+  planned = plan_tile(model, rows, range(len(rows)), settings, lengths=shorter).decoding
+  return {
+    "wasted": planned.wasted,
+    "without_leaving_out": 1 - sum(shorter) / (max(shorter) * len(rows)),
+    "ended": sum(n < budget for n in lengths),
   }
 
 

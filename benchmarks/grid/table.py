@@ -142,11 +142,15 @@ def _engine(report: dict[str, Any]) -> list[str]:
     )
     rows[name] = f"{report['wasted_row_steps']:.1%}"
     rows["the same if no row were left out"] = f"{parts['wasted']['without_leaving_out']:.1%}"
+    for budget, planned in parts["wasted"].get("with_budgets", {}).items():
+      rows[f"the same answers, of {budget} tokens at most ({planned['ended']} ended)"] = (
+        f"{planned['wasted']:.1%}; if no row were left out {planned['without_leaving_out']:.1%}"
+      )
   for name, counts in parts.get("passes", {}).get("passes", {}).items():
     over = report["passes_over_minimum"][name]
     rows[f"prefill of {counts['conditions']} conditions, {name}: token-block passes"] = (
-      f"{counts['fewer']:.2f}x fewer than unshared, {over:.3f} of the least; "
-      f"{counts['padding']:.0%} of what is computed is padding"
+      f"{counts['fewer']:.2f}x fewer than unshared, {over:.3f} of the least, "
+      f"{over / (1 - counts['padding']):.3f} with padding"
     )
   for name, found in parts.get("flips", {}).get("flips", {}).items():
     rows[f"tokens that flip (first differences by token of the same text), {name}"] = (

@@ -199,6 +199,25 @@ def _check_fit(edit: Edit, arch: Arch) -> None:
   arch.block_numbers(edit.blocks)
 
 
+def check_calls(edits: Iterable[Edit], arch: Arch) -> None:
+  """Trace the functions of custom edits on one token, as a step of decoding will.
+
+  Raises:
+    ValueError: a function changes the shape; or what it raises itself.
+  """
+  for edit in edits:
+    if edit.call is not None:
+      fn, params = edit.call
+      width = (arch.num_heads, arch.head_dim) if edit.site == HEAD_SITE else (arch.width,)
+      h = jax.ShapeDtypeStruct((1, 1, *width), np.float32)
+      offset_BT = jax.ShapeDtypeStruct((1, 1), np.int32)
+      out = jax.eval_shape(fn, h, as_arrays(params), offset_BT)
+      if np.shape(out) != h.shape:
+        raise ValueError(
+          f"custom edit {edit.concept!r} turns shape {h.shape} into {np.shape(out)}; it must stay."
+        )
+
+
 def compile_edits(
   model: HasArch,
   edits_per_row: Sequence[RowEdits],

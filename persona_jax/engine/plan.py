@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persona_jax.edits.compile import check_calls
 from persona_jax.engine.checks import as_whole, check_lengths, naming
 from persona_jax.engine.encode import interned
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
@@ -202,6 +203,9 @@ def grid_rows(
   edits_of = dict(
     zip((c.name for c in conditions), interned([c.edits for c in conditions]), strict=True)
   )
+  for name, edits in edits_of.items():  # before the work: decoding comes last
+    with naming(f"condition {name!r}"):
+      check_calls(edits, model.arch)
   plain: dict[tuple[str, str | None, str | None], Row] = {}  # conditions that steer share chats
   rows = []
   for cell in cells:

@@ -23,10 +23,11 @@ Kernels = Literal["auto", "xla", "mosaic_tpu", "mosaic_gpu"]
 KERNELS: tuple[str, ...] = ("auto", "xla", "mosaic_tpu", "mosaic_gpu")
 
 # What "auto" means: the kernel, and the step of tokens from which on it pays, by kind of device;
-# what is not here is plain XLA. BENCHMARKS.md has the figures, none of them measured. For prompts
-# the kernel saves 6 % of an edited block on v5e and up to 3 % on v5p; on v6e and tpu7x there is
-# nothing in it. For a step of decoding XLA is the cheaper everywhere, since the kernel reads tokens
-# by sixteens. The GPU kernel is compiled and checked, but neither measured nor estimated.
+# what is not here is plain XLA. BENCHMARKS.md has the figures. For prompts, by the TPU compiler's
+# estimate, the kernel saves 6 % of an edited block on v5e and up to 3 % on v5p; on v6e and tpu7x
+# there is nothing in it. For a step of decoding XLA is the cheaper everywhere, since the kernel
+# reads tokens by sixteens. On an H200 the kernel by itself is 6 to 12 % faster than XLA on prompts
+# and slower on steps of decoding with many edits (measured); of whole blocks too little is known.
 _AUTO: dict[str, tuple[Implementation, int]] = {
   "TPU v5 lite": ("mosaic_tpu", 32),
   "TPU v5": ("mosaic_tpu", 32),  # v5p

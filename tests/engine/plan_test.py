@@ -499,3 +499,22 @@ def test_programs_of_the_next_tile_are_made_while_one_runs(tiny, monkeypatch):
   said.clear()
   list(generating.run_tiles(tiny.model, range(6), Settings(1), tiled))  # is over before
   assert said == [("ran", tile) for tile in tiled]
+
+
+def test_a_function_that_cannot_decode_is_refused_before_the_work(tiny, tmp_path):
+  def branching(h_BTD, params, offset_BT):
+    return h_BTD if h_BTD.shape[1] > 1 or h_BTD.sum() > 0 else -h_BTD
+
+  def narrowing(h_BTD, params, offset_BT):
+    return h_BTD[..., :3]
+
+  for fn, error, said in (
+    (branching, jax.errors.TracerBoolConversionError, "boolean"),
+    (narrowing, ValueError, r"condition 'odd': .*narrowing' turns shape .* it must stay"),
+  ):
+    edit = pj.custom_edit(fn, blocks=1, tokens="generated")
+    asked = grid(tiny, [pj.Condition("none"), pj.Condition("odd", edits=edit)])
+    for call in (pj.plan, lambda model, grid: pj.run(model, grid, out=tmp_path / "run")):
+      with pytest.raises(error, match=said):
+        call(tiny.model, asked)
+  assert not (tmp_path / "run").exists()

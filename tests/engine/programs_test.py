@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from persona_jax.engine.background import Background
 from persona_jax.engine.disk_cache import keep_on_disk
 from persona_jax.engine.need import Need
 from persona_jax.engine.programs import Dry, Live
@@ -167,6 +169,23 @@ def test_traces_are_those_that_python_made():
   other("noted", noted, x)
   (need,) = (entry.need for entry in other._entries.values())
   assert made == [(6,)] and other.describe([need])[0].traces == 0
+
+
+def test_jobs_that_are_cancelled_or_get_no_thread_are_left_out(monkeypatch):
+  background, go, did = Background("jobs"), threading.Event(), []
+
+  def no_thread(self):
+    raise RuntimeError("can't start new thread")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(threading.Thread, "start", no_thread)
+    assert background.submit(lambda: did.append(0)).cancelled()
+  background.submit(lambda: go.wait() and None)
+  dropped, last = (background.submit(lambda n=n: did.append(n)) for n in (1, 2))
+  assert dropped.cancel()
+  go.set()
+  last.result()
+  assert did == [2]
 
 
 def test_what_fails_in_the_background_is_logged(caplog):
