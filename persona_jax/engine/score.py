@@ -246,6 +246,48 @@ def _continuation_ids(
   return ids
 
 
+def _all_ids(model: "Model", continuations: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
+  """Return all continuations as token ids; raises as `_continuation_ids`."""
+  texts: dict[str, tuple[int, ...]] = {}  # few answers to many questions
+  found = []
+  for n, continuation in enumerate(continuations):
+    if not isinstance(continuation, str):
+      found.append(_continuation_ids(model, n, continuation))
+      continue
+    if continuation not in texts:
+      texts[continuation] = _continuation_ids(model, n, continuation)
+    found.append(texts[continuation])
+  return found
+
+
+def _passes(
+  rows: Sequence[Row], conts: Sequence[tuple[int, ...]], sharing: Sharing
+) -> tuple[list[_Pass], list[tuple[int, int]], list[int]]:
+  """Put rows together: one pass serves all continuations that differ in their last token only.
+
+  Returns:
+    The passes; of each row the number of its pass and which of the pass's finals is its own; and of
+    each pass the first row that it serves.
+  """
+  found: dict[tuple[object, ...], int] = {}
+  passes: list[_Pass] = []
+  place: list[tuple[int, int]] = []
+  owner: list[int] = []
+  for n, (row, cont) in enumerate(zip(rows, conts, strict=True)):
+    mine = tuple(id(e) for e in row.edits)
+    own = None if sharing.prefix else n
+    key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1], own)
+    p = found.setdefault(key, len(passes))
+    if p == len(passes):
+      passes.append(_Pass(row, cont[:-1], []))
+      owner.append(n)
+    finals = passes[p].finals
+    if cont[-1] not in finals:
+      finals.append(cont[-1])
+    place.append((p, finals.index(cont[-1])))
+  return passes, place, owner
+
+
 def score_rows(
   model: "Model",
   prompts: Sequence[Prompt],
@@ -277,36 +319,11 @@ def score_rows(
       f"{len(prompts)} prompts and {len(continuations)} continuations; they are zipped."
     )
   rows = encode_rows(model, prompts, edits)
-  texts: dict[str, tuple[int, ...]] = {}  # few answers to many questions
-  conts = []
-  for n, continuation in enumerate(continuations):
-    if not isinstance(continuation, str):
-      conts.append(_continuation_ids(model, n, continuation))
-      continue
-    if continuation not in texts:
-      texts[continuation] = _continuation_ids(model, n, continuation)
-    conts.append(texts[continuation])
+  conts = _all_ids(model, continuations)
   if not rows:
     return Scored([], np.zeros(0, int), np.zeros(0), [])
   check_lengths(model, rows, [len(c) for c in conts])
-
-  # One pass serves all continuations of a row that differ in their last token only.
-  found: dict[tuple[object, ...], int] = {}
-  passes: list[_Pass] = []
-  place: list[tuple[int, int]] = []
-  owner: list[int] = []
-  for n, (row, cont) in enumerate(zip(rows, conts, strict=True)):
-    mine = tuple(id(e) for e in row.edits)
-    own = None if sharing.prefix else n
-    key = (row.ids, row.prompt_length, mine, row.roles if mine else (), cont[:-1], own)
-    p = found.setdefault(key, len(passes))
-    if p == len(passes):
-      passes.append(_Pass(row, cont[:-1], []))
-      owner.append(n)
-    finals = passes[p].finals
-    if cont[-1] not in finals:
-      finals.append(cont[-1])
-    place.append((p, finals.index(cont[-1])))
+  passes, place, owner = _passes(rows, conts, sharing)
 
   fed_logprob: dict[int, np.ndarray] = {}
   final_logprob: dict[int, np.ndarray] = {}

@@ -111,7 +111,7 @@ def decode_rows(
   Returns:
     The answers by row, and what they took.
   """
-  batch = _Batch(model, rows, waves, settings, order, copies, run, lengths)
+  batch = _Batch(model, rows, waves, settings, order, copies=copies, run=run, lengths=lengths)
   while batch.goes_on:
     batch.compile_ahead()
     if every_size:
@@ -138,6 +138,7 @@ class _Batch:
     waves: list[Wave],
     settings: Settings,
     order: Sequence[int],
+    *,
     copies: bool,
     run: Runner,
     lengths: Sequence[int] | None,

@@ -88,8 +88,9 @@ def test_programs_compiled_ahead_are_those_needed(tiny):
   waves = prefill(tiny.model, tree).waves
   ahead, real = Dry(), Dry()
   make = lambda run: segments._Batch(
-    tiny.model, rows, list(waves), settings, tree.order, False, run, [40] * 8 + [5] * 7
-  )
+    tiny.model, rows, list(waves), settings, tree.order, copies=False, run=run,
+    lengths=[40] * 8 + [5] * 7,
+  )  # fmt: skip
   batch = make(Dry())
   batch._next(ahead).leave_out_and_call(8)
   batch = make(real)
@@ -105,8 +106,8 @@ def test_programs_compiled_ahead_keep_no_arrays_while_they_wait(tiny):
   tree = Tree(rows, [len(row.ids) - 1 for row in rows])
   waves = prefill(tiny.model, tree).waves
   batch = segments._Batch(
-    tiny.model, rows, waves, dataclasses.replace(SETTINGS, max_new_tokens=64), tree.order, False,
-    PROGRAMS, None,
+    tiny.model, rows, waves, dataclasses.replace(SETTINGS, max_new_tokens=64), tree.order,
+    copies=False, run=PROGRAMS, lengths=None,
   )  # fmt: skip
   PROGRAMS._ahead.submit(lambda: [go.wait()] and None)
   try:
