@@ -7,7 +7,8 @@
 Sections: `attention` (the fused kernel against XLA), `ceiling` (products and copies of this GPU),
 `engine` (shares of them, what an edit costs, what many configurations cost), `grid_all_tokens` and
 `grid_20_generated` (us and the peer, interleaved, and how far their log-probabilities lie apart),
-`score` and `capture` (`gpu_reads.py`).
+`memory` (what a plan predicts of these grids' programs, and what their compiler reports), `score`
+and `capture` (`gpu_reads.py`).
 
 Weights are drawn on the device, bfloat16; each tool has a copy of its own of the same numbers. What
 they are makes no difference to the time. Prompts are random words of a vocabulary of the model's
@@ -42,7 +43,11 @@ from benchmarks.grid import engine_section
 from benchmarks.grid.compare import agreement, logprob_distance
 from benchmarks.grid.grids import Grid, Work
 from benchmarks.grid.ours import edits_of
+from persona_jax.engine.memory import program_bytes
+from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
 from persona_jax.engine.programs import PROGRAMS
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tile_plan import plan_tile
 from persona_jax.models import attention, fused_attention, llama
 from persona_jax.models.layers import KV, Rotation
 
@@ -218,6 +223,33 @@ def grid_section(
   return found
 
 
+def memory(model: pj.Model, grids: dict[str, Grid]) -> dict[str, dict[str, float]]:
+  """Compare the memory that a plan predicts with the compiler's, of the largest of each program.
+
+  Parameters are left out of both: they would hide what is wrong with the rest.
+  """
+  found = {}
+  for grid in grids.values():
+    rows = engine_section.rows_of(model, grid)
+    plan = plan_tile(model, rows, range(len(rows)), Settings(grid.new_tokens))
+    largest: dict[str, Need] = {}
+    for need in plan.needs:
+      if not need.static.get("only_kv"):
+        largest[need.name] = max(
+          need, largest.get(need.name, need), key=lambda need: need.argument_bytes
+        )
+    for name, need in largest.items():
+      (program,) = PROGRAMS.describe([need])
+      own = tree_bytes(need.args[0]) if name in TAKE_PARAMS else 0
+      predicted, real = program_bytes(need, model.arch) - own, program.total_bytes - own
+      found[f"{grid.name}, {name}"] = {
+        "predicted": predicted, "compiler": real, "ratio": predicted / max(1, real),
+        "arguments_and_results": need.argument_bytes - own + need.new_result_bytes,
+      }  # fmt: skip
+      say(f"{grid.name}, {name}: {found[f'{grid.name}, {name}']}")
+  return found
+
+
 def markdown(report: dict[str, Any]) -> str:
   """Return the tables of a report."""
   lines = [f"Measured {report['date']} on {report['device']}, JAX {report['jax']}.", ""]
@@ -240,6 +272,12 @@ def markdown(report: dict[str, Any]) -> str:
       lines += [f"| {arm} | FAILED: {why} | |" for arm, why in part["failed"].items()]
       lines += [f"| left out: {text} | | |" for text in part["left_out"]]
       lines.append(f"\nratio {part.get('ratio')}, {part.get('logprobs')}\n")
+  if "memory" in report:
+    lines += ["| program | MB predicted | by the compiler | ratio |", "|---|---|---|---|"]
+    for name, part in report["memory"].items():
+      megabytes = f"{part['predicted'] / 1e6:.1f} | {part['compiler'] / 1e6:.1f}"
+      lines.append(f"| {name} | {megabytes} | {part['ratio']:.3f} |")
+    lines.append("")
   for name, unit in (("score", "rows"), ("capture", "prompts")):
     if name in report:
       part = report[name]
@@ -265,7 +303,8 @@ def main() -> None:
   options = parser.parse_args()
   sizes = SMALL if options.small else LARGE
   sections = [
-    "ceiling", "attention", "grid_all_tokens", "grid_20_generated", "score", "capture", "engine",
+    "ceiling", "attention", "grid_all_tokens", "grid_20_generated", "memory", "score", "capture",
+    "engine",
   ]  # fmt: skip
   chosen = [name for name in options.sections.split(",") if name] or sections
   if unknown := set(chosen) - set(sections):
@@ -295,7 +334,8 @@ def main() -> None:
     try:
       from benchmarks.grid.peers.hf import HuggingFace
 
-      peer = HuggingFace(peer_model(model))
+      if set(chosen) - {"ceiling", "attention", "memory", "engine"}:
+        peer = HuggingFace(peer_model(model))
     except (ImportError, RuntimeError) as error:
       say(f"no Hugging Face: {error}")
       report["peer"] = str(error)
@@ -303,6 +343,8 @@ def main() -> None:
       if f"grid_{name}" in chosen:
         part = grid_section(model, peer, grid, options.repetitions, options.deadline)
         keep(f"grid_{name}", part | {"programs": len(PROGRAMS)})
+    if "memory" in chosen:
+      keep("memory", memory(model, grids))
     if "score" in chosen:
       part = gpu_reads.score_section(model, peer, *sizes.questionnaire, options.repetitions)
       keep("score", part)
