@@ -109,6 +109,7 @@ def program_bytes(need: Need, arch: Arch, mesh: Mesh | None = None) -> int:
 
 
 def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
+  on_cpu = _platform(need, mesh) == "cpu"
   if need.name in ("decode", "log-probs"):
     rows = need.args[3].token_B.shape[0] if need.name == "decode" else need.static["size"]
     logits = _part_bytes("BV", (rows, arch.vocab_size), 4, mesh)
@@ -123,11 +124,16 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
     for part in slots.shared:
       groups = rows if part.member_PC is None else part.member_PC.size
       seen += groups * part.position_PS.shape[1]
+    # Two factors of the feed-forward layer in float32, and their product, which a CPU widens too.
+    itemsize = jax.tree.leaves(need.args[0])[0].dtype.itemsize
+    factors = 3 if on_cpu else 2 + itemsize / 4
     return max(
       2 * queries * _part_bytes("NS", (arch.num_heads, seen), 4, mesh),
-      3 * _part_bytes("BTF", (rows, tokens, arch.ffw_width), 4, mesh),
+      int(factors * _part_bytes("BTF", (rows, tokens, arch.ffw_width), 4, mesh)),
     )
   if need.name == "behind":
+    if not on_cpu:
+      return 0  # XLA fuses it all
     # In bfloat16 the stream, its change and the dose are computed in float32 beside it: 3.5 copies
     # by JAX 0.10.2, 3 by 0.11.2 (as their compilers report).
     copies = 1 if need.args[0].dtype == jax.numpy.float32 else 3.25
@@ -137,14 +143,19 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   return 0
 
 
+def _platform(need: Need, mesh: Mesh | None) -> str:
+  device = need.device if mesh is None else sharding.first_device(mesh)
+  platform: str = device.platform
+  return platform
+
+
 def _widened_head(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   """Return the bytes of the float32 copy of a bfloat16 head, which older XLA makes on a CPU only.
 
   smollm2-135m, 32 rows: 114.1 MiB of temporaries, 108.0 of them the head's copy and 6.0 the logits.
   The copies of the blocks' weights, made one after another, take the same place.
   """
-  device = need.device if mesh is None else sharding.first_device(mesh)
-  if device.platform != "cpu" or not CPU_WIDENS_HEAD:
+  if _platform(need, mesh) != "cpu" or not CPU_WIDENS_HEAD:
     return 0
   if need.args[0]["embed_VD"].dtype != jax.numpy.bfloat16:
     return 0
