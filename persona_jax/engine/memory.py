@@ -125,7 +125,7 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
       groups = rows if part.member_PC is None else part.member_PC.size
       seen += groups * part.position_PS.shape[1]
     # Two factors of the feed-forward layer in float32, and their product, which a CPU widens too.
-    itemsize = jax.tree.leaves(need.args[0])[0].dtype.itemsize
+    itemsize = min(leaf.dtype.itemsize for leaf in jax.tree.leaves(need.args[0]))
     factors = 3 if on_cpu else 2 + itemsize / 4
     return max(
       2 * queries * _part_bytes("NS", (arch.num_heads, seen), 4, mesh),
