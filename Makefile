@@ -84,8 +84,8 @@ test:
 # Most of the time goes into compiling hundreds of tiny programs, so LLVM's optimiser is left out (a
 # third less time, measured on 2 cores), each goes to LLVM in one piece instead of up to 32 (a quarter
 # less), and XLA's newer emitter of fusions is left out where it can be (another 40 % less; JAX 0.11
-# does not know the flag, and XLA aborts at one that it does not know). What promises equal bits is
-# tested as users compile, as is the real model by make demo and make parity.
+# does not know the flag, and XLA aborts at one that it does not know). What promises equal bits, and
+# predicted memory, is tested as users compile, as is the real model by make demo and make parity.
 QUICK_COMPILE = --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 OLD_EMITTERS = --xla_cpu_use_fusion_emitters=false
 pytest: fetch

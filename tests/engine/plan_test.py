@@ -273,7 +273,7 @@ def first_blocks(model, count=8):
   return dataclasses.replace(model, arch=arch, params=params)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.bits), "bfloat16"])
 def test_predicted_memory_is_that_of_the_compiler(smollm2, dtype):
   model = smollm2 if dtype == "float32" else pj.load("smollm2-135m-instruct", dtype=dtype)
   d = pj.Direction(np.ones((1, 30, 576)), "ones")
