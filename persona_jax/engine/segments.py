@@ -152,7 +152,7 @@ class _Batch:
 
     self._levels = levels(row_bucket(len(rows)))
     size = next(level for level in reversed(self._levels) if level >= len(rows))
-    self.numbers = np.asarray([*order, *[-1] * (size - len(rows))])
+    self.numbers = np.asarray([*order, *[-1] * (size - len(rows))], int)
     blocks = range(model.arch.num_blocks)
     if not copies:
       waves = merged(waves, size * min(FIRST_SLOTS, settings.max_new_tokens), order, run=self._run)
