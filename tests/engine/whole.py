@@ -16,7 +16,7 @@ from persona_jax.engine import decode
 from persona_jax.engine.generate import Generation, TileWork, run_tile
 from persona_jax.engine.rows import Row
 from persona_jax.engine.settings import Settings
-from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
+from persona_jax.engine.tree import Tree
 
 
 def whole_pass(
@@ -50,17 +50,14 @@ def whole_pass(
 
 
 def whole_logprobs(
-  model: pj.Model,
-  rows: Sequence[Row],
-  answers: Sequence[Sequence[int]],
-  capture: pj.Capture | None = None,
-) -> tuple[list[np.ndarray], dict]:
-  """Return each row's log-probabilities of its answer's tokens, and what the capture reads."""
-  logits, reads = whole_pass(model, rows, answers, capture)
+  model: pj.Model, rows: Sequence[Row], answers: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+  """Return each row's log-probabilities of its answer's tokens."""
+  logits, _ = whole_pass(model, rows, answers)
   return [
     np.asarray(jax.nn.log_softmax(logits_TV))[np.arange(len(answer)), list(answer)]
     for logits_TV, answer in zip(logits, answers, strict=True)
-  ], reads
+  ]
 
 
 @contextlib.contextmanager
@@ -85,12 +82,12 @@ def _noted_logits() -> Iterator[dict[int, np.ndarray]]:
 
 
 def generate_with_logits(
-  model: pj.Model, rows: Sequence[Row], settings: Settings, sharing: Sharing = ALL_SHARED
+  model: pj.Model, rows: Sequence[Row], settings: Settings
 ) -> tuple[list[Generation], list[np.ndarray], TileWork]:
   """Generate by the engine; also return all logits of each row, [T, V], and the work it took."""
-  order = Tree(rows, [len(row.ids) - 1 for row in rows], sharing=sharing).order
+  order = Tree(rows, [len(row.ids) - 1 for row in rows]).order
   with _noted_logits() as seen:
-    generations, work = run_tile(model, rows, settings, sharing=sharing)
+    generations, work = run_tile(model, rows, settings)
   steps = np.stack([seen[t] for t in range(len(seen))], axis=1)
   logits = [steps[order.index(n), : len(g.token_ids)] for n, g in enumerate(generations)]
   return generations, logits, work

@@ -77,7 +77,7 @@ def test_rows_with_sliding_windows_equal_a_pass_of_each_whole(windowed, leave_ea
   slots = {slots for _, slots, _ in work.decoding.segments}
   assert (len(slots) > 1) == (len(sizes) > 1) == ends
 
-  whole, _ = whole_logprobs(model, rows, [g.token_ids for g in ours])
+  whole = whole_logprobs(model, rows, [g.token_ids for g in ours])
   for g, logprobs in zip(ours, whole, strict=True):
     np.testing.assert_allclose(logprobs, g.logprobs, atol=1e-4)
 
