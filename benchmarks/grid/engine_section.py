@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import persona_jax as pj
 from benchmarks.grid import machine
 from benchmarks.grid.grids import Grid, Work
 from benchmarks.grid.ours import edits_of
+from persona_jax.engine.decode import cache_dtype
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.prefill import prefill
@@ -90,7 +90,8 @@ def step_bytes(model: pj.Model, rows: list[Row], steps: int) -> float:
 
   Prompts, which rows share, are left out.
   """
-  arch, item = model.arch, model.params["blocks"][0]["k_DKH"].dtype.itemsize
+  arch = model.arch
+  item = cache_dtype(model.params["blocks"][0]["k_DKH"].dtype, model.device).itemsize
   weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
   if not arch.tied_head:  # then a step reads one row a token of the embedding
     weights -= model.params["embed_VD"].nbytes
@@ -112,8 +113,7 @@ def decoding(model: pj.Model, rows: list[Row], steps: int) -> Callable[[], objec
 def products(dtype: str, size: int) -> Callable[[], object]:
   """Return a call that multiplies square matrices `PRODUCTS` times."""
   x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-  product = jax.jit(jnp.matmul)
-  return lambda: jax.block_until_ready([product(x, x) for _ in range(PRODUCTS)])
+  return lambda: jax.block_until_ready([machine.product(x, x) for _ in range(PRODUCTS)])
 
 
 def shares(

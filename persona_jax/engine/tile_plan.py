@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
 
+from persona_jax.engine.decode import cache_dtype
 from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes
 from persona_jax.engine.need import Need
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
@@ -199,7 +200,8 @@ def most_bytes(model: "Model", rows: Sequence[Row], settings: Settings) -> int:
   On a mesh all but the parameters is taken to lie on one device, so that it is an upper bound.
   """
   arch = model.arch
-  item = model.params["blocks"][0]["k_DKH"].dtype.itemsize
+  item = cache_dtype(model.params["blocks"][0]["k_DKH"].dtype, model.device).itemsize
+  # Of a row's own, which may be wider than those of its prompt.
   token_bytes = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
   longest = length_bucket(max(len(row.ids) for row in rows))
   # Prompts and caches twice: while they are copied, the old ones are still there.

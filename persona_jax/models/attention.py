@@ -126,13 +126,13 @@ def attend(
     q_BTNH: queries, rotated.
     kv: keys and values of the S slots, with the T tokens' own written.
     slots: who sees what.
-    dtype: of the products and of what is returned.
+    dtype: of what is returned; products are in that of the keys and values.
     scale, cap: of the scores.
   """
   b, t, n, h = q_BTNH.shape
   k = kv.v_BKSH.shape[1]
   scale = h**-0.5 if scale is None else scale
-  q_BTKGH = (q_BTNH * scale).astype(dtype).reshape(b, t, k, n // k, h)
+  q_BTKGH = (q_BTNH * scale).astype(kv.dtype).reshape(b, t, k, n // k, h)
   if slots.mask_BTS is not None:
     out_BKGTH = _attend_whole(q_BTKGH, kv, slots.mask_BTS, slots.shared, cap)
     return jnp.moveaxis(out_BKGTH, 3, 1).reshape(b, t, n, h).astype(dtype)

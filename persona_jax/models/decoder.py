@@ -96,9 +96,11 @@ class Block(nnx.Module):
     if arch.qk_norm:
       q_BTNH, k_BTKH = self._norm(q_BTNH, "q_norm_H"), self._norm(k_BTKH, "k_norm_H")
     q_BTNH, k_BTKH = layers.rotate(q_BTNH, slots.rope), layers.rotate(k_BTKH, slots.rope)
-    kv = KV.of(k_BTKH, v_BTKH, dtype)
-    if slots.kv is not None:
-      kv = layers.write_cache(slots.kv, kv, slots.cursor)
+    if slots.kv is None:
+      kv = KV.of(k_BTKH, v_BTKH, dtype)
+    else:
+      new = KV.of(k_BTKH, v_BTKH, slots.kv.dtype)
+      kv = layers.write_cache(slots.kv, new, slots.cursor)
     mixed_BTNH = attention.attend(
       q_BTNH, kv, slots, dtype, scale=arch.attn_scale, cap=arch.attn_softcap
     )

@@ -42,6 +42,11 @@ class KV(NamedTuple):
     )
 
   @property
+  def dtype(self) -> np.dtype:
+    """Of both."""
+    return self.v_BKSH.dtype
+
+  @property
   def num_rows(self) -> int:
     """B."""
     return self.v_BKSH.shape[0]

@@ -3,15 +3,17 @@
 import dataclasses
 import gc
 import threading
+import types
 import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.engine import decode, segments
 from persona_jax.engine import generate as generating
-from persona_jax.engine import segments
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.generate import generate_tile, run_tile
 from persona_jax.engine.prefill import prefill
@@ -20,6 +22,7 @@ from persona_jax.engine.programs import PROGRAMS, Dry
 from persona_jax.engine.rows import levels
 from persona_jax.engine.segments import decode_rows
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.tile_plan import plan_tile
 from persona_jax.engine.tree import ALL_SHARED, Tree
 
 STEM = " ".join(f"w{i}" for i in range(40, 60))
@@ -55,6 +58,21 @@ def test_rows_that_leave_and_caches_that_grow_change_nothing(tiny, leave_early):
     np.testing.assert_allclose(
       together[n].trace.change_IT, alone.trace.change_IT, atol=2e-4, rtol=1e-4
     )
+
+
+def test_a_cpu_writes_slots_of_float32(tiny):
+  # Of a 16-bit array XLA for CPUs writes the whole to change a slice.
+  half = pj.load(tiny.directory, dtype="bfloat16")
+  rows = encode_rows(half, [pj.Raw(f"{STEM} w7"), pj.Raw(f"{STEM} w8")], None)
+  needs = [n for n in plan_tile(half, rows, [0, 1], SETTINGS).needs if n.name == "decode"]
+  assert needs
+  for need in needs:
+    _, shared, _, _, _, state, *_ = need.args
+    assert {kv.dtype for kv in state.caches} == {np.dtype(np.float32)}
+    prompts = {part.kv.dtype for parts in shared.values() for part in parts}
+    assert prompts == {np.dtype(jnp.bfloat16)}
+  gpu = types.SimpleNamespace(platform="gpu")
+  assert decode.cache_dtype(jnp.bfloat16, gpu) == jnp.bfloat16
 
 
 def test_work_counts_every_step_of_every_row(tiny, leave_early):
