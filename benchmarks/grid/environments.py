@@ -71,7 +71,7 @@ ENVIRONMENTS = {
 }
 CMAKE_ARGS = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"
 # Of processors with matrix tiles: with them llama.cpp dies of an illegal instruction in its first
-# product of quantised weights (0.3.36, Sapphire Rapids under Firecracker; JAX's and PyTorch's work).
+# product of quantised weights (0.3.36, Sapphire Rapids, a virtual machine; JAX uses them there).
 WITHOUT_TILES = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
@@ -100,7 +100,8 @@ def make(environment: Environment, torch_pip_args: list[str]) -> None:
   # The file names every package but PyTorch, so nothing is left for pip to resolve.
   options = ["--no-deps", "--require-hashes", "--only-binary=:all:"]
   if environment.compiled:
-    options += [f"--no-binary={environment.compiled}"]
+    # What pip built before may be for other options.
+    options += [f"--no-binary={environment.compiled}", "--no-cache-dir"]
   subprocess.run(
     [*pip, *options, "-r", environment.requirements],
     check=True,
