@@ -69,7 +69,8 @@ def load(
       persona_jax.fetch NAME`; a directory with config.json, safetensors in one file or several, and
       tokenizer files, or one that `Model.save` wrote; or a .gguf file.
     dtype: of the weights and products: "float32", "bfloat16" or "float16". Default: "float32" on a
-      CPU, "bfloat16" on a GPU or TPU, with a residual stream in float32.
+      CPU, "bfloat16" on a GPU or TPU, with a residual stream in float32. Keys and values are in it
+      too, but for those of generated tokens on a CPU, which are in float32.
     resid_dtype: of the residual stream; default `dtype`, where that is given. "float32" keeps small
       edits that bfloat16 swallows.
     mesh: devices to load onto, see `pj.make_mesh`: parameters are split over its axis "model", rows
