@@ -91,11 +91,10 @@ def step_bytes(model: pj.Model, rows: list[Row], steps: int) -> float:
   Prompts, which rows share, are left out.
   """
   arch = model.arch
-  item = cache_dtype(model.params["blocks"][0]["k_DKH"].dtype, model.device).itemsize
   weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
   if not arch.tied_head:  # then a step reads one row a token of the embedding
     weights -= model.params["embed_VD"].nbytes
-  slot = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
+  slot = 2 * cache_dtype(model).itemsize * arch.num_blocks * arch.num_kv_heads * arch.head_dim
   return float(weights + len(rows) * slot * steps / 2)
 
 

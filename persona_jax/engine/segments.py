@@ -184,7 +184,7 @@ class _Batch:
       self._done,
       arch=model.arch,
       slots=self._slots,
-      dtype=decode.cache_dtype(model.params["blocks"][0]["k_DKH"].dtype, model.device),
+      dtype=decode.cache_dtype(model),
       places=tuple(self._edits.sites) if settings.trace and self._edits is not None else (),
       with_logprobs=settings.logprobs,
     )

@@ -200,9 +200,10 @@ def most_bytes(model: "Model", rows: Sequence[Row], settings: Settings) -> int:
   On a mesh all but the parameters is taken to lie on one device, so that it is an upper bound.
   """
   arch = model.arch
-  item = cache_dtype(model.params["blocks"][0]["k_DKH"].dtype, model.device).itemsize
-  # Of a row's own, which may be wider than those of its prompt.
-  token_bytes = 2 * item * arch.num_blocks * arch.num_kv_heads * arch.head_dim
+  # Prompts are counted as wide as the rows' own keys and values, which are at least that.
+  token_bytes = (
+    2 * cache_dtype(model).itemsize * arch.num_blocks * arch.num_kv_heads * arch.head_dim
+  )
   longest = length_bucket(max(len(row.ids) for row in rows))
   # Prompts and caches twice: while they are copied, the old ones are still there.
   slots = 2 * row_bucket(len(rows)) * (longest + settings.max_new_tokens)

@@ -71,8 +71,8 @@ def test_a_cpu_writes_slots_of_float32(tiny):
     assert {kv.dtype for kv in state.caches} == {np.dtype(np.float32)}
     prompts = {part.kv.dtype for parts in shared.values() for part in parts}
     assert prompts == {np.dtype(jnp.bfloat16)}
-  gpu = types.SimpleNamespace(platform="gpu")
-  assert decode.cache_dtype(jnp.bfloat16, gpu) == jnp.bfloat16
+  on_gpu = types.SimpleNamespace(device=types.SimpleNamespace(platform="gpu"), params=half.params)
+  assert decode.cache_dtype(on_gpu) == jnp.bfloat16
 
 
 def test_work_counts_every_step_of_every_row(tiny, leave_early):
