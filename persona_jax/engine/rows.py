@@ -1,4 +1,4 @@
-"""Rows and tiles: what is to be run, as token ids, and how it is cut into batches of few shapes."""
+"""Rows: what is to be run, as token ids, and the few shapes that batches of them have."""
 
 import dataclasses
 import functools
@@ -205,13 +205,3 @@ def _program_tokens() -> float:
   SmolLM2 (measured).
   """
   return 256 if jax.default_backend() == "cpu" else math.inf
-
-
-def tiles(rows: Sequence[Row], max_rows: int = TILE_ROWS) -> list[list[int]]:
-  """Cut rows into tiles of at most `max_rows`, like prompts together; return row numbers.
-
-  The cut depends only on the rows, so that a run that goes on after a stop makes the same tiles.
-  """
-  order = sorted(range(len(rows)), key=lambda n: (len(rows[n].ids), rows[n].ids, n))
-  size = max(1, -(-len(rows) // max(1, -(-len(rows) // max_rows))))  # tiles of equal size
-  return [order[i : i + size] for i in range(0, len(order), size)]

@@ -9,9 +9,10 @@ from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes
 from persona_jax.engine.need import Need
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.programs import Dry, Live
-from persona_jax.engine.rows import Row, length_bucket, levels, most_rows, row_bucket, tiles
+from persona_jax.engine.rows import Row, length_bucket, levels, most_rows, row_bucket
 from persona_jax.engine.segments import LEAVE_STEPS, DecodeWork, decode_rows
 from persona_jax.engine.settings import Settings
+from persona_jax.engine.tiles import by_beginning, fill, tiles
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 
 if TYPE_CHECKING:
@@ -174,8 +175,9 @@ def tile_rows(
   limit = memory_limit(model.device)
   *sizes, least = levels(most_rows(model.device))
   failed: list[list[int]] = []
+  prompts = by_beginning(rows)
   for size in sizes:
-    tiled = tiles(rows, size)
+    tiled = fill(prompts, size)
     if tiled == failed:  # tiles are of equal size, so several of the largest sizes make the same
       continue
     bounds = [most_bytes(model, [rows[n] for n in tile], settings) for tile in tiled]

@@ -31,8 +31,9 @@ from persona_jax.engine.grid import Cell, Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.plan import grid_rows, grid_settings
 from persona_jax.engine.programs import PROGRAMS
-from persona_jax.engine.rows import Row, plain_prompt, tiles
+from persona_jax.engine.rows import Row, plain_prompt
 from persona_jax.engine.tile_plan import tile_rows
+from persona_jax.engine.tiles import tiles
 from persona_jax.scorers.base import Scorer
 
 # Columns of the table. `seed` is the row's final noise seed, already derived from the grid's seed,
