@@ -153,7 +153,7 @@ class _Prefill:
         if len(keyed) < len(groups):  # classes that part inside the block have the same keys
           first = {row: g for g, group in enumerate(groups) for row in group.rows}
           index = np.asarray([first[group.rows[0]] for group in keyed], np.int32)
-          kv = self._run("take classes", take, kv, index)
+          kv = self._run("take classes", take, kv, index, None)
         out.append((keyed if len(keyed) < len(groups) else groups, kv))
       self._passes += (hi - lo) * sum(tree.nodes[g.node].length for g in groups)
     if self._needs_end(nodes):

@@ -10,9 +10,10 @@ import numpy as np
 
 from persona_jax.engine.delivered import Delivered
 from persona_jax.engine.forward import Layout, Part
+from persona_jax.engine.lanes import split
 from persona_jax.engine.programs import Runner
 from persona_jax.engine.reads import NodeReads
-from persona_jax.engine.rows import row_bucket
+from persona_jax.engine.rows import length_bucket, row_bucket
 from persona_jax.models.layers import KV
 
 
@@ -144,7 +145,22 @@ def _merge(a: KV, b: KV, index_N2: jax.Array) -> KV:
   )
 
 
-def rows_layout(
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """How a batch of rows reads some classes of a wave.
+
+  Attributes:
+    used: the classes.
+    slots: which of their slots are read, None for all.
+    layout: how rows read them, in this order.
+  """
+
+  used: np.ndarray
+  slots: np.ndarray | None
+  layout: Layout
+
+
+def rows_reads(
   class_R: np.ndarray,
   position_PS: np.ndarray,
   rows: Sequence[int],
@@ -152,8 +168,8 @@ def rows_layout(
   *,
   copies: bool = False,
   few_shapes: bool = False,
-) -> tuple[np.ndarray, Layout]:
-  """Arrange how a batch of rows reads shared keys and values.
+) -> list[Read]:
+  """Arrange how a batch of rows reads shared keys and values, lane by lane.
 
   Args:
     class_R: class of every row of the tree, -1 for none.
@@ -161,30 +177,63 @@ def rows_layout(
     rows: the rows of the batch, in its order.
     size: rows of the batch with its padding, which reads nothing.
     copies: whether each row is to have a copy of its own.
-    few_shapes: whether to round the most rows of a class up, so that few programs serve.
-
-  Returns:
-    The classes that are read, and the layout for them in this order.
+    few_shapes: whether to have one lane, and to round the most rows of a class up, so that few
+      programs serve.
   """
   class_B = class_R[list(rows)]
   used, first = np.unique(class_B[class_B >= 0], return_index=True)
   used = used[np.argsort(first)] if len(used) else np.zeros(1, np.int32)
   members = [np.flatnonzero(class_B == p) for p in used]
-  width = max(1, *map(len, members))
-  if copies or (width == 1 and 2 * len(used) > size):
-    return _one_a_row(class_B, position_PS, size)
-  if few_shapes and len(used) * width != size:
-    width = min(row_bucket(width), size)
-  return used, _grouped(members, position_PS[used], width, size)
+  if copies:
+    return [Read(*_one_a_row(class_B, position_PS, size))]
+  lanes = [np.arange(len(used))]
+  if not few_shapes:
+    filled_P = (position_PS[used] >= 0).sum(axis=1)
+    slots_P = [min(length_bucket(int(n)), position_PS.shape[1]) for n in filled_P]
+    lanes = split([len(mine) for mine in members], slots_P, size)
+  reads = []
+  for lane in lanes:
+    mine = [members[p] for p in lane]
+    slots, lane_position_PS = None, position_PS
+    if len(lanes) > 1:
+      slots, lane_position_PS = _filled_slots(position_PS, used[lane])
+    width = max(1, *map(len, mine))
+    if width == 1 and 2 * len(mine) > size:
+      lane_B = np.where(np.isin(class_B, used[lane]), class_B, np.int32(-1))
+      found, _, layout = _one_a_row(lane_B, lane_position_PS, size)
+      reads.append(Read(found, slots, layout))
+      continue
+    if few_shapes and len(mine) * width != size:
+      width = min(row_bucket(width), size)
+    layout = _grouped(mine, lane_position_PS[used[lane]], width, size)
+    reads.append(Read(used[lane], slots, layout))
+  return reads
+
+
+def _filled_slots(
+  position_PS: np.ndarray, lane: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray]:
+  """Return the slots that a lane's classes fill, None for all, and the positions in them.
+
+  They are padded to few sizes with a slot that stands empty.
+  """
+  filled = np.flatnonzero((position_PS[lane] >= 0).any(axis=0))
+  size = length_bucket(max(1, len(filled)))
+  if size >= position_PS.shape[1]:
+    return None, position_PS
+  slots = np.append(filled, np.zeros(size - len(filled), int)).astype(np.int32)
+  taken_PS = position_PS[:, slots]
+  taken_PS[:, len(filled) :] = -1
+  return slots, taken_PS
 
 
 def _one_a_row(
   class_B: np.ndarray, position_PS: np.ndarray, size: int
-) -> tuple[np.ndarray, Layout]:
+) -> tuple[np.ndarray, None, Layout]:
   """Arrange that each row of a batch reads a copy of its own."""
   class_B = np.append(class_B, np.full(size - len(class_B), -1, np.int32))
   position_BS = np.where(class_B[:, None] < 0, np.int32(-1), position_PS[class_B])
-  return np.maximum(class_B, 0), Layout(position_BS, None, None)
+  return np.maximum(class_B, 0), None, Layout(position_BS, None, None)
 
 
 def _grouped(
@@ -211,12 +260,12 @@ def shared_parts(
   few_shapes: bool = False,
   run: Runner,
 ) -> tuple[dict[int, list[Part]], list[Layout]]:
-  """Arrange what a batch of rows reads of the waves before it, by block; see `rows_layout`.
+  """Arrange what a batch of rows reads of the waves before it, by block; see `rows_reads`.
 
   Empties `waves`, so that what no row reads can go.
   """
   layouts: list[Layout] = []
-  numbers: dict[tuple[int, bytes, bytes], tuple[np.ndarray, int]] = {}
+  known: dict[tuple[int, bytes, bytes], list[tuple[Read, int]]] = {}
   shared: dict[int, list[Part]] = {block: [] for block in blocks}
   for w in range(len(waves)):
     wave = waves.pop(0)
@@ -225,17 +274,17 @@ def shared_parts(
     for block in blocks:
       class_R, position_PS = class_of[block], position_of[block]
       key = (w, class_R.tobytes(), position_PS.tobytes())
-      if key not in numbers:
-        used, layout = rows_layout(
-          class_R, position_PS, rows, size, copies=copies, few_shapes=few_shapes
-        )
-        layouts.append(layout)
-        numbers[key] = used, len(layouts) - 1
-      used, number = numbers[key]
+      if key not in known:
+        reads = rows_reads(class_R, position_PS, rows, size, copies=copies, few_shapes=few_shapes)
+        known[key] = [(read, len(layouts) + n) for n, read in enumerate(reads)]
+        layouts += [read.layout for read in reads]
       kv = kvs.pop(block)
-      if not np.array_equal(used, np.arange(kv.num_rows)):
-        kv = run("take classes", take, kv, used.astype(np.int32))
-      shared[block].append(Part(kv, number))
+      for read, number in known[key]:
+        whole = read.slots is None and np.array_equal(read.used, np.arange(kv.num_rows))
+        mine = (
+          kv if whole else run("take classes", take, kv, read.used.astype(np.int32), read.slots)
+        )
+        shared[block].append(Part(mine, number))
   return shared, layouts
 
 
@@ -273,7 +322,7 @@ def fewer_parts(
     class_B[num_rows:] = -1
     classes, width = min(classes, size), min(width, size)
     if width == 1 and classes == size:
-      used, new = _one_a_row(class_B, position_PS, size)
+      used, _, new = _one_a_row(class_B, position_PS, size)
     else:
       used = np.unique(class_B[class_B >= 0])
       members = [np.flatnonzero(class_B == p) for p in used]
@@ -292,7 +341,7 @@ def fewer_parts(
       Part(
         part.kv
         if np.array_equal(kept[part.layout], np.arange(part.kv.num_rows))
-        else run("take classes", take, part.kv, kept[part.layout]),
+        else run("take classes", take, part.kv, kept[part.layout], None),
         part.layout,
       )
       for part in parts
@@ -301,6 +350,7 @@ def fewer_parts(
 
 
 @jax.jit
-def take(kv: KV, index: jax.Array) -> KV:
-  """Pick classes of one block by number."""
-  return kv.rows(index)
+def take(kv: KV, index: jax.Array, slots: jax.Array | None) -> KV:
+  """Pick classes of one block by number, and some of their slots."""
+  kv = kv.rows(index)
+  return kv if slots is None else kv.slots(slots)

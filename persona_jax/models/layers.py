@@ -60,6 +60,10 @@ class KV(NamedTuple):
     """Return the rows `index`, in that order."""
     return KV(self.k_BKHS[index], self.v_BKSH[index])
 
+  def slots(self, index: jax.Array) -> "KV":
+    """Return the slots `index`, in that order."""
+    return KV(self.k_BKHS[..., index], self.v_BKSH[:, :, index])
+
   def padded(self, slots: int) -> "KV":
     """Return it with `slots` slots, empty ones behind."""
     pad = (0, slots - self.num_slots)

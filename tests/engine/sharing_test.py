@@ -5,6 +5,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.edits.table import SITES
+from persona_jax.engine import lanes
 from persona_jax.engine import prefill as prefilling
 from persona_jax.engine.collect import capture as collect
 from persona_jax.engine.encode import encode_rows
@@ -16,6 +17,7 @@ from persona_jax.engine.programs import DIRECT, Dry
 from persona_jax.engine.score import score_rows
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.stream import moments
+from persona_jax.engine.tile_plan import plan_tile
 from persona_jax.engine.tree import Sharing, Tree
 from persona_jax.models.layers import KV
 from tests.engine.whole import generate_with_logits, whole_logprobs, whole_pass
@@ -113,6 +115,17 @@ def test_a_grid_that_shares_equals_each_row_alone(tiny, unshared):
 @pytest.mark.parametrize("off", list(OFF)[:-1])
 def test_a_grid_that_shares_less_equals_each_row_alone(tiny, unshared, off):
   compare(generate_tile(tiny.model, grid_rows(tiny), TRACED, sharing=OFF[off]), unshared)
+
+
+def test_lanes_change_nothing(tiny, unshared, monkeypatch):
+  # Every lane that saves a slot: prompts of many conditions, of few, long ones and short ones.
+  monkeypatch.setattr(lanes, "LANE_SLOTS", 0)
+  rows = grid_rows(tiny)
+  kept = [n for n, row in enumerate(rows) if row.ids != rows[1].ids or n < 10]
+  ours, _ = generate_and_compare_all_logits(tiny, [rows[n] for n in kept], TRACED)
+  compare(ours, [unshared[n] for n in kept])
+  plan = plan_tile(tiny.model, rows, kept, TRACED)
+  assert any(len({m for _, m in shapes}) > 1 for shapes in plan.lanes.values()), plan.lanes
 
 
 def test_a_row_by_itself_is_the_same(tiny, unshared):
