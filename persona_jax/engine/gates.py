@@ -108,12 +108,14 @@ def settle(
   return out
 
 
-def read_dry(model: "Model", rows: Sequence[Row], run: Dry) -> None:
-  """Note the programs by which `settle` reads prompts."""
+def read_dry(model: "Model", rows: Sequence[Row], run: Dry) -> int:
+  """Note the programs by which `settle` reads prompts; return its token-block passes."""
   asking, probes = _asking(rows)
+  passes = 0
   for _, capture in _captures(probes):
-    for _ in batches(model, _bare([rows[n] for n in asking]), capture, run=run):
-      pass
+    for tile in batches(model, _bare([rows[n] for n in asking]), capture, run=run):
+      passes += tile.prefix.passes
+  return passes
 
 
 def _asking(rows: Sequence[Row]) -> tuple[list[int], list[Probe]]:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from persona_jax import sharding
 from persona_jax._compat import CPU_WIDENS_HEAD
+from persona_jax.engine.forward import Layout
 from persona_jax.engine.need import TAKE_PARAMS, Need, tree_bytes
 from persona_jax.engine.programs import Dry, Live
 from persona_jax.models.arch import Arch
@@ -32,10 +33,21 @@ _HOST_SHARE = 0.6
 
 
 def memory_limit(device: jax.Device) -> int:
-  """Return how many bytes a plan may take on a device (on a CPU: of the host)."""
-  stats = device.memory_stats() if device.platform != "cpu" else None
+  """Return how many bytes a plan may take on a device (on a CPU: of the host).
+
+  Warns:
+    UserWarning: the device does not say how much memory it has.
+  """
+  if device.platform == "cpu":
+    return int(_HOST_SHARE * host_bytes())
+  stats = device.memory_stats()
   if stats and "bytes_limit" in stats:
     return int(_SHARE * stats["bytes_limit"])
+  warnings.warn(
+    f"{device} does not say how much memory it has (as with XLA_PYTHON_CLIENT_ALLOCATOR=platform), "
+    "so tiles are made for as much as the host has; those that do not fit are run in halves.",
+    stacklevel=2,
+  )
   return int(_HOST_SHARE * host_bytes())
 
 
@@ -110,10 +122,14 @@ def program_bytes(need: Need, arch: Arch, mesh: Mesh | None = None) -> int:
 
 def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   on_cpu = _platform(need, mesh) == "cpu"
-  if need.name in ("decode", "log-probs"):
-    rows = need.args[3].token_B.shape[0] if need.name == "decode" else need.static["size"]
+  if need.name == "log-probs":
+    return _part_bytes("BV", (need.static["size"], arch.vocab_size), 4, mesh)
+  if need.name == "decode":
+    rows = need.args[3].token_B.shape[0]
     logits = _part_bytes("BV", (rows, arch.vocab_size), 4, mesh)
-    return logits + (_widened_head(need, arch, mesh) if need.name == "decode" else 0)
+    places = max([rows * need.args[5].ids_BS.shape[1], *map(_places, need.args[2])])
+    scores = 2 * _part_bytes("NS", (arch.num_heads, places), 4, mesh)  # and their weights
+    return max(logits, scores) + _widened_head(need, arch, mesh)
   if need.name == "block":
     h_BTD, slots = need.args[1], need.args[2]
     rows, tokens, _ = h_BTD.shape
@@ -141,6 +157,12 @@ def _temporaries(need: Need, arch: Arch, mesh: Mesh | None) -> int:
   if need.name == "merge waves":
     return device_bytes(need.results(), mesh) // 2  # keys or values, joined
   return 0
+
+
+def _places(layout: Layout) -> int:
+  """Return the scores of one head for the shared slots that rows read by a layout."""
+  classes, slots = layout.position_PS.shape
+  return (classes if layout.member_PC is None else layout.member_PC.size) * slots
 
 
 def _platform(need: Need, mesh: Mesh | None) -> str:

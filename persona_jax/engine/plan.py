@@ -45,7 +45,8 @@ class Plan:
     params_bytes: of the model.
     assumed: what answers' lengths were taken to be, in words.
     undecided: rows with a gate that only their prompt's activations can decide; taken as on.
-    gate_needs: the programs that read these prompts.
+    gate_passes: token-block passes that read these prompts, beside `passes`.
+    gate_needs: the programs that do.
     gate_bytes: most memory at one time meanwhile, predicted.
     sharing: what rows have in common.
   """
@@ -61,6 +62,7 @@ class Plan:
   params_bytes: int
   assumed: str
   undecided: int
+  gate_passes: int = 0
   gate_needs: tuple[Need, ...] = ()
   gate_bytes: int = 0
   sharing: Sharing = ALL_SHARED
@@ -147,7 +149,8 @@ class Plan:
     if self.undecided:
       lines.append(
         f"gates     {self.undecided} rows have a gate that is decided by their prompt's "
-        "activations when the grid runs; taken as on here"
+        f"activations when the grid runs ({self.gate_passes / blocks:,.0f} tokens to prefill "
+        "before); taken as on here"
       )
     lines.append(f"programs  {len(self.needs)}")
     lines += _listed(self.needs)
@@ -276,7 +279,7 @@ def plan(
     length_R = np.minimum(drawn, grid.max_new_tokens)
     assumed = f"answers are as long as the {given.size} given (mean {given.mean():.1f} tokens)"
   reading = DryMemory(model.arch, model.params, model.mesh)
-  read_dry(model, rows, reading)
+  gate_passes = read_dry(model, rows, reading)
   rows, undecided = taken_as_on(rows)
   tiled = cut(model, rows, settings, sharing=sharing)
   whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
@@ -303,6 +306,7 @@ def plan(
     params_bytes(model.params),
     assumed,
     undecided,
+    gate_passes,
     tuple(reading),
     reading.peak_bytes,
     sharing,

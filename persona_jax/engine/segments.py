@@ -44,8 +44,8 @@ class DecodeWork:
   Attributes:
     steps: passes of a batch through the model.
     row_steps: rows of the batch, summed over steps.
-    used_row_steps: those of rows that were not done. A row with a stop text counts until the host
-      has found it, up to `LOOK_STEPS` behind it.
+    used_row_steps: those of which a row has a token. What follows a stop text until the host has
+      found it, up to `LOOK_STEPS` steps, is none.
     segments: (rows, slots, steps) of each segment.
   """
 
@@ -327,7 +327,9 @@ class _Batch:
       if settings.stop_texts:
         cut = stop_length(self._model.tokenizer, ids, settings.stop_texts)
         stopped |= cut is not None
-        n = n if cut is None else cut
+        if cut is not None:
+          self.work.used_row_steps -= n - cut
+          n = cut
         ids = ids[:n]
       self.answers[self.numbers[b]] = Answer(
         ids,

@@ -1,5 +1,6 @@
 """Programs are compiled once, ahead if asked for, and kept on disk."""
 
+import collections
 import gc
 import os
 import subprocess
@@ -11,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+import persona_jax as pj
 from persona_jax.engine.background import Background
 from persona_jax.engine.disk_cache import keep_on_disk
 from persona_jax.engine.need import Need
-from persona_jax.engine.programs import Dry, Live
+from persona_jax.engine.programs import PROGRAMS, Dry, Live
 
 
 @jax.jit
@@ -39,12 +42,24 @@ def test_a_shape_is_compiled_once_and_a_dry_run_says_which():
 
 
 def test_programs_made_ahead_are_used():
-  live, dry = Live(), Dry()
-  dry("double", double, jnp.ones(5))
-  live.prepare(lambda: dry)
-  (program,) = live.describe(dry)
-  live("double", double, jnp.ones(5))
-  assert len(live) == 1 and program.calls == 0 and live.describe(dry)[0].calls == 1
+  live, dry, compiled = Live(), Dry(), []
+
+  def heard(event: str, seconds: float, **_) -> None:
+    if event.endswith("backend_compile_duration"):
+      compiled.append(threading.current_thread())
+
+  x = np.ones(5, np.float32)
+  tripled = jax.jit(lambda x: 3 * x)
+  dry("tripled", tripled, x)
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  try:
+    live.prepare(lambda: dry).result()
+    (thread,) = compiled
+    assert thread is not threading.current_thread()
+    np.testing.assert_array_equal(live("tripled", tripled, x), 3 * x)
+    assert compiled == [thread] and len(live) == 1 and live.describe(dry)[0].calls == 1
+  finally:
+    jax.monitoring.unregister_event_duration_listener(heard)
 
 
 def test_a_program_that_failed_may_be_tried_again():
@@ -269,6 +284,48 @@ def test_the_next_process_reads_programs_from_disk(tmp_path):
   # Now as a directory of the user's own.
   assert run_script(3, 4, JAX_COMPILATION_CACHE_DIR=str(where)) == where
   assert made in programs_in(where) and len(programs_in(where)) == 2
+
+
+@pytest.fixture
+def empty_disk_cache(tmp_path):
+  """JAX keeps every program in a folder of its own."""
+  names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+  options = {f"jax_{name}": None for name in (*names, "enable_compilation_cache")}
+  before = {name: getattr(jax.config, name) for name in options}
+  for name, value in zip(options, (str(tmp_path / "programs"), 0.0, True), strict=True):
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+def test_the_same_grid_again_reads_all_its_programs_from_disk(tiny, tmp_path, empty_disk_cache):
+  edit = pj.add(tiny.direction(), 2.0, unit="unit", blocks=1, tokens="all")
+  conditions = [pj.Condition("none"), pj.Condition("steered", edits=edit)]
+  # Of lengths that no other test has.
+  grid = pj.Grid([pj.Raw("w5 w6 " * 51), pj.Raw("w9 w8 " * 57)], conditions, max_new_tokens=3)
+  events: collections.Counter[str] = collections.Counter()
+
+  def heard(event: str, **_) -> None:
+    events[event.rpartition("/")[2]] += 1
+
+  jax.monitoring.register_event_listener(heard)
+  try:
+    texts = []
+    for name in ("first", "second"):
+      PROGRAMS.clear()
+      jax.clear_caches()
+      events.clear()
+      run = pj.run(tiny.model, grid, out=tmp_path / name, progress=False)
+      texts.append(run.table()["text"].tolist())
+      if name == "first":
+        assert events["cache_misses"] > 5
+    assert events["cache_hits"] == events["compile_requests_use_cache"] > 5
+    assert texts[0] == texts[1]
+  finally:
+    jax.monitoring.unregister_event_listener(heard)
 
 
 def test_a_directory_and_a_threshold_of_the_users_own_are_kept(tmp_path):
