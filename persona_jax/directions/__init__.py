@@ -1,4 +1,5 @@
 """Directions of concepts in activation space.
 
-`direction` (vectors and their file), `extract` (from contrastive prompts), `dose` (their units).
+`direction` (vectors and their file), `load` and `formats` (files of other tools), `extract` (from
+contrastive prompts), `dose` (their units).
 """

@@ -6,16 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from persona_jax.edits.table import HEAD_SITE
-
-if TYPE_CHECKING:
-  from persona_jax.engine.model import Model
 
 _FORMAT = "persona_jax.direction/1"
 
@@ -133,23 +130,12 @@ class Direction:
     return path
 
 
-def load_direction(
-  path: str | Path, *, model: "Model | None" = None, allow_other_model: bool = False
-) -> Direction:
+def read_direction(path: str | Path) -> Direction:
   """Read a file of `Direction.save`.
-
-  Args:
-    path: the safetensors file.
-    model: if given, the direction must have its width and number of blocks, and must not have been
-      made on other weights. Without it nothing is compared here; `pj.compile_edits`, and with it
-      every call that takes edits, refuses a direction of another width or number of blocks in any
-      case.
-    allow_other_model: accept a direction that was made on other weights, as for a transfer between
-      a base model and its fine-tune.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is no direction file, is damaged, or does not fit the model.
+    ValueError: it is no direction file or is damaged.
   """
   path = Path(path)
   if not path.is_file():
@@ -178,21 +164,6 @@ def load_direction(
     raise ValueError(
       f"{path} is damaged: its vectors do not have the checksum that the file states."
     )
-  if model is not None:
-    expected = (model.arch.num_blocks, model.arch.site_width(direction.site))
-    if direction.vectors_SLD.shape[1:] != expected:
-      raise ValueError(
-        f"{path}: direction {direction.concept!r} is {direction.vectors_SLD.shape[1:]} "
-        f"[blocks, width]; the model is {expected}."
-      )
-    made_on = direction.provenance.get("model_hash")
-    if made_on not in (None, model.identity.sha256) and not allow_other_model:
-      raise ValueError(
-        f"{path}: direction {direction.concept!r} was made on "
-        f"{direction.provenance.get('model')!r} (sha256 {str(made_on)[:12]}…), this model is "
-        f"{model.identity.name!r} ({model.identity.sha256[:12]}…); pass allow_other_model=True if "
-        "that is meant."
-      )
   return direction
 
 

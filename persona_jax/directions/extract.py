@@ -1,21 +1,24 @@
-"""Directions from contrastive prompts.
+"""Directions from contrastive prompts: `pj.extract`.
 
-Difference of means (Rimsky et al. 2024; Arditi et al. 2024).
+Means come from sums on the device and nothing else is kept. The other methods (`methods`) read
+every row's activations, in memory or in a store (`activations`).
 """
 
-import functools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from persona_jax.data.hashing import content_hash
+from persona_jax.directions.activations import Activations, activations
+from persona_jax.directions.class_means import from_sums
+from persona_jax.directions.contrasts import Found, Pairs, contents_of, pairs_of
 from persona_jax.directions.direction import Direction
+from persona_jax.directions.methods import METHODS
 from persona_jax.edits.table import HEAD_SITE
 from persona_jax.edits.window import Window
-from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model, Progress
@@ -25,33 +28,204 @@ from persona_jax.personas.chat import Prompt
 Tokens = Literal["last", "answer_mean", "answer_first"]
 
 _WINDOWS = {"answer_mean": Window(start=0), "answer_first": Window(start=0, stop=1)}
+_MEANS = ("diff_means", "mean_centred")
+_LEAST_PAIRS = 2  # of a method that is no mean, in a replicate or a half
 
 
-def _group_sums(
+def extract(
   model: Model,
-  rows: Sequence[Row],
-  capture: Capture,
-  group_N: np.ndarray,
-  progress: Progress | None,
-) -> np.ndarray:
-  """Sum activations within groups of rows, on the device; return float64 [G, L, D]."""
-  num_groups, arch = int(group_N.max()) + 1, model.arch
-  sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.site_width(capture.sites[0])))
-  for tile in batches(model, rows, capture):
-    h_LBD = [tile.reads[capture.sites[0], block] for block in range(arch.num_blocks)]
-    group_B = np.full(len(h_LBD[0]), num_groups, np.int32)  # padding is in no group
-    group_B[: len(tile.numbers)] = group_N[tile.numbers]
-    # Only the sums of a tile leave the device; tiles are added in float64.
-    sums_GLD += np.asarray(tile.run("sum groups", _sum_groups, h_LBD, group_B, groups=num_groups))
-    if progress is not None:
-      progress(len(tile.numbers))
-  return sums_GLD
+  positives: Sequence[Prompt],
+  negatives: Sequence[Prompt],
+  *,
+  method: str = "diff_means",
+  site: str = "resid_post",
+  tokens: Tokens = "last",
+  replicates: int | Sequence[int] | None = None,
+  concept: str = "direction",
+  store: str | Path | None = None,
+  progress: Progress | None = None,
+  **options: Any,
+) -> Direction:
+  """Extract a direction from negatives to positives at every block.
+
+  Args:
+    model: the model.
+    positives, negatives: prompts or chats, paired by position. An answer is a final assistant
+      message.
+    method: "diff_means", mean(positives) - mean(negatives), from sums on the device;
+      "mean_centred", mean(positives) - mean of all classes (Jorgensen et al. 2023); or one of
+      `directions.methods`: "pca_diff", "pca_center", "lat", "logistic", "lda".
+    site: where to read; at "head_out" every head gets a direction of its own.
+    tokens: "last" token of the row; "answer_mean", the mean over the answer's tokens (within an
+      answer first, then over answers); or "answer_first", its first token.
+    replicates: None for one; S to deal the pairs out in turn; or one label 0 … S - 1 a pair.
+    concept: name of the direction.
+    store: folder to keep the activations in (`directions.activations`), for the methods that read
+      them; with it an interrupted extraction goes on where it was.
+    progress: called with the number of prompts done.
+    **options: of the method: seed of "lat", c of "logistic".
+
+  Returns:
+    A `Direction`: vectors [S, L, D]; `gap_L` the distance of the class means along the vector;
+    `reliability_L` from halves (pairs 0, 2, 4, … against 1, 3, 5, …) when there are at least 4
+    pairs. Vectors are as the method makes them: components are of length 1.
+
+  Raises:
+    ValueError: nothing to contrast, unequal numbers, an unknown method, option, site or token
+      choice, a chat without an answer where one is needed, too few pairs for the method.
+  """
+  return extract_each(
+    model,
+    {concept: (positives, negatives)},
+    method=method,
+    site=site,
+    tokens=tokens,
+    replicates=replicates,
+    store=store,
+    progress=progress,
+    **options,
+  )[concept]
 
 
-@functools.partial(jax.jit, static_argnames=("groups",))
-def _sum_groups(h_LBD: list[jax.Array], group_B: jax.Array, *, groups: int) -> jax.Array:
-  """Sum rows within groups at every block, [G, L, D]."""
-  return jnp.stack([jax.ops.segment_sum(h_BD, group_B, groups) for h_BD in h_LBD], axis=1)
+def extract_each(
+  model: Model,
+  contrasts: Mapping[str, tuple[Sequence[Prompt], Sequence[Prompt]]],
+  *,
+  method: str = "diff_means",
+  site: str = "resid_post",
+  tokens: Tokens = "last",
+  replicates: int | Sequence[int] | None = None,
+  store: str | Path | None = None,
+  progress: Progress | None = None,
+  **options: Any,
+) -> dict[str, Direction]:
+  """Extract a direction from each of several contrasts, in one pass over all their prompts.
+
+  What prompts of different contrasts have in common is then computed once, and there are fewer
+  shapes than with a call of `extract` for each.
+
+  Args:
+    model: the model.
+    contrasts: {concept: (positives, negatives)}.
+    method, site, tokens, replicates, store, progress, **options: see `extract`.
+
+  Returns:
+    {concept: its direction}.
+
+  Raises:
+    ValueError: as `extract`; or no contrast.
+  """
+  return extract_by_methods(
+    model,
+    contrasts,
+    {method: options},
+    site=site,
+    tokens=tokens,
+    replicates=replicates,
+    store=store,
+    progress=progress,
+  )[method]
+
+
+def extract_by_methods(
+  model: Model,
+  contrasts: Mapping[str, tuple[Sequence[Prompt], Sequence[Prompt]]],
+  methods: Mapping[str, Mapping[str, Any]],
+  *,
+  site: str = "resid_post",
+  tokens: Tokens = "last",
+  replicates: int | Sequence[int] | None = None,
+  store: str | Path | None = None,
+  progress: Progress | None = None,
+) -> dict[str, dict[str, Direction]]:
+  """Extract directions of several contrasts by several methods, in one pass over the prompts.
+
+  Args:
+    model: the model.
+    contrasts: {concept: (positives, negatives)}.
+    methods: {method: its options}.
+    site, tokens, replicates, store, progress: see `extract`.
+
+  Returns:
+    {method: {concept: its direction}}.
+
+  Raises:
+    ValueError: as `extract`; or no contrast or method.
+  """
+  chosen = {name: _with_defaults(name, given) for name, given in methods.items()}
+  if not chosen:
+    raise ValueError("extraction needs at least one method.")
+  if tokens not in ("last", *_WINDOWS):
+    raise ValueError(f"tokens={tokens!r}: use 'last', 'answer_mean' or 'answer_first'.")
+  only_means = set(chosen) <= set(_MEANS)
+  if store is not None and only_means:
+    raise ValueError(
+      f"{list(chosen)} need sums only; a store is for methods that read activations."
+    )
+  contents = contents_of(contrasts)
+  pairs = pairs_of(contents, replicates)
+  for concept, pair in pairs.items():
+    few = min(np.bincount(pair.label_N))
+    if not only_means and few < _LEAST_PAIRS:
+      raise ValueError(f"{concept!r}: {few} pairs in a replicate; {list(chosen)} need 2 at least.")
+  prompts = [prompt for sides in contents.values() for side in sides for prompt in side]
+  capture = (
+    Capture((site,), reduce="last")
+    if tokens == "last"
+    else Capture((site,), reduce="mean", tokens=_WINDOWS[tokens])
+  )
+  rows = _encode(model, prompts, tokens)
+  if only_means:
+    found = from_sums(model, rows, capture, pairs, list(chosen), progress)
+  else:
+    h = activations(model, prompts, capture, store=store, progress=progress)
+    found = _from_activations(model, h, pairs, chosen, site)
+  about = {
+    "model": model.identity.name,
+    "model_hash": model.identity.sha256,
+    "model_source": model.identity.source,
+    "model_type": json.loads(model.config).get("model_type"),
+    "dtype": model.dtype,
+    "system_default": model.chat.system_default,
+    "site": site,
+    "tokens": tokens,
+  }
+  return {
+    method: {
+      concept: _direction(
+        concept,
+        found[method, concept],
+        pairs[concept],
+        site,
+        model,
+        about
+        | {
+          "method": method,
+          **options,
+          "num_pairs": len(pairs[concept].label_N),
+          "replicates": int(pairs[concept].label_N.max()) + 1,
+          "data_hash": content_hash([[plain_prompt(p) for p in ps] for ps in contents[concept]]),
+        },
+      )
+      for concept in pairs
+    }
+    for method, options in chosen.items()
+  }
+
+
+def _with_defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the options of a method, all of them.
+
+  Raises:
+    ValueError: an unknown method or option.
+  """
+  if method not in (*_MEANS, *METHODS):
+    raise ValueError(f"method={method!r}: use one of {list(dict.fromkeys((*_MEANS, *METHODS)))}.")
+  known = dict(METHODS[method].options) if method in METHODS else {}
+  unknown = sorted(set(given) - set(known))
+  if unknown:
+    raise ValueError(f"method {method!r} has no option {unknown}; it has {list(known) or 'none'}.")
+  return known | dict(given)
 
 
 def _encode(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> list[Row]:
@@ -65,175 +239,80 @@ def _encode(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> list[Row
   return rows
 
 
-def _labels(replicates: int | Sequence[int] | None, n: int) -> np.ndarray:
-  """Return the replicate of each pair, 0 … S - 1."""
-  if replicates is None:
-    return np.zeros(n, int)
-  if isinstance(replicates, (int, np.integer)):
-    if not 1 <= replicates <= n:
-      raise ValueError(
-        f"replicates={replicates}: give 1 to {n} (the number of pairs), or a label for each pair."
-      )
-    return np.arange(n) % int(replicates)
-  labels = np.asarray(replicates)
-  if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(
-      f"replicates: give one int label for each of the {n} pairs; got shape {labels.shape}."
-    )
-  present = np.unique(labels)
-  if not np.array_equal(present, np.arange(present.size)):
-    raise ValueError(
-      f"replicates: labels must be 0 … S - 1 with none left out; got {present.tolist()}."
-    )
-  return labels
-
-
-def extract(
+def _from_activations(
   model: Model,
-  positives: Sequence[Prompt],
-  negatives: Sequence[Prompt],
-  *,
-  method: Literal["diff_means"] = "diff_means",
-  site: str = "resid_post",
-  tokens: Tokens = "last",
-  replicates: int | Sequence[int] | None = None,
-  concept: str = "direction",
-  progress: Progress | None = None,
-) -> Direction:
-  """Extract mean(positives) - mean(negatives) at every block.
-
-  Args:
-    model: the model.
-    positives, negatives: prompts or chats, paired by position. An answer is a final assistant
-      message.
-    method: "diff_means".
-    site: where to read; at "head_out" every head gets a direction of its own.
-    tokens: "last" token of the row; "answer_mean", the mean over the answer's tokens (within an
-      answer first, then over answers); or "answer_first", its first token.
-    replicates: None for one; S to deal the pairs out in turn; or one label 0 … S - 1 a pair.
-    concept: name of the direction.
-    progress: called with the number of prompts done.
-
-  Returns:
-    A `Direction`: vectors [S, L, D]; `gap_L` the distance of the class means; `reliability_L` from
-    halves (pairs 0, 2, 4, … against 1, 3, 5, …) when there are at least 4 pairs.
-
-  Raises:
-    ValueError: nothing to contrast, unequal numbers, an unknown method, site or token choice, a
-      chat without an answer where one is needed.
-  """
-  return extract_each(
-    model,
-    {concept: (positives, negatives)},
-    method=method,
-    site=site,
-    tokens=tokens,
-    replicates=replicates,
-    progress=progress,
-  )[concept]
-
-
-def extract_each(
-  model: Model,
-  contrasts: Mapping[str, tuple[Sequence[Prompt], Sequence[Prompt]]],
-  *,
-  method: Literal["diff_means"] = "diff_means",
-  site: str = "resid_post",
-  tokens: Tokens = "last",
-  replicates: int | Sequence[int] | None = None,
-  progress: Progress | None = None,
-) -> dict[str, Direction]:
-  """Extract a direction from each of several contrasts, in one pass over all their prompts.
-
-  What prompts of different contrasts have in common is then computed once, and there are fewer
-  shapes than with a call of `extract` for each.
-
-  Args:
-    model: the model.
-    contrasts: {concept: (positives, negatives)}.
-    method, site, tokens, replicates, progress: see `extract`.
-
-  Returns:
-    {concept: its direction}.
-
-  Raises:
-    ValueError: as `extract`; or no contrast.
-  """
-  if method != "diff_means":
-    raise ValueError(f"method={method!r}: 'diff_means' is the method there is.")
-  if tokens not in ("last", *_WINDOWS):
-    raise ValueError(f"tokens={tokens!r}: use 'last', 'answer_mean' or 'answer_first'.")
-  if not contrasts:
-    raise ValueError("extract_each needs at least one contrast.")
-  prompts: list[Prompt] = []
-  pairs, groups_of, group_N = {}, {}, np.zeros(0, int)
-  for concept, sides in contrasts.items():
-    positives, negatives = pairs[concept] = tuple(map(list, sides))
-    if not positives or len(positives) != len(negatives):
-      raise ValueError(
-        f"{len(positives)} positives and {len(negatives)} negatives; give as many of each, "
-        "at least one."
-      )
-    n = len(positives)
-    own_N = _labels(replicates, n) * 2 + np.arange(n) % 2  # a group is a half of a replicate
-    first, count_G = int(group_N.max(initial=-1)) + 1, np.bincount(own_N)
-    group_N = np.concatenate([group_N, first + own_N, first + len(count_G) + own_N])
-    groups_of[concept] = first, count_G
-    prompts += [*positives, *negatives]
-  capture = (
-    Capture((site,), reduce="last")
-    if tokens == "last"
-    else Capture((site,), reduce="mean", tokens=_WINDOWS[tokens])
-  )
-  sums_GLD = _group_sums(model, _encode(model, prompts, tokens), capture, group_N, progress)
-  found = {}
-  for concept, (positives, negatives) in pairs.items():
-    first, count_G = groups_of[concept]
-    pos_GLD, neg_GLD = np.split(sums_GLD[first : first + 2 * len(count_G)], 2)
-    provenance = {
-      "model": model.identity.name,
-      "model_hash": model.identity.sha256,
-      "model_source": model.identity.source,
-      "dtype": model.dtype,
-      "system_default": model.chat.system_default,
-      "method": method,
-      "site": site,
-      "tokens": tokens,
-      "num_pairs": len(positives),
-      "replicates": -(-len(count_G) // 2),
-      "data_hash": content_hash([[plain_prompt(p) for p in ps] for ps in (positives, negatives)]),
-    }
-    num_heads = model.arch.num_heads if site == HEAD_SITE else None
-    found[concept] = _difference(concept, pos_GLD, neg_GLD, count_G, site, num_heads, provenance)
-  return found
-
-
-def _difference(
-  concept: str,
-  pos_GLD: np.ndarray,
-  neg_GLD: np.ndarray,
-  count_G: np.ndarray,
+  h: Activations,
+  pairs: Mapping[str, Pairs],
+  chosen: Mapping[str, Mapping[str, Any]],
   site: str,
-  num_heads: int | None,
+) -> dict[tuple[str, str], Found]:
+  """Make directions block by block of the activations of all rows."""
+  heads = model.arch.num_heads if site == HEAD_SITE else 1
+  found: dict[tuple[str, str], list[list[np.ndarray]]] = {}
+  gaps: dict[str, list[list[np.ndarray]]] = {}
+  for block in range(model.arch.num_blocks):
+    sides = {
+      concept: tuple(h.block(block, rows).astype(np.float64) for rows in pair.rows)
+      for concept, pair in pairs.items()
+    }
+    centre_D = np.mean([x_ND.mean(axis=0) for both in sides.values() for x_ND in both], axis=0)
+    for concept, (x_ND, y_ND) in sides.items():
+      parts = [(x_ND[mine], y_ND[mine]) for mine in pairs[concept].subsets]
+      gaps.setdefault(concept, []).append([x.mean(axis=0) - y.mean(axis=0) for x, y in parts])
+      for method, options in chosen.items():
+        make = _centred(centre_D) if method == "mean_centred" else METHODS[method].make
+        vectors = [_by_head(make, x, y, heads, options) for x, y in parts]
+        found.setdefault((method, concept), []).append(vectors)
+
+  def by_subset(of_blocks: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.stack(of_subset) for of_subset in zip(*of_blocks, strict=True)]
+
+  return {key: Found(by_subset(x), by_subset(gaps[key[1]])) for key, x in found.items()}
+
+
+def _centred(centre_D: np.ndarray) -> Callable[..., np.ndarray]:
+  return lambda x_ND, y_ND: x_ND.mean(axis=0) - centre_D
+
+
+def _by_head(
+  make: Callable[..., np.ndarray],
+  x_ND: np.ndarray,
+  y_ND: np.ndarray,
+  heads: int,
+  options: Mapping[str, Any],
+) -> np.ndarray:
+  """Make a vector of each head's part."""
+  parts = zip(np.split(x_ND, heads, axis=1), np.split(y_ND, heads, axis=1), strict=True)
+  return np.concatenate([make(x, y, **options) for x, y in parts])
+
+
+def _direction(
+  concept: str,
+  found: Found,
+  pairs: Pairs,
+  site: str,
+  model: Model,
   provenance: dict[str, Any],
 ) -> Direction:
-  """Make a direction of the sums over groups of pairs: the halves of each replicate in turn."""
-  groups = np.arange(len(count_G))
-
-  def contrast(chosen_G: np.ndarray) -> np.ndarray:
-    """Return the difference of means over some groups, [L, D]."""
-    return (pos_GLD[chosen_G] - neg_GLD[chosen_G]).sum(axis=0) / count_G[chosen_G].sum()
+  """Make a direction of what a method found."""
+  num_heads = model.arch.num_heads if site == HEAD_SITE else None
+  replicates = int(pairs.label_N.max()) + 1
 
   def by_head(x_LD: np.ndarray) -> np.ndarray:
     return x_LD if num_heads is None else x_LD.reshape(len(x_LD), num_heads, -1)
 
-  vectors_SLD = np.stack([contrast(groups // 2 == s) for s in range(provenance["replicates"])])
+  def cosine(a_LD: np.ndarray, b_LD: np.ndarray) -> np.ndarray:
+    a, b = by_head(a_LD), by_head(b_LD)
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+  vectors_SLD = np.stack(found.vectors[:replicates])
+  mean_LD, gap_LD = vectors_SLD.mean(axis=0), np.mean(found.gaps[:replicates], axis=0)
   reliability_L = None
-  if provenance["num_pairs"] >= 4:
-    even, odd = contrast(groups % 2 == 0), contrast(groups % 2 == 1)
-    even, odd = by_head(even), by_head(odd)
-    with np.errstate(invalid="ignore", divide="ignore"):
-      cos_L = (even * odd).sum(-1) / (np.linalg.norm(even, axis=-1) * np.linalg.norm(odd, axis=-1))
+  with np.errstate(invalid="ignore", divide="ignore"):
+    if len(found.vectors) > replicates:
+      cos_L = cosine(*found.vectors[replicates:])
       reliability_L = 2 * cos_L / (1 + cos_L)
-  gap_L = np.linalg.norm(by_head(vectors_SLD.mean(axis=0)), axis=-1)
+    norm_L = np.linalg.norm(by_head(mean_LD), axis=-1)
+    along_L = np.abs((by_head(mean_LD) * by_head(gap_LD)).sum(-1))
+    gap_L = np.where(norm_L > 0, along_L / norm_L, 0.0)
   return Direction(vectors_SLD, concept, site, provenance, gap_L, reliability_L, num_heads)

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from persona_jax.directions.direction import Direction, compose, load_direction
+from persona_jax.directions.direction import Direction, compose
 from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.extract import extract_each
+from persona_jax.directions.load import load_direction
 from persona_jax.engine.model import Model
 from persona_jax.engine.rows import derive_seed
 from persona_jax.personas.persona import Pole, load_poles, load_questions

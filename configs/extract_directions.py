@@ -1,0 +1,55 @@
+"""Directions of the Big Five by every method: minutes on two CPU cores with a small model.
+
+python experiments/extract_directions.py --config=configs/extract_directions.py --workdir=runs/dirs
+python experiments/extract_directions.py --config=configs/extract_directions.py:gemma-3-270m ...
+
+After the colon stands the model: a registry name, hub id, directory or .gguf file.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+_BASE_MODELS = ("gemma-3-270m",)
+
+
+def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+
+  config.model = model  # registry name, hub id, directory or .gguf file
+  config.dtype = "float32"
+  config.system_default = "keep"  # what a chat without a system message gets: keep, empty, drop
+  config.chat_template = config_dict.placeholder(str)  # None: the model's own
+  if model in _BASE_MODELS:
+    config.chat_template = "plain"
+
+  config.bank = "traits"  # the Big Five, or a TOML file of roles
+  config.only = ()  # names out of the bank; empty for all
+  config.methods = (
+    "diff_means",
+    "mean_centred",
+    "pca_diff",
+    "pca_center",
+    "lat",
+    "logistic",
+    "lda",
+    "preference",
+    "likelihood",
+  )
+  config.source = "prompts"  # the last prompt token under opposite texts; or "answers"
+  config.site = "resid_post"
+
+  # Questions about oneself, 12 of them; each under three wordings of either pole.
+  config.train_questions = 8
+  config.held_out_questions = 4
+  config.answer_tokens = 32  # of the answers that trained vectors (and "answers") need
+
+  # Vectors trained by gradient, at one block. BiPO trains for hundreds of steps at 5e-4.
+  config.train_block = config_dict.placeholder(int)  # None: at three fifths of the depth
+  config.train_steps = 24
+  config.train_batch = 4
+  config.train_rate = 0.02
+
+  config.lat_seed = 0
+  config.store = False  # keep activations in a TensorStore (zarr3) under the workdir
+  config.seed = 0
+  return config

@@ -1,0 +1,103 @@
+"""The pairs of contrasts: which prompts, which replicate, which half."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from persona_jax.personas.chat import Prompt
+
+LEAST_HALVES = 4  # pairs from which halves are compared
+
+
+class Pairs(NamedTuple):
+  """The pairs of a contrast.
+
+  Attributes:
+    start: number of its first positive among all prompts; the negatives follow the positives.
+    label_N: int, the replicate of each pair.
+  """
+
+  start: int
+  label_N: np.ndarray
+
+  @property
+  def rows(self) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the positives and of the negatives."""
+    n = len(self.label_N)
+    return self.start + np.arange(n), self.start + n + np.arange(n)
+
+  @property
+  def subsets(self) -> list[np.ndarray]:
+    """Pairs of each replicate and, if there are enough pairs, of the even and the odd half."""
+    found = [np.flatnonzero(self.label_N == s) for s in range(int(self.label_N.max()) + 1)]
+    n = np.arange(len(self.label_N))
+    return [*found, n[::2], n[1::2]] if len(n) >= LEAST_HALVES else found
+
+
+class Found(NamedTuple):
+  """What a method makes of a contrast.
+
+  Attributes:
+    vectors: float64 [L, D], by subset of the pairs (`Pairs.subsets`).
+    gaps: float64 [L, D], difference of the class means, by replicate.
+  """
+
+  vectors: list[np.ndarray]
+  gaps: list[np.ndarray]
+
+
+def contents_of(
+  contrasts: Mapping[str, tuple[Sequence[Prompt], Sequence[Prompt]]],
+) -> dict[str, tuple[list[Prompt], list[Prompt]]]:
+  """Return the prompts of each contrast.
+
+  Raises:
+    ValueError: no contrast, none of its prompts, or unequal numbers.
+  """
+  if not contrasts:
+    raise ValueError("extraction needs at least one contrast.")
+  out = {}
+  for concept, (positives, negatives) in contrasts.items():
+    sides = list(positives), list(negatives)
+    if not sides[0] or len(sides[0]) != len(sides[1]):
+      raise ValueError(
+        f"{concept!r}: {len(sides[0])} positives and {len(sides[1])} negatives; give as many of "
+        "each, at least one."
+      )
+    out[concept] = sides
+  return out
+
+
+def pairs_of(
+  contents: Mapping[str, tuple[list[Prompt], list[Prompt]]],
+  replicates: int | Sequence[int] | None,
+) -> dict[str, Pairs]:
+  pairs, start = {}, 0
+  for concept, (positives, _) in contents.items():
+    pairs[concept] = Pairs(start, _labels(replicates, len(positives)))
+    start += 2 * len(positives)
+  return pairs
+
+
+def _labels(replicates: int | Sequence[int] | None, n: int) -> np.ndarray:
+  """Return the replicate of each pair, 0 … S - 1."""
+  if replicates is None:
+    return np.zeros(n, int)
+  if isinstance(replicates, (int, np.integer)):
+    if not 1 <= replicates <= n:
+      raise ValueError(
+        f"replicates={replicates}: give 1 to {n} (the number of pairs), or a label for each pair."
+      )
+    return np.arange(n) % int(replicates)
+  labels = np.asarray(replicates)
+  if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(
+      f"replicates: give one int label for each of the {n} pairs; got shape {labels.shape}."
+    )
+  present = np.unique(labels)
+  if not np.array_equal(present, np.arange(present.size)):
+    raise ValueError(
+      f"replicates: labels must be 0 … S - 1 with none left out; got {present.tolist()}."
+    )
+  return labels

@@ -1,0 +1,175 @@
+"""Distributions over the next token: logits behind rows, and KL divergences between two of them."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from persona_jax.engine.checks import check_lengths, dose_of, problem_of
+from persona_jax.engine.forward import head
+from persona_jax.engine.memory import (
+  DryMemory,
+  Halving,
+  cut_to_fit,
+  does_not_fit,
+  memory_limit,
+)
+from persona_jax.engine.prefill import prefill
+from persona_jax.engine.programs import PROGRAMS, Runner
+from persona_jax.engine.rows import TILE_ROWS, Row, round_up
+from persona_jax.engine.settings import Settings
+from persona_jax.engine.tile_plan import most_bytes
+from persona_jax.engine.tree import Tree
+from persona_jax.models.arch import Arch
+
+if TYPE_CHECKING:
+  from persona_jax.engine.model import Model
+
+# Logits are [tokens, V] float32: 512 x 49,152 of them are 100 MB.
+_HEAD_TOKENS, _HEAD_STEP = 512, 32
+
+
+def next_logits(model: "Model", rows: Sequence[Row]) -> np.ndarray:
+  """Return the logits of the token after each row, float32 [N, V].
+
+  What rows share is computed once, as everywhere in the engine.
+
+  Args:
+    model: the model.
+    rows: the rows, with their edits.
+
+  Raises:
+    ValueError: a row does not fit the model, or did not get an edit that it asked for.
+    MemoryError: a row by itself does not fit.
+  """
+  out = np.empty((len(rows), model.arch.vocab_size), np.float32)
+  for numbers, h_MD, place in _behind(
+    model, [(row,) for row in rows], [[len(r.ids) - 1] for r in rows]
+  ):
+    for first in range(0, len(numbers), _HEAD_TOKENS):
+      part = numbers[first : first + _HEAD_TOKENS]
+      at_Q = _padded([place[n, 0, len(rows[n].ids) - 1] for n in part])
+      logits_QV = model.runner(PROGRAMS)(
+        "next logits", _logits, model.top, h_MD, at_Q, arch=model.arch
+      )
+      out[part] = np.asarray(logits_QV)[: len(part)]
+  return out
+
+
+def token_kl(
+  model: "Model", pairs: Sequence[tuple[Row, Row]], positions: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+  """Return KL(p ‖ q) of the next token behind positions of pairs of rows, in nats, float32 [T].
+
+  p is what the first row of a pair predicts there and q what the second does, over the whole
+  vocabulary; only the sums leave the device.
+
+  Args:
+    model: the model.
+    pairs: rows of the same tokens, with other edits.
+    positions: of each pair, positions in the rows.
+
+  Raises:
+    ValueError, MemoryError: as `next_logits`.
+  """
+  out = [np.empty(len(mine), np.float32) for mine in positions]
+  run = model.runner(PROGRAMS)
+  for numbers, h_MD, place in _behind(model, pairs, positions):
+    asked = [(n, t) for n in numbers for t in range(len(positions[n]))]
+    for first in range(0, len(asked), _HEAD_TOKENS // 2):
+      part = asked[first : first + _HEAD_TOKENS // 2]
+      p_Q, q_Q = (_padded([place[n, i, positions[n][t]] for n, t in part]) for i in (0, 1))
+      kl_Q = np.asarray(run("token kl", _kl, model.top, h_MD, p_Q, q_Q, arch=model.arch))
+      for (n, t), value in zip(part, kl_Q, strict=False):
+        out[n][t] = value
+  return out
+
+
+def _padded(numbers: Sequence[int]) -> np.ndarray:
+  """Return numbers, padded to few sizes with the first."""
+  out = np.full(round_up(len(numbers), _HEAD_STEP), numbers[0], np.int32)
+  out[: len(numbers)] = numbers
+  return out
+
+
+@functools.partial(jax.jit, static_argnames=("arch",))
+def _logits(
+  params: Mapping[str, Any], h_MD: jax.Array, at_Q: jax.Array, *, arch: Arch
+) -> jax.Array:
+  return head(params, h_MD[at_Q], arch=arch)
+
+
+@functools.partial(jax.jit, static_argnames=("arch",))
+def _kl(
+  params: Mapping[str, Any], h_MD: jax.Array, p_Q: jax.Array, q_Q: jax.Array, *, arch: Arch
+) -> jax.Array:
+  p_QV, q_QV = (jax.nn.log_softmax(head(params, h_MD[at], arch=arch)) for at in (p_Q, q_Q))
+  return jnp.sum(jnp.exp(p_QV) * (p_QV - q_QV), axis=-1)
+
+
+@jax.jit
+def _join(parts: Sequence[jax.Array]) -> jax.Array:
+  return jnp.concatenate(parts)
+
+
+def _behind(
+  model: "Model", groups: Sequence[tuple[Row, ...]], positions: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[int], jax.Array, dict[tuple[int, int, int], int]]]:
+  """Run groups of rows tile by tile, a group's rows together.
+
+  Yields:
+    Numbers of the groups, activations [M, D] behind the last block, and the place among them of
+    (group, row in it, position).
+  """
+  check_lengths(model, [row for rows in groups for row in rows], 0)
+  limit = memory_limit(model.device)
+
+  def rows_of(numbers: Sequence[int]) -> list[Row]:
+    return [row for n in numbers for row in groups[n]]
+
+  def asked(numbers: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Return (row of the tile, position, group, row of the group)."""
+    owners = [(n, i) for n in numbers for i in range(len(groups[n]))]
+    return [(r, t, n, i) for r, (n, i) in enumerate(owners) for t in positions[n]]
+
+  def pass_over(numbers: Sequence[int], run: Runner) -> Any:
+    mine = rows_of(numbers)
+    tree = Tree(mine, [len(row.ids) for row in mine])
+    prefix = prefill(model, tree, chosen=[item[:2] for item in asked(numbers)], run=run)
+    return mine, prefix, model.runner(run)("join", _join, [c.h_MD for c in prefix.chosen])
+
+  def peak(numbers: Sequence[int]) -> int:
+    dry = DryMemory(model.arch, model.params, model.mesh)
+    pass_over(numbers, dry)
+    return dry.peak_bytes
+
+  def fits(numbers: Sequence[int]) -> bool:
+    return most_bytes(model, rows_of(numbers), Settings(1)) <= limit or peak(numbers) <= limit
+
+  def read(numbers: list[int]) -> tuple[list[int], jax.Array, dict[tuple[int, int, int], int]]:
+    mine, prefix, h_MD = pass_over(numbers, PROGRAMS)
+    prefix.waves.clear()
+    done = prefix.delivered
+    for row, realised, requested in zip(mine, done.realised_R, done.requested_R, strict=True):
+      problem = problem_of(row, (), dose_of(realised, requested))
+      if problem:
+        raise ValueError(f"a row did not get its edits: {problem}.")
+    starts = np.cumsum([0, *(len(c.h_MD) for c in prefix.chosen)])
+    place: dict[tuple[int, int], int] = {}
+    for start, chosen in zip(starts, prefix.chosen, strict=False):
+      place |= {key: int(start) + at for key, at in chosen.place.items()}
+    return numbers, h_MD, {(n, i, t): place[r, t] for r, t, n, i in asked(numbers)}
+
+  def single(n: int) -> str:
+    tokens = max(len(row.ids) for row in groups[n])
+    return does_not_fit(f"prompt {n}", tokens, peak([n]), model.device, "a shorter prompt")
+
+  most = max(1, TILE_ROWS // max(map(len, groups)))
+  order = sorted(range(len(groups)), key=lambda n: (groups[n][0].ids, n))
+  in_parts = Halving(read, single)
+  for first in range(0, len(order), most):
+    for tile in cut_to_fit(order[first : first + most], fits):
+      yield from in_parts(tile)

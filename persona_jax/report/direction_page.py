@@ -1,0 +1,196 @@
+"""One page a direction: where held-out pairs lie apart, how reliable it is, what methods agree on.
+
+A page is one HTML file that opens from disk; an index lists them. Texts are data and are escaped.
+"""
+
+import base64
+import dataclasses
+import importlib.resources
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DPI = 110
+# Okabe and Ito's, then greys; each with a line style of its own for those who see no colours.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#767676")
+_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)))
+
+_COLUMNS = (
+  "method", "block", "AUC", "d", "reliability", "cosine of wordings", "why", "sha256",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MethodLine:
+  """What a page says of one method.
+
+  Attributes:
+    method: its name.
+    separation: block, auc, auc_low, auc_high, d, d_low, d_high.
+    reliability_L: split-half reliability by block, or None.
+    block: the chosen block.
+    why: why that one.
+    hash: of the direction.
+    wordings: cosine between wordings at the chosen block: mean of pairs, NaN where there is one.
+    extremes: projection, side, text of the prompts that project furthest.
+  """
+
+  method: str
+  separation: pd.DataFrame
+  reliability_L: np.ndarray | None
+  block: int
+  why: str
+  hash: str
+  wordings: float
+  extremes: pd.DataFrame
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DirectionPage:
+  """A concept's directions by all methods.
+
+  Attributes:
+    concept: its name.
+    setup: what it was made of, in words.
+    lines: the methods; the first is the primary one.
+    cosines: between the methods at the primary one's block.
+  """
+
+  concept: str
+  setup: Mapping[str, str]
+  lines: Sequence[MethodLine]
+  cosines: pd.DataFrame
+
+
+def draw(page: DirectionPage) -> Figure:
+  """Draw AUC, effect size and reliability by block, and the cosines between methods."""
+  figure = Figure(figsize=(11, 8), layout="constrained")
+  (auc, effect), (reliability, agreement) = figure.subplots(2, 2)
+  for n, line in enumerate(page.lines):
+    look: dict[str, Any] = {"color": _COLOURS[n % 8], "linestyle": _STYLES[n % 8]}
+    table = line.separation
+    for axes, name in ((auc, "auc"), (effect, "d")):
+      single = len(table) == 1
+      axes.plot(
+        table["block"], table[name], marker="o" if single else None, label=line.method, **look
+      )
+      if single:
+        low, high = table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]
+        axes.errorbar(table["block"], table[name], yerr=[low, high], color=look["color"], capsize=3)
+      else:
+        axes.fill_between(
+          table["block"], table[f"{name}_low"], table[f"{name}_high"],
+          color=look["color"], alpha=0.12, lw=0,
+        )  # fmt: skip
+    if line.reliability_L is not None and not np.isnan(line.reliability_L).all():
+      by_block = line.reliability_L
+      mean_L = by_block if by_block.ndim == 1 else by_block.mean(axis=1)
+      reliability.plot(np.arange(len(mean_L)), mean_L, label=line.method, **look)
+  auc.axhline(0.5, color="#999999", lw=0.8)
+  effect.axhline(0.0, color="#999999", lw=0.8)
+  _label(auc, "AUC on held-out pairs")
+  _label(effect, "Cohen's d on held-out pairs")
+  _label(reliability, "split-half reliability")
+  reliability.set_ylim(min(0.0, reliability.get_ylim()[0]), 1.02)
+  for axes in (auc, effect, reliability):
+    axes.axvline(page.lines[0].block, color="#bbbbbb", lw=6, alpha=0.4, zorder=0)
+  auc.legend(fontsize=9, ncols=2, frameon=False)
+  _heat(agreement, page)
+  return figure
+
+
+def _label(axes: Axes, name: str) -> None:
+  axes.set_xlabel("block")
+  axes.set_ylabel(name)
+  for side in ("top", "right"):
+    axes.spines[side].set_visible(False)
+
+
+def _heat(axes: Axes, page: DirectionPage) -> None:
+  values = page.cosines.to_numpy()
+  axes.imshow(values, vmin=-1, vmax=1, cmap="PuOr")
+  names = list(page.cosines.columns)
+  axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=9)
+  axes.set_yticks(range(len(names)), names, fontsize=9)
+  for i, j in np.ndindex(values.shape):
+    shown = "" if np.isnan(values[i, j]) else f"{values[i, j]:.2f}"
+    dark = not np.isnan(values[i, j]) and abs(values[i, j]) > 0.6
+    axes.text(j, i, shown, ha="center", va="center", fontsize=8, color="w" if dark else "k")
+  axes.set_title(f"cosines between methods, block {page.lines[0].block}", fontsize=11)
+
+
+def write_page(page: DirectionPage, path: str | Path) -> Path:
+  """Write a page as one self-contained HTML file; return its path."""
+  image = io.BytesIO()
+  draw(page).savefig(image, dpi=DPI, format="png", metadata={"Software": None})
+  lines = [_cells(page.concept, line) for line in page.lines]
+  return _write(
+    path,
+    title=page.concept,
+    page=page,
+    first=lines[0],
+    lines=lines,
+    image="data:image/png;base64," + base64.b64encode(image.getvalue()).decode(),
+    columns=_COLUMNS,
+    extremes=page.lines[0].extremes.to_dict("records"),
+  )
+
+
+def write_index(pages: Sequence[tuple[DirectionPage, Path]], path: str | Path) -> Path:
+  """Write the list of pages, a line a concept and method; return its path."""
+  folder = Path(path).parent
+  lines = [
+    _cells(page.concept, line, file.relative_to(folder).as_posix())
+    for page, file in pages
+    for line in page.lines
+  ]
+  return _write(path, title="Directions", page=None, lines=lines, columns=("direction", *_COLUMNS))
+
+
+def _cells(concept: str, line: MethodLine, file: str = "") -> dict[str, str]:
+  """Return what a table says of a direction, as text."""
+  at = line.separation.set_index("block").loc[line.block]
+  reliability = np.nan
+  if line.reliability_L is not None:
+    reliability = float(np.mean(line.reliability_L[line.block]))
+  return {
+    "concept": concept,
+    "file": file,
+    "method": line.method,
+    "block": str(line.block),
+    "auc": _interval(at, "auc"),
+    "d": _interval(at, "d"),
+    "reliability": _number(reliability),
+    "wordings": _number(line.wordings),
+    "why": line.why,
+    "hash": f"{line.hash[:12]}…",
+  }
+
+
+def _write(path: str | Path, **values: Any) -> Path:
+  environment = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+  )
+  source = importlib.resources.files("persona_jax.report").joinpath("direction.html.jinja")
+  page = environment.from_string(source.read_text(encoding="utf-8")).render(values)
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(page, encoding="utf-8", errors="replace")
+  return path
+
+
+def _interval(row: pd.Series, name: str) -> str:
+  if np.isnan(row[name]):
+    return "not measurable"
+  return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _number(value: float) -> str:
+  return "–" if np.isnan(value) else f"{value:.2f}"
