@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
   begun = time.monotonic()
 
   # ---- set-up ------------------------------------------------------------------------------------
+  logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
   pj.keep_on_disk()
   settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
   contrasts = study.contrasts(settings)

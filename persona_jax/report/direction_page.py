@@ -98,7 +98,8 @@ def draw(page: DirectionPage) -> Figure:
   _label(auc, "AUC on held-out pairs")
   _label(effect, "Cohen's d on held-out pairs")
   _label(reliability, "split-half reliability")
-  reliability.set_ylim(min(0.0, reliability.get_ylim()[0]), 1.02)
+  # Of halves that disagree it is far below -1, and says no more than that.
+  reliability.set_ylim(max(-1.02, min(0.0, reliability.get_ylim()[0])), 1.02)
   for axes in (auc, effect, reliability):
     axes.axvline(page.lines[0].block, color="#bbbbbb", lw=6, alpha=0.4, zorder=0)
   auc.legend(fontsize=9, ncols=2, frameon=False)
