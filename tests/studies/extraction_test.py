@@ -1,7 +1,9 @@
 """The extraction study on a tiny model, with a bank of roles of its own."""
 
 import dataclasses
+import importlib.util
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -129,6 +131,20 @@ def test_answers_are_read_without_the_text_that_made_them(tiny, settings, tmp_pa
 def test_bad_settings_are_refused(settings, change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(settings, **change)
+
+
+def test_the_config_gives_settings():
+  path = pathlib.Path("configs/extract_directions.py")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config().to_dict()
+  for field in ("model", "dtype", "system_default", "chat_template"):
+    config.pop(field)
+  settings = study.Settings.of(config)
+  assert {*settings.read, *settings.trained} == set(settings.methods) and len(settings.methods) == 9
+  with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
+    study.Settings.of(config | {"colour": 1})
 
 
 def test_bad_banks_are_refused(settings, tmp_path):
