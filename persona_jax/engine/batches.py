@@ -11,14 +11,8 @@ import numpy as np
 from persona_jax.edits.table import Where
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
-from persona_jax.engine.memory import (
-  DryMemory,
-  Halving,
-  Limit,
-  cut_to_fit,
-  does_not_fit,
-  memory_limit,
-)
+from persona_jax.engine.halving import Halving, Limit, cut_to_fit
+from persona_jax.engine.memory import DryMemory, does_not_fit, memory_limit
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.programs import PROGRAMS, Runner

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import check_prompts, encode_rows
-from persona_jax.engine.memory import Halving, does_not_fit
+from persona_jax.engine.halving import Halving
+from persona_jax.engine.memory import does_not_fit
 from persona_jax.engine.need import Need
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix

@@ -10,13 +10,8 @@ import numpy as np
 
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.forward import head
-from persona_jax.engine.memory import (
-  DryMemory,
-  Halving,
-  cut_to_fit,
-  does_not_fit,
-  memory_limit,
-)
+from persona_jax.engine.halving import Halving, cut_to_fit
+from persona_jax.engine.memory import DryMemory, does_not_fit, memory_limit
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.programs import PROGRAMS, Runner
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up

@@ -12,13 +12,8 @@ from persona_jax.edits.compile import RowEdits
 from persona_jax.engine.checks import as_int, check_lengths, dose_of, problem_of
 from persona_jax.engine.encode import check_prompts, encode_rows
 from persona_jax.engine.forward import head
-from persona_jax.engine.memory import (
-  DryMemory,
-  Halving,
-  cut_to_fit,
-  does_not_fit,
-  memory_limit,
-)
+from persona_jax.engine.halving import Halving, cut_to_fit
+from persona_jax.engine.memory import DryMemory, does_not_fit, memory_limit
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.prefix import Prefix
 from persona_jax.engine.programs import PROGRAMS, Runner

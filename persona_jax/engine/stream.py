@@ -21,7 +21,7 @@ from persona_jax.edits.edit import Edit
 from persona_jax.engine.batches import ReadTile, batches, cut
 from persona_jax.engine.capture import Capture, CaptureSpec, resolve
 from persona_jax.engine.encode import edited_rows, plain_rows
-from persona_jax.engine.memory import Limit
+from persona_jax.engine.halving import Limit
 from persona_jax.engine.moments import Moments, RunningMoments, Work
 from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.reads import NodeReads, held_tokens

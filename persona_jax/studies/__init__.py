@@ -1,1 +1,1 @@
-"""Studies as functions, one package each: `prompt_vs_steering`."""
+"""Studies as functions, one package each: `prompt_vs_steering`, `extraction`."""

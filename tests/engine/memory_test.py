@@ -10,7 +10,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.engine import batches, generate, programs, score, stream
-from persona_jax.engine.memory import Halving, Limit, cut_to_fit, is_out_of_memory
+from persona_jax.engine.halving import Halving, Limit, cut_to_fit, is_out_of_memory
 from persona_jax.engine.need import Need
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED

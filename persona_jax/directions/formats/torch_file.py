@@ -75,7 +75,8 @@ def read_torch_file(path: str | Path) -> Any:
   try:
     with zipfile.ZipFile(path) as archive:
       return _read_archive(path, archive)
-  except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+  # RuntimeError is `zipfile`'s for members that are encrypted or of an unknown kind.
+  except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
     raise ValueError(f"{path} is truncated or damaged: {error}.") from error
 
 

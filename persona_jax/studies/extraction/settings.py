@@ -8,6 +8,7 @@ from typing import Any, Literal
 from persona_jax.directions.methods import METHODS
 from persona_jax.directions.train import Training
 from persona_jax.personas.persona import TRAITS
+from persona_jax.studies.fields import settings_of
 
 TRAINED = ("preference", "likelihood")
 _MEANS = ("diff_means", "mean_centred")
@@ -58,11 +59,7 @@ class Settings:
     Raises:
       ValueError: a field is unknown or missing, or as the class says.
     """
-    names = {field.name for field in dataclasses.fields(cls)}
-    unknown, missing = sorted(set(fields) - names), sorted(names - set(fields))
-    if unknown or missing:
-      raise ValueError(f"no settings {unknown}; missing {missing}; there are {sorted(names)}.")
-    return cls(**fields)
+    return settings_of(cls, fields)
 
   def __post_init__(self) -> None:
     for name in ("only", "methods"):

@@ -16,6 +16,7 @@ from persona_jax.engine.model import Model
 from persona_jax.personas.persona import TRAITS, Persona, load_personas, load_poles, load_questions
 from persona_jax.runs.run import check_versions, describe_model, versions, write_json
 from persona_jax.scorers.self_report import SelfReport
+from persona_jax.studies.fields import settings_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,7 @@ class Settings:
     Raises:
       ValueError: a field is unknown or missing, or as the class says.
     """
-    names = {field.name for field in dataclasses.fields(cls)}
-    unknown, missing = sorted(set(fields) - names), sorted(names - set(fields))
-    if unknown or missing:
-      raise ValueError(
-        f"the study has no settings {unknown}, and lacks {missing}; it has {sorted(names)}."
-      )
-    return cls(**fields)
+    return settings_of(cls, fields)
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "personas", tuple(self.personas))
