@@ -114,6 +114,7 @@ typecheck: install
 
 parity: fetch $(PARITY_STAMP)
 	$(RUN) -m persona_jax.fetch gemma-3-270m
+	-$(RUN) -m benchmarks.grid.environments steering llama $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
 
 # libtpu and the CUDA plugin, of the versions that the installed JAX asks for; the main environment

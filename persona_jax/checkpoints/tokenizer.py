@@ -86,14 +86,16 @@ class Tokenizer:
     """
     return self.backend.encode(text, add_special_tokens=False).ids
 
-  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return `encode(text)` and each token's [start, end) in characters of the text.
+  def encode_with_offsets(
+    self, texts: Sequence[str]
+  ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Return `encode` of each text, and each token's [start, end) in characters of the text.
 
-    The tokens of one character that takes several (an emoji, say) all have that character's
-    offsets.
+    Several texts are tokenised in parallel. The tokens of one character that takes several (an
+    emoji, say) all have that character's offsets.
     """
-    encoding = self.backend.encode(text, add_special_tokens=False)
-    return encoding.ids, encoding.offsets
+    encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+    return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
   def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
     """Return the text of token ids; ids beyond the vocabulary stand for nothing."""

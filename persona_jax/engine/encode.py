@@ -1,7 +1,7 @@
 """Prompts to rows, with the edits of each."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +12,12 @@ from persona_jax.edits.edit import Edit
 from persona_jax.engine.checks import naming
 from persona_jax.engine.gates import settle
 from persona_jax.engine.rows import Row, make_row
-from persona_jax.personas.chat import Prompt, Raw
+from persona_jax.personas.chat import EncodedPrompt, Prompt, Raw, Rendered, encode_rendered
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
+
+_AT_ONCE = 512  # prompts; what is known of each character of more would fill the memory
 
 
 def per_row_edits(edits: Sequence[RowEdits] | None, num_rows: int) -> list[tuple[Edit, ...]]:
@@ -59,13 +61,36 @@ def plain_rows(model: "Model", prompts: Sequence[Prompt]) -> list[Row]:
       rendered (the message names its number).
   """
   check_prompts(prompts)
-  rows: dict[str, Row] = {}  # a prompt comes again with every condition
   keys = [repr(prompt) for prompt in prompts]
-  for n, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
-    if key not in rows:
-      with naming(f"prompt {n}"):
-        rows[key] = make_row(model.encode(prompt))
+  first: dict[str, int] = {}  # a prompt comes again with every condition
+  for n, key in enumerate(keys):
+    first.setdefault(key, n)
+  encoded = encode_each(model, {f"prompt {n}": prompts[n] for n in first.values()})
+  rows = dict(zip(first, map(make_row, encoded), strict=True))
   return [rows[key] for key in keys]
+
+
+def encode_each(model: "Model", prompts: Mapping[str, Prompt]) -> Iterator[EncodedPrompt]:
+  """Yield `Model.encode` of prompts, some hundred tokenised in parallel.
+
+  Args:
+    model: of the tokenizer and the template.
+    prompts: by a name, with which the message of an error begins.
+
+  Raises:
+    ValueError: a prompt has no token or cannot be rendered.
+  """
+  names = list(prompts)
+  for begin in range(0, len(names), _AT_ONCE):
+    rendered: dict[str, Rendered] = {}
+    for name in names[begin : begin + _AT_ONCE]:
+      with naming(name):
+        rendered[name] = model.chat.render(prompts[name])
+    texts = [text for one in rendered.values() for text in (one.text, one.answer)]
+    tokens = iter(model.tokenizer.encode_with_offsets(texts))
+    for name, one in rendered.items():
+      with naming(name):
+        yield encode_rendered(model.tokenizer, prompts[name], one, next(tokens), next(tokens))
 
 
 def interned(row_edits: Sequence[tuple[Edit, ...]]) -> list[tuple[Edit, ...]]:

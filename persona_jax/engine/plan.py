@@ -12,7 +12,7 @@ import numpy as np
 
 from persona_jax.edits.compile import check_calls
 from persona_jax.engine.checks import as_whole, check_lengths, naming
-from persona_jax.engine.encode import interned
+from persona_jax.engine.encode import encode_each, interned
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid, check_grid
 from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes, size_text
@@ -22,6 +22,7 @@ from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tile_plan import TilePlan, cut, plan_tile
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
+from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -209,15 +210,19 @@ def grid_rows(
   for name, edits in edits_of.items():  # before the work: decoding comes last
     with naming(f"condition {name!r}"):
       check_calls(edits, model.arch)
-  plain: dict[tuple[str, str | None, str | None], Row] = {}  # conditions that steer share chats
-  rows = []
-  for cell in cells:
-    condition = cell.condition
-    key = cell.prompt_id, condition.system, condition.prefix
-    if key not in plain:
-      with naming(f"prompt {cell.name}"):
-        plain[key] = make_row(model.encode(condition.apply(grid.prompts[cell.prompt_id])))
-    rows.append(dataclasses.replace(plain[key], edits=edits_of[condition.name], seed=cell.seed))
+  keys = [(cell.prompt_id, cell.condition.system, cell.condition.prefix) for cell in cells]
+  first: dict[tuple[str, str | None, str | None], Cell] = {}  # conditions that steer share chats
+  for key, cell in zip(keys, cells, strict=True):
+    first.setdefault(key, cell)
+  chats: dict[str, Prompt] = {}
+  for cell in first.values():
+    with naming(f"prompt {cell.name}"):
+      chats[f"prompt {cell.name}"] = cell.condition.apply(grid.prompts[cell.prompt_id])
+  plain = dict(zip(first, map(make_row, encode_each(model, chats)), strict=True))
+  rows = [
+    dataclasses.replace(plain[key], edits=edits_of[cell.condition.name], seed=cell.seed)
+    for key, cell in zip(keys, cells, strict=True)
+  ]
   names = [cell.name for cell in cells]
   check_lengths(model, rows, grid.max_new_tokens, names=names)
   return cells, settle(model, rows, names=names) if decide_gates else rows

@@ -34,6 +34,7 @@ class Raw:
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Raw
+Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and [start, end) of each in characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +242,7 @@ class ChatTokenizer(Protocol):
   @property
   def chat_template(self) -> str | None: ...
 
-  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+  def encode_with_offsets(self, texts: Sequence[str]) -> list[Tokens]: ...
 
   def id_to_token(self, token_id: int) -> str: ...
 
@@ -274,14 +275,25 @@ def encode_prompt(tokenizer: ChatTokenizer, chat: Chat, prompt: Prompt) -> Encod
     ValueError: as `Chat.render`, or a prompt without tokens.
   """
   rendered = chat.render(prompt)
+  tokens, answer = tokenizer.encode_with_offsets([rendered.text, rendered.answer])
+  return encode_rendered(tokenizer, prompt, rendered, tokens, answer)
+
+
+def encode_rendered(
+  tokenizer: ChatTokenizer, prompt: Prompt, rendered: Rendered, tokens: Tokens, answer: Tokens
+) -> EncodedPrompt:
+  """Put a prompt together from the tokens of what it renders to: of its text, and of its answer.
+
+  Raises:
+    ValueError: a prompt without tokens.
+  """
   roles_by_char = np.repeat(
     np.asarray([ROLES[role] for _, _, role in rendered.role_spans], np.int8),
     [end - start for start, end, _ in rendered.role_spans],
   )
-  ids, offsets = tokenizer.encode_with_offsets(rendered.text)
-  answer_ids, answer_offsets = tokenizer.encode_with_offsets(rendered.answer)
+  (ids, offsets), (answer_ids, answer_offsets) = tokens, answer
   shift = len(rendered.text)
-  offsets += [(shift + start, shift + end) for start, end in answer_offsets]
+  offsets = [*offsets, *((shift + start, shift + end) for start, end in answer_offsets)]
   roles = _token_roles(roles_by_char, offsets)
   if isinstance(prompt, Raw) and tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
     assert tokenizer.bos_id is not None

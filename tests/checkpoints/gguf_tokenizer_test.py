@@ -59,7 +59,7 @@ def test_every_digit_is_a_word(pre):
 @pytest.mark.parametrize("pre", PRES)
 def test_characters_are_composed_and_offsets_are_those_of_the_text_as_given(pre):
   tokenizer = tiny(pre)
-  ids, offsets = tokenizer.encode_with_offsets("he\u0301x")
+  ((ids, offsets),) = tokenizer.encode_with_offsets(["he\u0301x"])
   assert ids == tokenizer.encode("h\u00e9x") and tokenizer.decode(ids) == "h\u00e9x"
   assert (offsets[0], offsets[-1]) == ((0, 1), (3, 4))
   assert len(tiny("gpt-2").encode("e\u0301")) == 3

@@ -94,13 +94,13 @@ def test_offsets_cover_the_text_and_spaces_belong_to_the_word_after(
   smollm2_tokenizer: Tokenizer,
 ) -> None:
   text = "Hello wide world<|im_end|>"
-  ids, offsets = smollm2_tokenizer.encode_with_offsets(text)
+  ((ids, offsets),) = smollm2_tokenizer.encode_with_offsets([text])
   assert ids == smollm2_tokenizer.encode(text)
   assert [text[start:end] for start, end in offsets] == ["Hello", " wide", " world", "<|im_end|>"]
 
 
 def test_all_tokens_of_one_character_have_its_offsets(smollm2_tokenizer: Tokenizer) -> None:
-  _, offsets = smollm2_tokenizer.encode_with_offsets("a\U0001f9d1b")
+  ((_, offsets),) = smollm2_tokenizer.encode_with_offsets(["a\U0001f9d1b"])
   assert offsets[0] == (0, 1) and offsets[-1] == (2, 3)
   assert set(offsets[1:-1]) == {(1, 2)}
 

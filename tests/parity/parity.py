@@ -2,6 +2,7 @@
 
   make parity                  every check; writes smollm2_reference.json if all pass
   make parity ARGS=--check     the same, and compares the committed file instead of writing it
+  make parity ARGS=--only-exchange   control vectors between us, repeng and llama.cpp, nothing else
 
 Both sides get the same dequantised tensors and run in float32 on the CPU; transformers' attention
 is the eager one. One line a group of checks, with the worst error and where it was; the last line
@@ -24,6 +25,7 @@ from persona_jax.checkpoints.registry import registry_file
 from persona_jax.personas.chat import Chat, Prompt
 from tests.parity import family_numbers, gemma, reference_numbers
 from tests.parity.checks import Tally, relative_error
+from tests.parity.exchange import check_exchange
 from tests.parity.families import check_families, check_kept
 from tests.parity.prompts import CONTINUATIONS, PROMPTS, STEERED, prompts_hash
 from tests.parity.reading import Edits, Reading, our_reading
@@ -308,6 +310,7 @@ def check_gemma(tally: Tally) -> None:
 def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--check", action="store_true", help="compare the committed file, not write")
+  parser.add_argument("--only-exchange", action="store_true", help="only control vectors")
   args = parser.parse_args()
   print(
     f"persona_jax {pj.__version__} on JAX {jax.__version__}, against transformers "
@@ -318,6 +321,9 @@ def main() -> int:
   tally = Tally()
   checkpoint = open_checkpoint(MODEL)
   model = pj.load(MODEL, dtype="float32")
+  if args.only_exchange:
+    check_exchange(tally, model, reference_numbers.NEAR_TIE)
+    return 1 if tally.failed else 0
   reference = Reference(
     checkpoint.config, {name: checkpoint.read(name) for name in checkpoint.names}
   )
@@ -332,6 +338,7 @@ def main() -> int:
   check_scores(tally, reference, model, ids)
   check_steered(tally, reference, model, ids)
   check_drift(tally, checkpoint, theirs, ids)
+  check_exchange(tally, model, reference_numbers.NEAR_TIE)
   gemma.check_multimodal(tally)
   del reference
   check_gemma(tally)
