@@ -24,6 +24,7 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
 
   config.bank = "traits"  # the Big Five, or a TOML file of roles
   config.only = ()  # names out of the bank; empty for all
+  config.composites = ("C+ A+",)  # P12, and with the other sign P11
   config.methods = (
     "diff_means",
     "mean_centred",
@@ -50,6 +51,17 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.train_rate = 0.02
 
   config.lat_seed = 0
+  config.depth = (0.2, 0.8)  # shares of the depth between which a block is chosen
+
+  # The first method's direction, tried out at its block on harmless questions, both ways.
+  config.coefficients = (0.1, 0.2, 0.4, 0.8)  # in median residual norms; empty for none
+  config.coefficient_prompts = 4
+  config.coefficient_tokens = 32
+
+  # The refusal direction, for cosines with the traits: pairs of a harmful and a harmless question.
+  config.refusal_pairs = 40  # 0 for none
+  config.refusal_held_out = 12
+
   config.store = False  # keep activations in a TensorStore (zarr3) under the workdir
   config.seed = 0
   return config

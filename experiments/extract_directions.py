@@ -47,9 +47,18 @@ def main(argv: list[str]) -> None:
   # ---- stages ------------------------------------------------------------------------------------
   directions = study.extract(model, settings, contrasts, workdir)
   evidence = study.examine(model, settings, contrasts, directions, workdir)
+  scale = study.scale_of(model, settings)
+  trials = {}
+  for name, lines in evidence.items():
+    tried = study.try_out(model, settings, lines[0].direction, lines[0].block, scale, workdir)
+    if tried is not None:
+      trials[name] = tried
+  refusal = study.find_refusal(model, settings, workdir)
 
   # ---- report ------------------------------------------------------------------------------------
-  index = write_pages(model, settings, config_hash, contrasts, evidence, workdir)
+  index = write_pages(
+    model, settings, config_hash, contrasts, evidence, workdir, trials=trials, refusal=refusal
+  )
   print(f"\n{'direction':<12} {'method':<13} {'block':>5}  {'AUC [95 %]':<20} {'d [95 %]':<22}")
   for concept, lines in evidence.items():
     for line in lines:

@@ -19,7 +19,7 @@ from persona_jax.engine.capture import Capture
 from persona_jax.engine.collect import capture as collect
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model
-from persona_jax.engine.rows import plain_prompt
+from persona_jax.engine.rows import Row, plain_prompt
 from persona_jax.personas.chat import Prompt
 
 _CHUNK_ROWS = 256
@@ -50,7 +50,7 @@ class ActivationStore:
 
   Attributes:
     path: the folder.
-    about: model name and hash, site, tokens, data_hash, shape.
+    about: model name and hash, dtypes, site, tokens, hashes of prompts and their tokens, shape.
   """
 
   def __init__(self, path: str | Path):
@@ -149,6 +149,7 @@ def activations(
   prompts: Sequence[Prompt],
   capture: Capture,
   *,
+  rows: Sequence[Row] | None = None,
   store: str | Path | None = None,
   progress: Callable[[int], None] | None = None,
 ) -> Activations:
@@ -158,6 +159,7 @@ def activations(
     model: the model.
     prompts: prompts or chats.
     capture: of one site, with reduce="last" or "mean".
+    rows: the prompts as `encode_rows` gives them, where they are there already.
     store: folder to keep them in; rows that it has already are not computed again.
     progress: called with the number of prompts done.
 
@@ -166,6 +168,8 @@ def activations(
   """
   (site,) = capture.sites
   arch = model.arch
+  if rows is None:
+    rows = encode_rows(model, prompts, None)
   if store is None:
     reads = collect(model, prompts, capture, progress=progress)
     h_LND = [reads[site, block] for block in range(arch.num_blocks)]
@@ -178,17 +182,19 @@ def activations(
       "model": model.identity.name,
       "model_hash": model.identity.sha256,
       "dtype": model.dtype,
+      "resid_dtype": model.resid_dtype,
       "site": site,
       "reduce": capture.reduce,
       "tokens": str(capture.tokens),
       "data_hash": content_hash([plain_prompt(prompt) for prompt in prompts]),
+      # The same prompts are other tokens under another template or system default.
+      "tokens_hash": content_hash([[row.ids, row.prompt_length, row.roles] for row in rows]),
     },
   )
   todo = kept.todo
   if progress is not None and len(todo) < len(prompts):
     progress(len(prompts) - len(todo))
-  rows = encode_rows(model, [prompts[n] for n in todo], None) if len(todo) else []
-  for tile in batches(model, rows, capture):
+  for tile in batches(model, [rows[n] for n in todo], capture):
     h_LBD = [np.asarray(tile.reads[site, b])[: len(tile.numbers)] for b in range(arch.num_blocks)]
     _check_whole(np.isnan(h_LBD[0]).any(axis=1), todo[tile.numbers])
     kept.write(todo[tile.numbers], np.stack(h_LBD, axis=1))

@@ -13,6 +13,8 @@ from persona_jax.engine.capture import Capture
 from persona_jax.engine.model import Model, Progress
 from persona_jax.engine.rows import Row
 
+Means = tuple[np.ndarray, np.ndarray]  # of positives and of negatives
+
 
 def from_sums(
   model: Model,
@@ -42,20 +44,50 @@ def from_sums(
     count = count_G[chosen_G].sum()
     return x[chosen_G].sum(axis=0) / count, y[chosen_G].sum(axis=0) / count
 
-  whole = {concept: means(concept, np.arange(len(firsts[concept][1]))) for concept in pairs}
-  centre_LD = np.mean([mean for both in whole.values() for mean in both], axis=0)
-  out = {}
+  by_subset: dict[str, list[Means]] = {}
   for concept, pair in pairs.items():
     groups = np.arange(len(firsts[concept][1]))
-    chosen = [groups // 2 == s for s in range(int(pair.label_N.max()) + 1)]
+    chosen = [groups // 2 == s for s in range(pair.num_replicates)]
     if len(pair.label_N) >= LEAST_HALVES:
       chosen += [groups % 2 == 0, groups % 2 == 1]
-    both = [means(concept, groups[mine]) for mine in chosen]
+    by_subset[concept] = [means(concept, groups[mine]) for mine in chosen]
+  whole = {concept: means(concept, np.arange(len(firsts[concept][1]))) for concept in pairs}
+  centred = centre(by_subset, whole, {c: pair.num_replicates for c, pair in pairs.items()})
+  out = {}
+  for concept, both in by_subset.items():
     gaps = [x - y for x, y in both]
     for method in methods:
-      vectors = gaps if method == "diff_means" else [x - centre_LD for x, _ in both]
-      out[method, concept] = Found(vectors, gaps)
+      out[method, concept] = Found(gaps if method == "diff_means" else centred[concept], gaps)
   return out
+
+
+def centre(
+  means: Mapping[str, Sequence[Means]], whole: Mapping[str, Means], replicates: Mapping[str, int]
+) -> dict[str, list[np.ndarray]]:
+  """Return mean(positives) less the mean of all classes, of each contrast and subset of its pairs.
+
+  The centre is that of all contrasts. A half of the pairs has a centre of its own, made of the same
+  half of every contrast: with one centre in common, halves would agree about its error.
+
+  Args:
+    means: class means [..., D] of each contrast and subset (`Pairs.subsets`).
+    whole: the same of all its pairs.
+    replicates: S of each contrast: after so many subsets come the halves, if there are any.
+  """
+
+  def centre_of(half: int | None) -> np.ndarray:
+    both = [
+      whole[c] if half is None or len(mine) == replicates[c] else mine[replicates[c] + half]
+      for c, mine in means.items()
+    ]
+    found: np.ndarray = np.mean([mean for pair in both for mean in pair], axis=0)
+    return found
+
+  centres = {None: centre_of(None), 0: centre_of(0), 1: centre_of(1)}
+  return {
+    c: [x - centres[None if n < replicates[c] else n - replicates[c]] for n, (x, _) in enumerate(m)]
+    for c, m in means.items()
+  }
 
 
 def _group_sums(
@@ -65,21 +97,42 @@ def _group_sums(
   group_N: np.ndarray,
   progress: Progress | None,
 ) -> np.ndarray:
-  """Sum activations within groups of rows, on the device; return float64 [G, L, D]."""
+  """Sum activations within groups of rows, on the device; return float64 [G, L, D].
+
+  They are relative to the mean of the first tile, since a residual stream has dimensions whose mean
+  is a thousand times their spread, and float32 would lose it. Differences of means do not see it.
+  """
   num_groups, arch = int(group_N.max()) + 1, model.arch
   sums_GLD = np.zeros((num_groups, arch.num_blocks, arch.site_width(capture.sites[0])))
+  reference_LD = None
   for tile in batches(model, rows, capture):
     h_LBD = [tile.reads[capture.sites[0], block] for block in range(arch.num_blocks)]
     group_B = np.full(len(h_LBD[0]), num_groups, np.int32)  # padding is in no group
     group_B[: len(tile.numbers)] = group_N[tile.numbers]
+    if reference_LD is None:
+      reference_LD = tile.run("mean of rows", _mean_rows, h_LBD, group_B < num_groups)
     # Only the sums of a tile leave the device; tiles are added in float64.
-    sums_GLD += np.asarray(tile.run("sum groups", _sum_groups, h_LBD, group_B, groups=num_groups))
+    sums_GLD += np.asarray(
+      tile.run("sum groups", _sum_groups, h_LBD, reference_LD, group_B, groups=num_groups)
+    )
     if progress is not None:
       progress(len(tile.numbers))
   return sums_GLD
 
 
+@jax.jit
+def _mean_rows(h_LBD: list[jax.Array], real_B: jax.Array) -> list[jax.Array]:
+  """Return the mean of the rows that are none of padding, [D] of each block."""
+  return [jnp.mean(h_BD, axis=0, where=real_B[:, None]) for h_BD in h_LBD]
+
+
 @functools.partial(jax.jit, static_argnames=("groups",))
-def _sum_groups(h_LBD: list[jax.Array], group_B: jax.Array, *, groups: int) -> jax.Array:
-  """Sum rows within groups at every block, [G, L, D]."""
-  return jnp.stack([jax.ops.segment_sum(h_BD, group_B, groups) for h_BD in h_LBD], axis=1)
+def _sum_groups(
+  h_LBD: list[jax.Array], reference_LD: list[jax.Array], group_B: jax.Array, *, groups: int
+) -> jax.Array:
+  """Sum rows, less the reference, within groups at every block, [G, L, D]."""
+  sums = [
+    jax.ops.segment_sum(h_BD - reference_D, group_B, groups)
+    for h_BD, reference_D in zip(h_LBD, reference_LD, strict=True)
+  ]
+  return jnp.stack(sums, axis=1)

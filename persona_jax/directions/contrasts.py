@@ -7,6 +7,8 @@ import numpy as np
 
 from persona_jax.personas.chat import Prompt
 
+Replicates = int | Sequence[int] | None
+
 LEAST_HALVES = 4  # pairs from which halves are compared
 
 
@@ -28,9 +30,14 @@ class Pairs(NamedTuple):
     return self.start + np.arange(n), self.start + n + np.arange(n)
 
   @property
+  def num_replicates(self) -> int:
+    """S."""
+    return int(self.label_N.max()) + 1
+
+  @property
   def subsets(self) -> list[np.ndarray]:
     """Pairs of each replicate and, if there are enough pairs, of the even and the odd half."""
-    found = [np.flatnonzero(self.label_N == s) for s in range(int(self.label_N.max()) + 1)]
+    found = [np.flatnonzero(self.label_N == s) for s in range(self.num_replicates)]
     n = np.arange(len(self.label_N))
     return [*found, n[::2], n[1::2]] if len(n) >= LEAST_HALVES else found
 
@@ -71,16 +78,31 @@ def contents_of(
 
 def pairs_of(
   contents: Mapping[str, tuple[list[Prompt], list[Prompt]]],
-  replicates: int | Sequence[int] | None,
+  replicates: Replicates | Mapping[str, Replicates],
 ) -> dict[str, Pairs]:
+  """Return the pairs of each contrast.
+
+  Args:
+    contents: of `contents_of`.
+    replicates: None, a number or a label for each pair; for all contrasts, or by concept.
+
+  Raises:
+    ValueError: a concept is left out, or labels that do not fit its pairs.
+  """
+  if isinstance(replicates, Mapping) and set(replicates) != set(contents):
+    raise ValueError(f"replicates are of {list(replicates)}; the contrasts are {list(contents)}.")
   pairs, start = {}, 0
   for concept, (positives, _) in contents.items():
-    pairs[concept] = Pairs(start, _labels(replicates, len(positives)))
+    mine = replicates[concept] if isinstance(replicates, Mapping) else replicates
+    try:
+      pairs[concept] = Pairs(start, _labels(mine, len(positives)))
+    except ValueError as error:
+      raise ValueError(f"{concept!r}: {error}") from error
     start += 2 * len(positives)
   return pairs
 
 
-def _labels(replicates: int | Sequence[int] | None, n: int) -> np.ndarray:
+def _labels(replicates: Replicates, n: int) -> np.ndarray:
   """Return the replicate of each pair, 0 … S - 1."""
   if replicates is None:
     return np.zeros(n, int)

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--num-blocks", type=int, metavar="L", help="of the model, where IN does not say"
   )
+  parser.add_argument("--layer", type=int, help="hidden_directions: block of a vector [D]")
   parser.add_argument("--only", metavar="NAME", action="append", help="of several, only this one")
   parser.add_argument("--model-hint", help="gguf: kind of the model, as llama or qwen2")
   parser.add_argument(
@@ -49,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("always", FormatWarning)
     try:
       directions = read_directions(
-        path_of(args.source), args.source_format, num_blocks=args.num_blocks
+        path_of(args.source),
+        args.source_format,
+        num_blocks=args.num_blocks,
+        **({} if args.layer is None else {"layer": args.layer}),
       )
       if args.only:
         names = [d.concept for d in directions]

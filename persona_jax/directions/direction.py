@@ -94,6 +94,15 @@ class Direction:
     return (mean_LD / np.where(norm_L1 > 0, norm_L1, 1.0)).astype(np.float32)
 
   @property
+  def _description_hash(self) -> str:
+    """sha256 (hex) of what `hash` leaves out: provenance, reliability, number of heads."""
+    digest = hashlib.sha256(json.dumps(dict(self.provenance), sort_keys=True).encode())
+    digest.update(f"|{self.num_heads}|".encode())
+    if self.reliability_L is not None:
+      digest.update(np.ascontiguousarray(self.reliability_L, np.float32).tobytes())
+    return digest.hexdigest()
+
+  @property
   def hash(self) -> str:
     """sha256 (hex) of concept, site, vectors and class gap: of all that an edit reads."""
     digest = hashlib.sha256(f"{self.concept}|{self.site}|{self.vectors_SLD.shape}".encode())
@@ -120,6 +129,7 @@ class Direction:
       "provenance": json.dumps(dict(self.provenance), sort_keys=True),
       "norms": json.dumps([round(float(x), 6) for x in self.norm_L]),
       "sha256": self.hash,
+      "description_sha256": self._description_hash,
     }
     if self.num_heads is not None:
       metadata["num_heads"] = str(self.num_heads)
@@ -151,20 +161,39 @@ def read_direction(path: str | Path) -> Direction:
       f"{path} is no direction file: its format is {metadata.get('format')!r}, not {_FORMAT!r}, or "
       f"it has no tensor 'vectors' (tensors: {sorted(tensors)})."
     )
-  direction = Direction(
-    tensors["vectors"],
-    metadata["concept"],
-    metadata["site"],
-    json.loads(metadata["provenance"]),
-    tensors.get("gap_L"),
-    tensors.get("reliability_L"),
-    int(metadata["num_heads"]) if "num_heads" in metadata else None,
-  )
-  if direction.hash != metadata["sha256"]:
-    raise ValueError(
-      f"{path} is damaged: its vectors do not have the checksum that the file states."
+  try:
+    stated, described = metadata["sha256"], metadata["description_sha256"]
+    direction = Direction(
+      tensors["vectors"],
+      metadata["concept"],
+      metadata["site"],
+      json.loads(metadata["provenance"]),
+      tensors.get("gap_L"),
+      tensors.get("reliability_L"),
+      int(metadata["num_heads"]) if "num_heads" in metadata else None,
     )
+  except (KeyError, ValueError) as error:
+    raise ValueError(f"{path} is damaged or not ours: {error!r}.") from error
+  for what, ours, theirs in (
+    ("vectors", direction.hash, stated),
+    ("provenance", direction._description_hash, described),
+  ):
+    if ours != theirs:
+      raise ValueError(f"{path} is damaged: its {what} have not the checksum that the file states.")
   return direction
+
+
+def in_common(ds: Sequence[Direction]) -> dict[str, Any]:
+  """Return what all directions say alike of their model and of the tokens that they were read at.
+
+  The others' word counts for those that do not say.
+  """
+  found = {}
+  for key in ("model", "model_hash", "model_type", "tokens"):
+    said = [d.provenance[key] for d in ds if d.provenance.get(key) is not None]
+    if said and all(value == said[0] for value in said):
+      found[key] = said[0]
+  return found
 
 
 def compose(
@@ -180,12 +209,13 @@ def compose(
     ds: the directions, all [S, L, D] of the same shape.
     weights: one factor each, e.g. +1 or -1 for a pole.
     rule: "unit_sum" makes each a unit vector first and the sum a unit vector again, so that a
-      composite is no stronger than its parts; "sum" adds the raw vectors.
+      composite is no stronger than its parts; "sum" adds the raw vectors. A block without a vector
+      in all parts (of a file that has some blocks only) has none in the sum.
     concept: name of the result; default the weighted names.
 
   Raises:
-    ValueError: shapes or sites differ, counts differ, an unknown rule, or a part or the sum is
-      zero.
+    ValueError: shapes, sites or models differ, counts differ, an unknown rule, or a part or the sum
+      is zero where others are not.
   """
   ds = list(ds)
   if not ds or len(weights) != len(ds):
@@ -195,18 +225,24 @@ def compose(
     raise ValueError(
       f"directions must agree in shape and site; got {sorted(shapes)} at {sorted(sites)}."
     )
+  hashes = {d.provenance["model_hash"] for d in ds if d.provenance.get("model_hash")}
+  if len(hashes) > 1:
+    models = sorted({str(d.provenance.get("model")) for d in ds})
+    raise ValueError(f"directions of different weights cannot be added; these are of {models}.")
   if rule not in ("unit_sum", "sum"):
     raise ValueError(f"rule={rule!r}: use 'unit_sum' or 'sum'.")
   concept = concept or " ".join(f"{w:+g}*{d.concept}" for w, d in zip(weights, ds, strict=True))
+  absent_L = ~np.any([d.vectors_SLD.any(axis=(0, 2)) for d in ds], axis=0)
 
   def unit(x_SLD: np.ndarray, name: str) -> np.ndarray:
     norm = np.linalg.norm(x_SLD, axis=-1, keepdims=True)
-    if not (norm > 0).all():
-      s, block = np.argwhere(norm[..., 0] == 0)[0]
+    missing = (norm[..., 0] == 0) & ~absent_L
+    if missing.any():
+      s, block = np.argwhere(missing)[0]
       raise ValueError(
         f"{name} is the zero vector at block {block} (replicate {s}); it has no direction."
       )
-    return x_SLD / norm
+    return x_SLD / np.where(norm > 0, norm, 1.0)
 
   parts = [d.vectors_SLD.astype(np.float64) for d in ds]
   if rule == "unit_sum":
@@ -226,8 +262,7 @@ def compose(
         {"concept": d.concept, "hash": d.hash, "weight": float(w)}
         for d, w in zip(ds, weights, strict=True)
       ],
-      "model": ds[0].provenance.get("model"),
-      "model_hash": ds[0].provenance.get("model_hash"),
+      **in_common(ds),
     },
     num_heads=ds[0].num_heads,
   )

@@ -7,19 +7,18 @@ every row's activations, in memory or in a store (`activations`).
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.activations import Activations, activations
-from persona_jax.directions.class_means import from_sums
-from persona_jax.directions.contrasts import Found, Pairs, contents_of, pairs_of
+from persona_jax.directions.class_means import centre, from_sums
+from persona_jax.directions.contrasts import Found, Pairs, Replicates, contents_of, pairs_of
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.methods import METHODS
+from persona_jax.directions.tokens import capture_at
 from persona_jax.edits.table import HEAD_SITE
-from persona_jax.edits.window import Window
-from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model, Progress
 from persona_jax.engine.rows import Row, plain_prompt
@@ -27,8 +26,9 @@ from persona_jax.personas.chat import Prompt
 
 Tokens = Literal["last", "answer_mean", "answer_first"]
 
-_WINDOWS = {"answer_mean": Window(start=0), "answer_first": Window(start=0, stop=1)}
-_MEANS = ("diff_means", "mean_centred")
+# Made of sums over classes; the rest of `METHODS` reads every row.
+MEANS = ("diff_means", "mean_centred")
+KNOWN = tuple(dict.fromkeys((*MEANS, *METHODS)))
 _LEAST_PAIRS = 2  # of a method that is no mean, in a replicate or a half
 
 
@@ -40,7 +40,7 @@ def extract(
   method: str = "diff_means",
   site: str = "resid_post",
   tokens: Tokens = "last",
-  replicates: int | Sequence[int] | None = None,
+  replicates: Replicates = None,
   concept: str = "direction",
   store: str | Path | None = None,
   progress: Progress | None = None,
@@ -94,7 +94,7 @@ def extract_each(
   method: str = "diff_means",
   site: str = "resid_post",
   tokens: Tokens = "last",
-  replicates: int | Sequence[int] | None = None,
+  replicates: Replicates | Mapping[str, Replicates] = None,
   store: str | Path | None = None,
   progress: Progress | None = None,
   **options: Any,
@@ -107,7 +107,8 @@ def extract_each(
   Args:
     model: the model.
     contrasts: {concept: (positives, negatives)}.
-    method, site, tokens, replicates, store, progress, **options: see `extract`.
+    replicates: as of `extract`, for all or by concept.
+    method, site, tokens, store, progress, **options: see `extract`.
 
   Returns:
     {concept: its direction}.
@@ -134,7 +135,7 @@ def extract_by_methods(
   *,
   site: str = "resid_post",
   tokens: Tokens = "last",
-  replicates: int | Sequence[int] | None = None,
+  replicates: Replicates | Mapping[str, Replicates] = None,
   store: str | Path | None = None,
   progress: Progress | None = None,
 ) -> dict[str, dict[str, Direction]]:
@@ -144,7 +145,8 @@ def extract_by_methods(
     model: the model.
     contrasts: {concept: (positives, negatives)}.
     methods: {method: its options}.
-    site, tokens, replicates, store, progress: see `extract`.
+    replicates: as of `extract`, for all or by concept.
+    site, tokens, store, progress: see `extract`.
 
   Returns:
     {method: {concept: its direction}}.
@@ -155,9 +157,9 @@ def extract_by_methods(
   chosen = {name: _with_defaults(name, given) for name, given in methods.items()}
   if not chosen:
     raise ValueError("extraction needs at least one method.")
-  if tokens not in ("last", *_WINDOWS):
+  if tokens not in get_args(Tokens):
     raise ValueError(f"tokens={tokens!r}: use 'last', 'answer_mean' or 'answer_first'.")
-  only_means = set(chosen) <= set(_MEANS)
+  only_means = set(chosen) <= set(MEANS)
   if store is not None and only_means:
     raise ValueError(
       f"{list(chosen)} need sums only; a store is for methods that read activations."
@@ -169,16 +171,12 @@ def extract_by_methods(
     if not only_means and few < _LEAST_PAIRS:
       raise ValueError(f"{concept!r}: {few} pairs in a replicate; {list(chosen)} need 2 at least.")
   prompts = [prompt for sides in contents.values() for side in sides for prompt in side]
-  capture = (
-    Capture((site,), reduce="last")
-    if tokens == "last"
-    else Capture((site,), reduce="mean", tokens=_WINDOWS[tokens])
-  )
+  capture = capture_at(site, tokens)
   rows = _encode(model, prompts, tokens)
   if only_means:
     found = from_sums(model, rows, capture, pairs, list(chosen), progress)
   else:
-    h = activations(model, prompts, capture, store=store, progress=progress)
+    h = activations(model, prompts, capture, rows=rows, store=store, progress=progress)
     found = _from_activations(model, h, pairs, chosen, site)
   about = {
     "model": model.identity.name,
@@ -186,28 +184,36 @@ def extract_by_methods(
     "model_source": model.identity.source,
     "model_type": json.loads(model.config).get("model_type"),
     "dtype": model.dtype,
+    "resid_dtype": model.resid_dtype,
     "system_default": model.chat.system_default,
     "site": site,
     "tokens": tokens,
   }
+  hashes = {
+    concept: content_hash([[plain_prompt(p) for p in side] for side in sides])
+    for concept, sides in contents.items()
+  }
+  own = {
+    concept: {
+      "num_pairs": len(pair.label_N),
+      "replicates": pair.num_replicates,
+      "data_hash": hashes[concept],
+    }
+    for concept, pair in pairs.items()
+  }
+  # The centre is of all contrasts, so they are what the vector is made of, too.
+  centred = {"mean_centred": {"centred_on": hashes}}
   return {
     method: {
       concept: _direction(
         concept,
         found[method, concept],
-        pairs[concept],
+        pair,
         site,
         model,
-        about
-        | {
-          "method": method,
-          **options,
-          "num_pairs": len(pairs[concept].label_N),
-          "replicates": int(pairs[concept].label_N.max()) + 1,
-          "data_hash": content_hash([[plain_prompt(p) for p in ps] for ps in contents[concept]]),
-        },
+        about | {"method": method, **options, **own[concept], **centred.get(method, {})},
       )
-      for concept in pairs
+      for concept, pair in pairs.items()
     }
     for method, options in chosen.items()
   }
@@ -219,8 +225,8 @@ def _with_defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: an unknown method or option.
   """
-  if method not in (*_MEANS, *METHODS):
-    raise ValueError(f"method={method!r}: use one of {list(dict.fromkeys((*_MEANS, *METHODS)))}.")
+  if method not in KNOWN:
+    raise ValueError(f"method={method!r}: use one of {list(KNOWN)}.")
   known = dict(METHODS[method].options) if method in METHODS else {}
   unknown = sorted(set(given) - set(known))
   if unknown:
@@ -255,23 +261,27 @@ def _from_activations(
       concept: tuple(h.block(block, rows).astype(np.float64) for rows in pair.rows)
       for concept, pair in pairs.items()
     }
-    centre_D = np.mean([x_ND.mean(axis=0) for both in sides.values() for x_ND in both], axis=0)
-    for concept, (x_ND, y_ND) in sides.items():
-      parts = [(x_ND[mine], y_ND[mine]) for mine in pairs[concept].subsets]
-      gaps.setdefault(concept, []).append([x.mean(axis=0) - y.mean(axis=0) for x, y in parts])
+    parts = {
+      concept: [(x_ND[mine], y_ND[mine]) for mine in pairs[concept].subsets]
+      for concept, (x_ND, y_ND) in sides.items()
+    }
+    means = {c: [(x.mean(axis=0), y.mean(axis=0)) for x, y in mine] for c, mine in parts.items()}
+    whole = {c: (x_ND.mean(axis=0), y_ND.mean(axis=0)) for c, (x_ND, y_ND) in sides.items()}
+    centred = centre(means, whole, {c: pair.num_replicates for c, pair in pairs.items()})
+    for concept, mine in parts.items():
+      gaps.setdefault(concept, []).append([x - y for x, y in means[concept]])
       for method, options in chosen.items():
-        make = _centred(centre_D) if method == "mean_centred" else METHODS[method].make
-        vectors = [_by_head(make, x, y, heads, options) for x, y in parts]
+        vectors = (
+          centred[concept]
+          if method == "mean_centred"
+          else [_by_head(METHODS[method].make, x, y, heads, options) for x, y in mine]
+        )
         found.setdefault((method, concept), []).append(vectors)
 
   def by_subset(of_blocks: list[list[np.ndarray]]) -> list[np.ndarray]:
     return [np.stack(of_subset) for of_subset in zip(*of_blocks, strict=True)]
 
   return {key: Found(by_subset(x), by_subset(gaps[key[1]])) for key, x in found.items()}
-
-
-def _centred(centre_D: np.ndarray) -> Callable[..., np.ndarray]:
-  return lambda x_ND, y_ND: x_ND.mean(axis=0) - centre_D
 
 
 def _by_head(
@@ -296,7 +306,7 @@ def _direction(
 ) -> Direction:
   """Make a direction of what a method found."""
   num_heads = model.arch.num_heads if site == HEAD_SITE else None
-  replicates = int(pairs.label_N.max()) + 1
+  replicates = pairs.num_replicates
 
   def by_head(x_LD: np.ndarray) -> np.ndarray:
     return x_LD if num_heads is None else x_LD.reshape(len(x_LD), num_heads, -1)

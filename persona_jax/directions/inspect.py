@@ -21,7 +21,6 @@ from persona_jax.directions.formats.rows import FormatWarning, blocks_of
 from persona_jax.directions.shipped import path_of
 
 _SHOWN = ("model", "model_type", "method", "tokens", "num_pairs", "file_dtype", "file_sha256")
-_NEAR_ZERO = 1e-6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--block", type=int, help="of the cosines; default the one that the file recommends, else all"
   )
+  parser.add_argument("--layer", type=int, help="hidden_directions: block of a vector [D]")
   args = parser.parse_args(argv)
   with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always", FormatWarning)
     try:
       path = path_of(args.file)
       name = args.format or detect_format(path, num_blocks=args.num_blocks)
-      directions = read_directions(path, name, num_blocks=args.num_blocks)
+      options = {} if args.layer is None else {"layer": args.layer}
+      directions = read_directions(path, name, num_blocks=args.num_blocks, **options)
       lines = list(
         describe(directions)
         if args.cosines is None
@@ -76,13 +77,11 @@ def describe(directions: Sequence[Direction]) -> Iterator[str]:
   for key in _SHOWN:
     if key in d.provenance:
       yield f"  {key:<12} {d.provenance[key]}"
-  if d.provenance.get("last_block_after_final_norm"):
-    yield "  the last block's vector was read after the final norm: it is of no residual stream"
   unit_LD = d.unit_LD
   next_L = np.append((unit_LD[1:] * unit_LD[:-1]).sum(axis=1), np.nan)
   yield f"  {'block':>5} {'norm':>9} {'cos to next':>12} {'reliability':>12}"
   for block in range(count):
-    if d.norm_L[block] < _NEAR_ZERO:
+    if not d.norm_L[block]:
       yield f"  {block:>5} {'none':>9}"
       continue
     reliability = "" if d.reliability_L is None else f"{np.mean(d.reliability_L[block]):.3f}"
@@ -105,19 +104,23 @@ def cosines(directions: Sequence[Direction], name: str, block: int | None = None
   num_blocks = other.vectors_SLD.shape[1]
   if block is not None and not 0 <= block < num_blocks:
     raise ValueError(f"block {block}: the directions have blocks 0 to {num_blocks - 1}.")
-  cos = {
-    d.concept: (d.unit_LD * other.unit_LD).sum(axis=1)
+  cos = {  # NaN at blocks where either has no vector
+    d.concept: np.where(
+      (d.norm_L > 0) & (other.norm_L > 0), (d.unit_LD * other.unit_LD).sum(axis=1), np.nan
+    )
     for d in directions
     if d is not other and d.vectors_SLD.shape[1:] == other.vectors_SLD.shape[1:]
   }
   if block is not None:
     yield f"cosine with {name} at block {block}"
-    for concept in sorted(cos, key=lambda c: cos[c][block]):
-      yield f"  {concept:<36} {cos[concept][block]:+.3f}"
+    for concept in sorted(cos, key=lambda c: np.nan_to_num(cos[c][block], nan=2.0)):
+      value = cos[concept][block]
+      yield f"  {concept:<36} " + ("none" if np.isnan(value) else f"{value:+.3f}")
     return
   yield f"cosine with {name} by block"
   for concept, cos_L in cos.items():
-    yield f"  {concept:<24} " + " ".join(f"{c:+.2f}" for c in cos_L)
+    shown = (" none" if np.isnan(c) else f"{c:+.2f}" for c in cos_L)
+    yield f"  {concept:<24} " + " ".join(shown)
 
 
 if __name__ == "__main__":

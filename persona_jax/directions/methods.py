@@ -109,7 +109,11 @@ def lda(x_ND: _Floats, y_ND: _Floats) -> _Floats:
     scale_D[scale_D == 0] = 1.0
     shrunk_DD, _ = ledoit_wolf(z_ND / scale_D)
     cov_DD += shrunk_DD * np.outer(scale_D, scale_D) * len(z_ND) / (len(x_ND) + len(y_ND))
-  solved: _Floats = scipy.linalg.solve(cov_DD, gap_D, assume_a="pos")
+  solved: _Floats
+  try:
+    solved = scipy.linalg.solve(cov_DD, gap_D, assume_a="pos")
+  except np.linalg.LinAlgError:  # of so few rows that nothing was shrunk: the shortest solution
+    solved = np.linalg.lstsq(cov_DD, gap_D)[0]
   return solved
 
 
@@ -118,7 +122,12 @@ def logistic(x_ND: _Floats, y_ND: _Floats, *, c: float = 1.0) -> _Floats:
 
   As scikit-learn's `LogisticRegression(C=c)`. It is solved in the space that the rows span, in
   which the penalty is the same, so that the cost does not grow with D².
+
+  Raises:
+    ValueError: c is not above 0, or it does not converge.
   """
+  if not c > 0:
+    raise ValueError(f"c={c!r} must be above 0.")
   z_MD = np.concatenate([x_ND, y_ND])
   centre_D = z_MD.mean(axis=0)  # the constant takes it up
   _, s_K, v_KD = np.linalg.svd(z_MD - centre_D, full_matrices=False)
@@ -136,6 +145,8 @@ def logistic(x_ND: _Floats, y_ND: _Floats, *, c: float = 1.0) -> _Floats:
   start_K1 = np.zeros(z_MK.shape[1] + 1)
   options = {"maxiter": 10_000, "ftol": 1e-14, "gtol": 1e-9}
   found = scipy.optimize.minimize(loss, start_K1, jac=True, method="L-BFGS-B", options=options)
+  if not found.success and np.abs(found.jac).max() > 1e-4:
+    raise ValueError(f"logistic regression does not converge: {found.message}")
   weights: _Floats = found.x[:-1] @ v_KD
   return weights
 

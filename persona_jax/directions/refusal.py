@@ -11,6 +11,8 @@ Block numbers are ours; the paper's layer l, a block's input, is our block l - 1
 """
 
 import dataclasses
+import itertools
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -27,7 +29,7 @@ from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model
-from persona_jax.engine.next_tokens import next_logits
+from persona_jax.engine.next_tokens import NotDelivered, next_logits
 from persona_jax.engine.rows import Row, plain_prompt
 from persona_jax.personas.chat import Prompt
 
@@ -39,6 +41,9 @@ _SHARE_EPSILON, _KL_EPSILON = 1e-8, 1e-6  # of the authors' code
 @dataclasses.dataclass(frozen=True)
 class Candidate:
   """A candidate and what it did on held-out prompts.
+
+  Scores are NaN where it was not tried, being of the last layers, where it is zero (a template's
+  token before anything has been read from the instruction), or where its edits were not delivered.
 
   Attributes:
     position: of the token that it was read at, from the end of the prompt; -1 is the last.
@@ -72,11 +77,11 @@ def filtered_out(
     least_induce: log-odds of inducing below which it is.
     last_share: share of the last layers whose candidates are.
   """
-  if any(map(math.isnan, (candidate.bypass, candidate.induce, candidate.kl))):
-    return "a score is NaN"
   layer = candidate.block + 1
   if last_share is not None and layer >= int(num_blocks * (1.0 - last_share)):
     return f"it is of the last {last_share:.0%} of the layers"
+  if any(map(math.isnan, (candidate.bypass, candidate.induce, candidate.kl))):
+    return "a score is NaN"
   if most_kl is not None and candidate.kl > most_kl:
     return f"KL {candidate.kl:.3g} > {most_kl:g}"
   if least_induce is not None and candidate.induce < least_induce:
@@ -108,15 +113,39 @@ def select(candidates: Iterable[Candidate], num_blocks: int, **filters: float | 
   return min(kept, key=lambda c: c.bypass)
 
 
+def candidates_table(
+  candidates: Iterable[Candidate], num_blocks: int, **filters: float | None
+) -> pd.DataFrame:
+  """Return a row a candidate: its scores, and why it is left out ("" if not)."""
+  return pd.DataFrame(
+    [
+      dataclasses.asdict(c) | {"left_out": filtered_out(c, num_blocks, **filters)}
+      for c in candidates
+    ]
+  )
+
+
+class NoRefusalDirection(ValueError):
+  """No candidate passes the filters.
+
+  Attributes:
+    table: all candidates, as `RefusalDirection.table` has them.
+  """
+
+  def __init__(self, message: str, table: pd.DataFrame):
+    super().__init__(message)
+    self.table = table
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RefusalDirection:
   """A refusal direction and how it was chosen.
 
   Attributes:
-    direction: the mean difference at the chosen position, of every block [1, L, D]: for cosines at
-      other blocks; provenance names position and chosen block.
+    direction: the mean difference at the chosen position, of every block, float32 [1, L, D]: for
+      cosines at other blocks; provenance names position and chosen block.
     chosen: the candidate that causes refusal.
-    candidates: all of them.
+    candidates: all of them, those of the last layers too.
     baseline_harmful, baseline_harmless: mean refusal log-odds without any edit.
     refusal_ids: the tokens that count as the beginning of a refusal.
   """
@@ -136,13 +165,8 @@ class RefusalDirection:
 
   def table(self) -> pd.DataFrame:
     """One row a candidate: its scores, and why it was left out ("" if not)."""
-    blocks = self.direction.vectors_SLD.shape[1]
-    filters = self.direction.provenance["filters"]
-    rows = [
-      dataclasses.asdict(c) | {"left_out": filtered_out(c, blocks, **filters)}
-      for c in self.candidates
-    ]
-    return pd.DataFrame(rows)
+    num_blocks = self.direction.vectors_SLD.shape[1]
+    return candidates_table(self.candidates, num_blocks, **self.direction.provenance["filters"])
 
 
 def at_every_block(v_D: np.ndarray, like: Direction, concept: str) -> Direction:
@@ -251,8 +275,8 @@ def refusal_direction(
     progress: called with the candidates tried and their number.
 
   Raises:
-    ValueError: no prompts, held-out prompts that were used, refusal ids outside the vocabulary, or
-      no candidate passes the filters.
+    ValueError: no prompts, held-out prompts that were used, or refusal ids outside the vocabulary.
+    NoRefusalDirection: no candidate passes the filters; it has the table of all.
   """
   sets = [list(x) for x in (harmful, harmless, held_out_harmful, held_out_harmless)]
   if not all(sets):
@@ -273,9 +297,9 @@ def refusal_direction(
   provenance = {
     "model": model.identity.name,
     "model_hash": model.identity.sha256,
+    "model_type": json.loads(model.config).get("model_type"),
     "method": "diff_means",
     "site": "resid_post",
-    "tokens": f"last:{tail}",
     "data_hash": content_hash([[plain_prompt(p) for p in prompts] for prompts in sets]),
     "num_pairs": min(len(sets[0]), len(sets[1])),
     "filters": filters,
@@ -284,11 +308,20 @@ def refusal_direction(
   base_harmful, base_harmless = (
     float(log_odds(next_logits(model, part), ids).mean()) for part in rows[2:]
   )
-  chosen = select(tried, model.arch.num_blocks, **filters)
+  try:
+    chosen = select(tried, model.arch.num_blocks, **filters)
+  except ValueError as error:
+    table = candidates_table(tried, model.arch.num_blocks, **filters)
+    raise NoRefusalDirection(str(error), table) from error
+  place = {
+    "position": chosen.position,
+    "tokens": f"prompt:{chosen.position}",
+    "chosen_block": chosen.block,
+  }
   direction = Direction(
     mean_PLD[chosen.position + tail][None],
     "refusal",
-    provenance=provenance | {"position": chosen.position, "chosen_block": chosen.block},
+    provenance=provenance | place,
   )
   return RefusalDirection(direction, chosen, tuple(tried), base_harmful, base_harmless, tuple(ids))
 
@@ -323,39 +356,57 @@ def _try_all(
   filters: dict[str, Any],
   progress: Callable[[int, int], None] | None,
 ) -> list[Candidate]:
-  """Score the candidates; those of the last layers, which are left out anyway, are not run."""
+  """Score all candidates; those of the last layers, which are left out anyway, are not run."""
   tail, num_blocks, _ = mean_PLD.shape
-  places = [
-    (p - tail, block)
-    for p in range(tail)
-    for block in range(num_blocks)
-    if not filtered_out(Candidate(p - tail, block, 0.0, math.inf, 0.0), num_blocks, **filters)
-  ]
   plain_NV = next_logits(model, harmless)
-  tried = []
-  for done, (position, block) in enumerate(places):
-    v_D = mean_PLD[position + tail, block]
-    direction = Direction(np.broadcast_to(v_D, (1, num_blocks, len(v_D))), "candidate")
-    removed = tuple(
-      ablate(direction, blocks="all", tokens="all", site=site, allow_other_site=True)
-      for site in ABLATED_SITES
-    )
-    added = (add(direction, 1.0, unit="raw", blocks=block, tokens="all"),)
-    rows = [*_edited(harmful, removed), *_edited(harmless, removed)]
-    ablated_NV = next_logits(model, rows)
+  candidates, done = [], 0
+  places = list(itertools.product(range(-tail, 0), range(num_blocks)))
+  is_last = {
+    place: bool(filtered_out(Candidate(*place, 0.0, math.inf, 0.0), num_blocks, **filters))
+    for place in places
+  }
+  to_try = len(places) - sum(is_last.values())
+  for position, block in places:
+    scores = (math.nan, math.nan, math.nan)
+    if not is_last[position, block]:
+      v_D = mean_PLD[position + tail, block]
+      scores = _scores(model, v_D, block, harmful, harmless, plain_NV, ids)
+      done += 1
+      if progress is not None:
+        progress(done, to_try)
+    candidates.append(Candidate(position, block, *scores))
+  return candidates
+
+
+def _scores(
+  model: Model,
+  v_D: np.ndarray,
+  block: int,
+  harmful: Sequence[Row],
+  harmless: Sequence[Row],
+  plain_NV: np.ndarray,
+  ids: Sequence[int],
+) -> tuple[float, float, float]:
+  """Return bypass, induce and KL of a candidate; NaN where there is none to be had."""
+  if not v_D.any():
+    return math.nan, math.nan, math.nan
+  v_SLD = np.broadcast_to(v_D, (1, model.arch.num_blocks, len(v_D)))
+  direction = Direction(v_SLD, "candidate")
+  removed = tuple(
+    ablate(direction, blocks="all", tokens="all", site=site, allow_other_site=True)
+    for site in ABLATED_SITES
+  )
+  added = (add(direction, 1.0, unit="raw", blocks=block, tokens="all"),)
+  try:
+    ablated_NV = next_logits(model, [*_edited(harmful, removed), *_edited(harmless, removed)])
     induced_NV = next_logits(model, _edited(harmless, added))
-    tried.append(
-      Candidate(
-        position,
-        block,
-        float(log_odds(ablated_NV[: len(harmful)], ids).mean()),
-        float(log_odds(induced_NV, ids).mean()),
-        float(divergence(plain_NV, ablated_NV[len(harmful) :]).mean()),
-      )
-    )
-    if progress is not None:
-      progress(done + 1, len(places))
-  return tried
+  except NotDelivered:
+    return math.nan, math.nan, math.nan
+  return (
+    float(log_odds(ablated_NV[: len(harmful)], ids).mean()),
+    float(log_odds(induced_NV, ids).mean()),
+    float(divergence(plain_NV, ablated_NV[len(harmful) :]).mean()),
+  )
 
 
 def _edited(rows: Sequence[Row], edits: tuple[Edit, ...]) -> list[Row]:

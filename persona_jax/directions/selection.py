@@ -7,7 +7,7 @@ are the rules. Nothing is left out of the tables that lead there.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,14 @@ import pandas as pd
 
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.formats.rows import blocks_of
+from persona_jax.directions.tokens import capture_at
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.window import Window
-from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
+from persona_jax.engine.generate import Generation
 from persona_jax.engine.model import Model
-from persona_jax.engine.next_tokens import token_kl
+from persona_jax.engine.next_tokens import NotDelivered, token_kl
 from persona_jax.personas.chat import Prompt
-
-_WINDOWS = {
-  "answer_mean": Window(start=0),
-  "answer_first": Window(start=0, stop=1),
-}
 
 
 def separation(
@@ -35,6 +31,8 @@ def separation(
   positives: Sequence[Prompt],
   negatives: Sequence[Prompt],
   *,
+  tokens: str | Window | None = None,
+  factors: Sequence[Sequence[Hashable]] = (),
   draws: int = 2000,
   confidence: float = 0.95,
   seed: int = 0,
@@ -43,9 +41,12 @@ def separation(
 
   Args:
     model: the model.
-    direction: it; prompts are read at its site and the tokens that it was read at.
+    direction: it; prompts are read at its site.
     positives, negatives: pairs that it was not made of.
-    draws: bootstrap draws, of pairs.
+    tokens: where prompts are read (`tokens.window_of`); default where the direction was.
+    factors: what pairs have in common, such as the question and the wording of each; see
+      `separation_of`.
+    draws: bootstrap draws.
     confidence: of the intervals.
     seed: of the draws.
 
@@ -55,71 +56,142 @@ def separation(
     _high.
 
   Raises:
-    ValueError: no pairs, or unequal numbers.
+    ValueError: no pairs, unequal numbers, a prompt without such a token, or tokens that nobody
+      knows.
   """
-  x_NK, y_NK, blocks = projections(model, direction, positives, negatives)
-  table = separation_of(x_NK, y_NK, draws=draws, confidence=confidence, seed=seed)
-  return table.assign(block=blocks)
+  z_RNK, blocks = projections(model, [direction], [*positives, *negatives], tokens=tokens)
+  x_NK, y_NK = halves_of(z_RNK[0], positives, negatives)
+  options = {"draws": draws, "confidence": confidence, "seed": seed}
+  return separation_of(x_NK, y_NK, factors=factors, **options).assign(block=blocks)  # type: ignore[arg-type]
 
 
 def projections(
-  model: Model, direction: Direction, positives: Sequence[Prompt], negatives: Sequence[Prompt]
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
-  """Project pairs on a direction's unit vectors where it was read.
+  model: Model,
+  directions: Sequence[Direction],
+  prompts: Sequence[Prompt],
+  *,
+  tokens: str | Window | None = None,
+) -> tuple[np.ndarray, list[int]]:
+  """Project prompts on the unit vectors of directions, at the blocks where all have one.
+
+  Args:
+    model: the model.
+    directions: R directions of one site.
+    prompts: N prompts.
+    tokens: where they are read; default where the first direction was.
 
   Returns:
-    Projections of positives and negatives, float64 [N, K] each, and the K blocks with a vector.
+    Projections, float64 [R, N, K], and the K blocks.
+
+  Raises:
+    ValueError: no block in common, a prompt without such a token, or tokens that nobody knows.
+  """
+  first = directions[0]
+  if tokens is None:
+    tokens = first.provenance.get("tokens")
+  if tokens is None:
+    raise ValueError(
+      f"direction {first.concept!r} does not say at which tokens it was read; say so (tokens=...)."
+    )
+  blocks = sorted(set.intersection(*(set(blocks_of(d)) for d in directions)))
+  if not blocks:
+    raise ValueError(f"{[d.concept for d in directions]} have vectors at no block in common.")
+  capture = capture_at(first.site, tokens, blocks=blocks, bank=list(directions))
+  reads = model.capture(prompts, capture)
+  z_RNK = np.stack([reads[first.site, b].T for b in blocks], axis=-1).astype(np.float64)
+  empty = np.flatnonzero(np.isnan(z_RNK).any(axis=(0, 2)))
+  if len(empty):
+    raise ValueError(f"prompts {empty[:5].tolist()} have no token at {tokens!r}.")
+  return z_RNK, blocks
+
+
+def halves_of(
+  z_MK: np.ndarray, positives: Sequence[Any], negatives: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cut rows of positives followed by negatives in two.
+
+  Raises:
+    ValueError: no pairs, or unequal numbers.
   """
   n = len(positives)
   if not n or n != len(negatives):
     raise ValueError(f"{n} positives and {len(negatives)} negatives; give as many of each.")
-  tokens = str(direction.provenance.get("tokens", "last"))
-  blocks = blocks_of(direction)
-  sites = (direction.site,)
-  if tokens == "last":
-    capture = Capture(sites, blocks=blocks, bank=direction, reduce="last")
-  else:
-    window = _WINDOWS.get(tokens, tokens)
-    capture = Capture(sites, blocks=blocks, bank=direction, reduce="mean", tokens=window)
-  reads = model.capture([*positives, *negatives], capture)
-  z_NK = np.stack([reads[direction.site, b][:, 0] for b in blocks], axis=1).astype(np.float64)
-  return z_NK[:n], z_NK[n:], blocks
+  return z_MK[:n], z_MK[n:]
 
 
 def separation_of(
-  x_NL: np.ndarray, y_NL: np.ndarray, *, draws: int = 2000, confidence: float = 0.95, seed: int = 0
+  x_NK: np.ndarray,
+  y_NK: np.ndarray,
+  *,
+  factors: Sequence[Sequence[Hashable]] = (),
+  draws: int = 2000,
+  confidence: float = 0.95,
+  seed: int = 0,
 ) -> pd.DataFrame:
-  """Return the table of `separation` for projections of pairs, [N, L]."""
-  n, blocks = x_NL.shape
-  rng = np.random.default_rng(seed)
-  # Row 0 is the data themselves; a pair is drawn as a whole.
-  weight_BN = np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), draws)])
+  """Return the table of `separation` for projections of pairs, [N, K].
+
+  The intervals are of a bootstrap over pairs or, where pairs have something in common, over that:
+  levels of every factor are drawn by themselves and their weights multiplied (the crossed, or
+  "pigeonhole", bootstrap: Owen 2007, Ann. Appl. Stat. 1: 386-411). Pairs of one question are no
+  independent evidence.
+
+  Args:
+    x_NK, y_NK: projections of positives and negatives at K blocks.
+    factors: labels of the N pairs, a list for each factor; default each pair by itself.
+    draws, confidence, seed: as of `separation`.
+
+  Raises:
+    ValueError: a factor that does not have one label a pair.
+  """
+  n, blocks = x_NK.shape
+  weight_BN = _weights(n, factors, draws, np.random.default_rng(seed))
+  total_B = weight_BN.sum(axis=1)
   low, high = (1 - confidence) / 2, (1 + confidence) / 2
   rows: list[dict[str, Any]] = []
   for block in range(blocks):
-    x_N, y_N = x_NL[:, block], y_NL[:, block]
-    wins_NN = (x_N[:, None] > y_N) + 0.5 * (x_N[:, None] == y_N)
-    auc_B = ((weight_BN @ wins_NN) * weight_BN).sum(axis=1) / n**2
+    x_N, y_N = x_NK[:, block], y_NK[:, block]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw may be empty
+      auc_B = ((weight_BN @ wins(x_N, y_N)) * weight_BN).sum(axis=1) / total_B**2
     row: dict[str, Any] = {"block": block}
     for name, value_B in (("auc", auc_B), ("d", _effects(x_N, y_N, weight_BN))):
       row[name] = value_B[0]
-      drawn = value_B[1:][~np.isnan(value_B[1:])]  # a draw may have no spread
+      drawn = value_B[1:][~np.isnan(value_B[1:])]  # or have no spread
       bounds = np.quantile(drawn, [low, high]) if len(drawn) else (np.nan, np.nan)
       row[f"{name}_low"], row[f"{name}_high"] = bounds
     rows.append(row)
   return pd.DataFrame(rows)
 
 
+def wins(x_N: np.ndarray, y_M: np.ndarray) -> np.ndarray:
+  """Return which positives lie above which negatives, [N, M]; a tie is half."""
+  above: np.ndarray = (x_N[:, None] > y_M) + 0.5 * (x_N[:, None] == y_M)
+  return above
+
+
+def _weights(
+  n: int, factors: Sequence[Sequence[Hashable]], draws: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Return how often each pair is drawn, [B, N]; row 0 is the data themselves."""
+  weight_BN = np.ones((draws, n))
+  for factor in factors or [range(n)]:
+    if len(factor) != n:
+      raise ValueError(f"a factor has {len(factor)} labels for {n} pairs.")
+    codes_N, levels = pd.factorize(pd.Series(list(factor)))
+    count = len(levels)
+    weight_BN *= rng.multinomial(count, np.full(count, 1 / count), draws)[:, codes_N]
+  return np.concatenate([np.ones((1, n)), weight_BN])
+
+
 def _effects(x_N: np.ndarray, y_N: np.ndarray, weight_BN: np.ndarray) -> np.ndarray:
   """Return Cohen's d of weighted classes, [B]; NaN where neither has a spread."""
-  n = len(x_N)
+  total_B = weight_BN.sum(axis=1)
   means, squares = [], []
-  for z_N in (x_N, y_N):
-    mean_B = weight_BN @ z_N / n
-    means.append(mean_B)
-    squares.append((weight_BN * (z_N - mean_B[:, None]) ** 2).sum(axis=1))
   with np.errstate(divide="ignore", invalid="ignore"):
-    spread_B = np.sqrt((squares[0] + squares[1]) / max(1, 2 * n - 2))
+    for z_N in (x_N, y_N):
+      mean_B = weight_BN @ z_N / total_B
+      means.append(mean_B)
+      squares.append((weight_BN * (z_N - mean_B[:, None]) ** 2).sum(axis=1))
+    spread_B = np.sqrt((squares[0] + squares[1]) / np.maximum(1, 2 * total_B - 2))
     effects: np.ndarray = np.where(spread_B > 0, (means[0] - means[1]) / spread_B, np.nan)
   return effects
 
@@ -132,10 +204,12 @@ class Fluency:
     most_nats: by how much the mean negative log-likelihood of steered answers, a token, under the
       unedited model may exceed that of its own answers.
     most_degenerate: share of answers that may be degenerate, if that is judged.
+    most_kl: largest mean KL of next tokens on harmless prompts, in nats; None for no bound.
   """
 
   most_nats: float = 1.0
   most_degenerate: float = 0.1
+  most_kl: float | None = None
 
 
 def try_coefficients(
@@ -168,10 +242,13 @@ def try_coefficients(
 
   Returns:
     A row a candidate, and first the unedited model (block -1, coefficient 0): block, coefficient,
-    nll (nats a token), kl (nats a token), degenerate (share), effect, answer (the first).
+    nll (nats a token), kl (nats a token), degenerate (share), effect, answer (the first), and
+    problem: "", or why it counts as not fluent whatever it measures (its edit was not delivered, as
+    where it is too large for the dtype, or an answer has no token).
 
   Raises:
-    ValueError: no blocks, coefficients or prompts, or a coefficient of 0.
+    ValueError: no blocks, coefficients or prompts, a coefficient of 0, or an unedited answer
+      without a token.
   """
   prompts = list(prompts)
   if not prompts or not len(blocks) or not len(coefficients) or 0 in coefficients:
@@ -187,37 +264,61 @@ def try_coefficients(
     max_new_tokens=max_new_tokens,
   )
   by_condition = [answers[i : i + len(prompts)] for i in range(0, len(answers), len(prompts))]
-  said = [(p, g.token_ids) for mine in by_condition for p, g in zip(prompts, mine, strict=True)]
-  scores = model.score([p for p, _ in said], [ids for _, ids in said])
-  nll = -scores / np.asarray([len(ids) for _, ids in said])
-  kl = _token_kls(model, prompts, by_condition[0], edits, progress)
+  silent = [n for n, g in enumerate(by_condition[0]) if not g.token_ids]
+  if silent:
+    raise ValueError(f"prompts {silent[:5]} are answered without a token; give others.")
+  nll_CN = _nll(model, prompts, by_condition)
+  kl_C = _token_kls(model, prompts, by_condition[0], edits, progress)
   rows = []
   for n, (block, coefficient) in enumerate(conditions):
     mine = by_condition[n]
+    problems = [
+      "an edit was not delivered" if not all(g.valid for g in mine) else "",
+      "next tokens are not defined" if np.isnan(kl_C[n]) else "",
+      "an answer has no token" if not all(len(g.token_ids) for g in mine) else "",
+    ]
     rows.append(
       {
         "block": block,
         "coefficient": coefficient,
-        "nll": float(nll[n * len(prompts) : (n + 1) * len(prompts)].mean()),
-        "kl": kl[n],
+        "nll": float(nll_CN[n].mean()),
+        "kl": kl_C[n],
         "degenerate": np.nan
         if degenerate is None
         else sum(degenerate(g.text) for g in mine) / len(mine),
         "effect": np.nan if effect is None or not edits[n] else float(effect(edits[n][0])),
         "answer": mine[0].text,
+        "problem": "; ".join(filter(None, problems)),
       }
     )
   return pd.DataFrame(rows)
 
 
+def _nll(
+  model: Model, prompts: Sequence[Prompt], answers: Sequence[Sequence[Generation]]
+) -> np.ndarray:
+  """Return the negative log-likelihood a token of answers without edits, [C, N]; NaN of none."""
+  said = [
+    (c, n, g.token_ids) for c, mine in enumerate(answers) for n, g in enumerate(mine) if g.token_ids
+  ]
+  found = np.full((len(answers), len(prompts)), np.nan)
+  scores = model.score([prompts[n] for _, n, _ in said], [ids for *_, ids in said])
+  for (c, n, ids), score in zip(said, scores, strict=True):
+    found[c, n] = -score / len(ids)
+  return found
+
+
 def _token_kls(
   model: Model,
   prompts: Sequence[Prompt],
-  answers: Sequence[Any],
+  answers: Sequence[Generation],
   edits: Sequence[tuple[Edit, ...]],
   progress: Callable[[int], None] | None,
 ) -> list[float]:
-  """Return the mean KL of next tokens along the unedited model's answers, by condition."""
+  """Return the mean KL of next tokens along the unedited model's answers, by condition.
+
+  NaN where an edit does not reach the model as it was asked for.
+  """
   plain = []
   for row, answer in zip(encode_rows(model, prompts, None), answers, strict=True):
     fed = answer.token_ids[:-1]
@@ -227,11 +328,14 @@ def _token_kls(
   positions = [range(start, len(row.ids)) for row, start in zip(plain, starts, strict=True)]
   found = []
   for mine in edits:
+    kl = 0.0
     if mine:
       pairs = [(row, dataclasses.replace(row, edits=mine)) for row in plain]
-      found.append(float(np.concatenate(token_kl(model, pairs, positions)).mean()))
-    else:
-      found.append(0.0)
+      try:
+        kl = float(np.concatenate(token_kl(model, pairs, positions)).mean())
+      except NotDelivered:
+        kl = np.nan
+    found.append(kl)
     if progress is not None:
       progress(1)
   return found
@@ -241,7 +345,10 @@ def fluent(trials: pd.DataFrame, bounds: Fluency) -> pd.Series:
   """Return whether each trial of `try_coefficients` stays within the bounds, a bool each."""
   plain = float(trials.loc[trials["coefficient"] == 0, "nll"].iloc[0])
   degenerate = trials["degenerate"].fillna(0.0)
-  return (trials["nll"] - plain <= bounds.most_nats) & (degenerate <= bounds.most_degenerate)
+  good = (trials["nll"] - plain <= bounds.most_nats) & (degenerate <= bounds.most_degenerate)
+  if bounds.most_kl is not None:
+    good &= trials["kl"] <= bounds.most_kl
+  return good & (trials["problem"] == "")
 
 
 def largest_fluent(trials: pd.DataFrame, bounds: Fluency | None = None) -> pd.DataFrame:
@@ -271,8 +378,18 @@ def largest_fluent(trials: pd.DataFrame, bounds: Fluency | None = None) -> pd.Da
   return pd.DataFrame(rows)
 
 
+def middle(num_blocks: int, low: float = 0.2, high: float = 0.8) -> range:
+  """Return the blocks between two shares of the depth; at least one."""
+  first = min(round(low * num_blocks), num_blocks - 1)
+  return range(first, max(first + 1, round(high * num_blocks)))
+
+
 def choose(
-  table: pd.DataFrame, trials: pd.DataFrame | None = None, bounds: Fluency | None = None
+  table: pd.DataFrame,
+  trials: pd.DataFrame | None = None,
+  bounds: Fluency | None = None,
+  *,
+  among: Collection[int] | None = None,
 ) -> tuple[int, float | None, str]:
   """Choose a block, and a coefficient if some were tried.
 
@@ -284,13 +401,20 @@ def choose(
     table: of `separation`.
     trials: of `try_coefficients`.
     bounds: what is fluent.
+    among: blocks to choose from; default all. The first and the last fifth of a model's are seldom
+      of use (`middle`): what is said there is not yet, or no longer, what the answer is made of.
 
   Returns:
     Block, coefficient or None, and why, in words.
 
   Raises:
-    ValueError: no coefficient is fluent at any block.
+    ValueError: no such block has a vector, or no coefficient is fluent at any.
   """
+  if among is not None:
+    table = table[table["block"].isin(list(among))]
+    trials = None if trials is None else trials[trials["block"].isin([-1, *among])]
+  if table.empty:
+    raise ValueError(f"the direction has no vector at any of the blocks {sorted(among or ())}.")
 
   def best(mine: pd.DataFrame) -> pd.Series:
     return mine.sort_values(["auc", "d", "block"], ascending=[False, False, True]).iloc[0]

@@ -11,12 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from persona_jax.data.hashing import content_hash
-from persona_jax.directions.direction import Direction
+from persona_jax.directions.direction import Direction, in_common
 from persona_jax.directions.formats.assistant_axis import Capping
+from persona_jax.directions.tokens import capture_at, described
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.operations import floor
 from persona_jax.edits.window import Window
-from persona_jax.engine.capture import Capture
 from persona_jax.engine.model import Model
 from persona_jax.engine.rows import plain_prompt
 from persona_jax.personas.chat import Prompt
@@ -39,7 +39,7 @@ def mean_vectors(
     prompts: chats that end with an assistant message, or prompts.
     labels: of each, such as the name of its role.
     site: where to read.
-    tokens: "answer_mean", "last", or a window to average over.
+    tokens: "answer_mean", "last", or another of `tokens.window_of`.
 
   Returns:
     {label: a Direction [1, L, D] that is no difference, but a mean}.
@@ -47,13 +47,7 @@ def mean_vectors(
   Raises:
     ValueError: as `Model.moments`.
   """
-  window = Window(start=0) if tokens == "answer_mean" else tokens
-  capture = (
-    Capture((site,), reduce="last")
-    if tokens == "last"
-    else Capture((site,), reduce="mean", tokens=window)
-  )
-  found = model.moments(prompts, capture, groups=labels)
+  found = model.moments(prompts, capture_at(site, tokens), groups=labels)
   by_label: dict[Hashable, list[Prompt]] = {}
   for prompt, label in zip(prompts, labels, strict=True):
     by_label.setdefault(label, []).append(prompt)
@@ -68,7 +62,7 @@ def mean_vectors(
         "model": model.identity.name,
         "model_hash": model.identity.sha256,
         "method": "mean",
-        "tokens": str(tokens),
+        "tokens": described(tokens),
         "count": int(found.count_G[g]),
         "data_hash": content_hash([plain_prompt(p) for p in by_label[label]]),
       },
@@ -102,8 +96,7 @@ def assistant_axis(
     roles[0].site,
     {
       "method": "assistant_axis",
-      "model": roles[0].provenance.get("model"),
-      "model_hash": roles[0].provenance.get("model_hash"),
+      **in_common([*defaults, *roles]),
       "default": [d.hash for d in defaults],
       "roles": {d.concept: d.hash for d in roles},
     },
@@ -120,14 +113,16 @@ def _check_alike(ds: Sequence[Direction]) -> None:
 class PersonaSpace:
   """Principal components of R role vectors at one block; K components, largest first.
 
+  All arrays are float64.
+
   Attributes:
     block: the block.
-    names: of the roles.
-    mean_D: mean of the role vectors.
-    component_KD: unit vectors; each points to where most of its loadings lie further out.
-    loading_RK: projections of the roles, less the mean, on the components.
-    explained_K: share of the variance that each explains.
-    null_K: 95th percentile of that share where every dimension is shuffled over the roles.
+    names: of the R roles.
+    mean_D: [D], mean of the role vectors.
+    component_KD: [K, D], unit vectors; each points to where most of its loadings lie further out.
+    loading_RK: [R, K], projections of the roles, less the mean, on the components.
+    explained_K: [K], share of the variance that each explains, 0 to 1.
+    null_K: [K], 95th percentile of that share where every dimension is shuffled over the roles.
   """
 
   block: int
@@ -244,15 +239,19 @@ def floors(
   percentile: float = 25.0,
   tokens: str | Window = "answer_mean",
 ) -> Floors:
-  """Measure where to keep projections: a percentile of what ordinary answers have.
+  """Measure where to keep projections: a percentile of what some chats have.
+
+  Which chats these are decides what the floor means. assistant-axis names its thresholds by the
+  percentile ("p0.25") of what answers of all its roles have, where a quarter is about the mean of
+  the default assistant's; a quarter of the default assistant's own answers would be a higher floor.
 
   Args:
     model: the model.
-    chats: chats that end with an ordinary answer of the model.
+    chats: chats that end with an answer.
     axis: along which.
     blocks: where.
-    percentile: 0 to 100; assistant-axis uses 25, of means over answers.
-    tokens: "answer_mean" for means over answers, or a window to average over.
+    percentile: 0 to 100.
+    tokens: "answer_mean" for means over answers, or another of `tokens.window_of`.
 
   Raises:
     ValueError: no block, an unknown one, a percentile outside [0, 100], or a chat with no answer.
@@ -261,9 +260,7 @@ def floors(
     raise ValueError(
       f"blocks {list(blocks)} at percentile {percentile}: give blocks, and 0 to 100."
     )
-  window = Window(start=0) if tokens == "answer_mean" else tokens
-  capture = Capture((axis.site,), blocks=list(blocks), reduce="mean", tokens=window, bank=axis)
-  reads = model.capture(chats, capture)
+  reads = model.capture(chats, capture_at(axis.site, tokens, blocks=list(blocks), bank=axis))
   low = {}
   for block in blocks:
     z_N = reads[axis.site, block][:, 0]

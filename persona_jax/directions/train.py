@@ -143,6 +143,9 @@ def train_direction(
   rows = _batch_of(model, examples, training.loss)
   about = {
     "model_hash": model.identity.sha256,
+    "dtype": model.dtype,
+    "resid_dtype": model.resid_dtype,
+    "tokens_hash": content_hash([x.tolist() for x in rows]),
     "block": block,
     "training": dataclasses.asdict(training),
     "data_hash": content_hash([list(example) for example in examples]),

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _HEAD_TOKENS, _HEAD_STEP = 512, 32
 
 
+class NotDelivered(ValueError):
+  """A row did not get an edit that it asked for: it met no token, or did not do what it should."""
+
+
 def next_logits(model: "Model", rows: Sequence[Row]) -> np.ndarray:
   """Return the logits of the token after each row, float32 [N, V].
 
@@ -37,7 +41,8 @@ def next_logits(model: "Model", rows: Sequence[Row]) -> np.ndarray:
     rows: the rows, with their edits.
 
   Raises:
-    ValueError: a row does not fit the model, or did not get an edit that it asked for.
+    ValueError: a row does not fit the model, or (`NotDelivered`) did not get an edit that it asked
+      for.
     MemoryError: a row by itself does not fit.
   """
   out = np.empty((len(rows), model.arch.vocab_size), np.float32)
@@ -151,7 +156,7 @@ def _behind(
     for row, realised, requested in zip(mine, done.realised_R, done.requested_R, strict=True):
       problem = problem_of(row, (), dose_of(realised, requested))
       if problem:
-        raise ValueError(f"a row did not get its edits: {problem}.")
+        raise NotDelivered(f"a row did not get its edits: {problem}.")
     starts = np.cumsum([0, *(len(c.h_MD) for c in prefix.chosen)])
     place: dict[tuple[int, int], int] = {}
     for start, chosen in zip(starts, prefix.chosen, strict=False):

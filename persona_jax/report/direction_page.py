@@ -21,9 +21,11 @@ DPI = 110
 # Okabe and Ito's, then greys; each with a line style of its own for those who see no colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#767676")
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)))
+_MARKS = ("o", "s", "^", "D")  # from the ninth on colours and styles come again, with marks
 
 _COLUMNS = (
-  "method", "block", "AUC", "d", "reliability", "cosine of wordings", "why", "sha256",
+  "method", "block", "AUC", "AUC, block by other questions", "AUC, other wordings", "d",
+  "reliability", "cosine of wordings", "why", "sha256",
 )  # fmt: skip
 
 
@@ -38,7 +40,9 @@ class MethodLine:
     block: the chosen block.
     why: why that one.
     hash: of the direction.
-    wordings: cosine between wordings at the chosen block: mean of pairs, NaN where there is one.
+    wordings: cosines between wordings at the chosen block, of each two; none where there is one.
+    auc_other_questions, auc_other_wordings: see `studies.extraction.Evidence`; NaN where there is
+      none.
     extremes: projection, side, text of the prompts that project furthest.
   """
 
@@ -48,7 +52,9 @@ class MethodLine:
   block: int
   why: str
   hash: str
-  wordings: float
+  wordings: np.ndarray
+  auc_other_questions: float
+  auc_other_wordings: float
   extremes: pd.DataFrame
 
 
@@ -60,13 +66,16 @@ class DirectionPage:
     concept: its name.
     setup: what it was made of, in words.
     lines: the methods; the first is the primary one.
-    cosines: between the methods at the primary one's block.
+    cosines: between the methods, at the primary one's block or where a vector was trained.
+    trials: of coefficients of the primary one: coefficient, nll, kl, degenerate, problem, answer,
+      fluent and largest (bools); or None.
   """
 
   concept: str
   setup: Mapping[str, str]
   lines: Sequence[MethodLine]
   cosines: pd.DataFrame
+  trials: pd.DataFrame | None = None
 
 
 def draw(page: DirectionPage) -> Figure:
@@ -75,14 +84,21 @@ def draw(page: DirectionPage) -> Figure:
   (auc, effect), (reliability, agreement) = figure.subplots(2, 2)
   for n, line in enumerate(page.lines):
     look: dict[str, Any] = {"color": _COLOURS[n % 8], "linestyle": _STYLES[n % 8]}
+    if n >= len(_COLOURS):
+      look["marker"], look["markersize"] = _MARKS[(n // 8 - 1) % len(_MARKS)], 4
     table = line.separation
     for axes, name in ((auc, "auc"), (effect, "d")):
       single = len(table) == 1
       axes.plot(
-        table["block"], table[name], marker="o" if single else None, label=line.method, **look
+        table["block"],
+        table[name],
+        label=line.method,
+        **(look | ({"marker": "o"} if single else {})),
       )
       if single:
-        low, high = table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]
+        # An interval need not hold the estimate that it is of.
+        low = np.maximum(table[name] - table[f"{name}_low"], 0.0)
+        high = np.maximum(table[f"{name}_high"] - table[name], 0.0)
         axes.errorbar(table["block"], table[name], yerr=[low, high], color=look["color"], capsize=3)
       else:
         axes.fill_between(
@@ -124,7 +140,7 @@ def _heat(axes: Axes, page: DirectionPage) -> None:
     shown = "" if np.isnan(values[i, j]) else f"{values[i, j]:.2f}"
     dark = not np.isnan(values[i, j]) and abs(values[i, j]) > 0.6
     axes.text(j, i, shown, ha="center", va="center", fontsize=8, color="w" if dark else "k")
-  axes.set_title(f"cosines between methods, block {page.lines[0].block}", fontsize=11)
+  axes.set_title(f"cosines between methods, block {page.lines[0].block} *", fontsize=11)
 
 
 def write_page(page: DirectionPage, path: str | Path) -> Path:
@@ -140,19 +156,41 @@ def write_page(page: DirectionPage, path: str | Path) -> Path:
     lines=lines,
     image="data:image/png;base64," + base64.b64encode(image.getvalue()).decode(),
     columns=_COLUMNS,
-    extremes=page.lines[0].extremes.to_dict("records"),
+    extremes=[(line.method, line.block, line.extremes.to_dict("records")) for line in page.lines],
+    trials=[] if page.trials is None else page.trials.to_dict("records"),
   )
 
 
-def write_index(pages: Sequence[tuple[DirectionPage, Path]], path: str | Path) -> Path:
-  """Write the list of pages, a line a concept and method; return its path."""
+def write_index(
+  pages: Sequence[tuple[DirectionPage, Path]],
+  path: str | Path,
+  cosines: pd.DataFrame,
+  told: str = "",
+) -> Path:
+  """Write the list of pages, a line a concept and method; return its path.
+
+  Args:
+    pages: the pages and their files.
+    path: where to.
+    cosines: between concepts; `cosines.attrs["block"]` says where.
+    told: of the refusal direction, in words.
+  """
   folder = Path(path).parent
   lines = [
     _cells(page.concept, line, file.relative_to(folder).as_posix())
     for page, file in pages
     for line in page.lines
   ]
-  return _write(path, title="Directions", page=None, lines=lines, columns=("direction", *_COLUMNS))
+  return _write(
+    path,
+    title="Directions",
+    page=None,
+    lines=lines,
+    columns=("direction", *_COLUMNS),
+    cosines=[(name, [f"{c:+.2f}" for c in row]) for name, row in cosines.iterrows()],
+    block=cosines.attrs["block"],
+    told=told,
+  )
 
 
 def _cells(concept: str, line: MethodLine, file: str = "") -> dict[str, str]:
@@ -168,8 +206,10 @@ def _cells(concept: str, line: MethodLine, file: str = "") -> dict[str, str]:
     "block": str(line.block),
     "auc": _interval(at, "auc"),
     "d": _interval(at, "d"),
+    "other_questions": _number(line.auc_other_questions),
+    "other_wordings": _number(line.auc_other_wordings),
     "reliability": _number(reliability),
-    "wordings": _number(line.wordings),
+    "wordings": _range(line.wordings),
     "why": line.why,
     "hash": f"{line.hash[:12]}…",
   }
@@ -191,6 +231,13 @@ def _interval(row: pd.Series, name: str) -> str:
   if np.isnan(row[name]):
     return "not measurable"
   return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _range(values: np.ndarray) -> str:
+  """Return the mean of values, with the least and the largest."""
+  if not len(values) or np.isnan(values).all():
+    return "–"
+  return f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})"
 
 
 def _number(value: float) -> str:

@@ -118,6 +118,17 @@ def test_load_refuses_what_does_not_fit(tiny, tmp_path):
   wide.write_bytes(damaged)
   with pytest.raises(ValueError, match="checksum"):
     pj.load_direction(wide)
+  # What is said of the vectors is of the file, too.
+  told = pj.Direction(np.ones((1, 3, 50)), "x", provenance={"model": "m"})
+  path = told.save(tmp_path / "told.safetensors")
+  path.write_bytes(path.read_bytes().replace(b'model\\": \\"m', b'model\\": \\"n'))
+  with pytest.raises(ValueError, match="its provenance have not the checksum"):
+    pj.load_direction(path)
+  metadata = {"format": "persona_jax.direction/1", "concept": "x"}
+  vectors = {"vectors": np.ones((1, 3, 4), np.float32)}
+  safetensors.numpy.save_file(vectors, tmp_path / "bare.safetensors", metadata)
+  with pytest.raises(ValueError, match="is damaged or not ours: KeyError"):
+    pj.load_direction(tmp_path / "bare.safetensors")
 
 
 def test_unit_sum_weighs_parts_by_sign_not_by_length():
@@ -132,6 +143,22 @@ def test_unit_sum_weighs_parts_by_sign_not_by_length():
     pj.compose([a, b], [1])
   with pytest.raises(ValueError, match="shape and site"):
     pj.compose([a, pj.Direction(np.ones((1, 1, 3)), "c")], [1, 1])
+
+
+def test_composites_of_some_blocks_have_those(tiny):
+  v_SLD = np.zeros((1, 3, 2))
+  v_SLD[0, 1] = [3.0, 4.0]
+  known = {"model": "m", "model_hash": "h", "model_type": "llama", "tokens": "last"}
+  a, b = pj.Direction(v_SLD, "a", provenance=known), pj.Direction(v_SLD, "b")
+  both = pj.compose([a, b], [1, 1])
+  np.testing.assert_allclose(both.mean_LD, [[0, 0], [0.6, 0.8], [0, 0]], rtol=1e-6)
+  assert known.items() <= both.provenance.items()
+  with pytest.raises(ValueError, match="'a' is the zero vector at block 2"):
+    pj.compose([a, pj.Direction(np.roll(v_SLD, 1, axis=1), "c")], [1, 1])
+  with pytest.raises(
+    ValueError, match=r"different weights cannot be added; these are of \['m', 'n'"
+  ):
+    pj.compose([a, pj.Direction(v_SLD, "d", provenance={"model": "n", "model_hash": "i"})], [1, 1])
 
 
 def test_dose_is_the_median_norm_of_answer_tokens(tiny):

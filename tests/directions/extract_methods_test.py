@@ -1,13 +1,15 @@
 """Extraction by every method, from the activations that `capture` reads; the store on the way."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.directions import class_means
 from persona_jax.directions.activations import ActivationStore
-from persona_jax.directions.extract import extract_by_methods
+from persona_jax.directions.extract import extract_by_methods, extract_each
 from persona_jax.directions.methods import METHODS
 
 POSITIVES = [f"w{5 + n} w{20 + n} w9" for n in range(8)]
@@ -50,6 +52,19 @@ def test_centred_means_are_from_the_mean_of_all_classes(tiny):
     np.testing.assert_allclose(centred, means[name] - centre, atol=1e-4)
     plain = both["diff_means"][name].mean_LD
     np.testing.assert_allclose(plain, means[name] - negative, atol=1e-4)
+  # Each half has a centre of its own: with one in common, halves would agree about its error.
+  x, y, z = (captured(tiny, ps) for ps in (POSITIVES, OTHERS, NEGATIVES))
+  halves = []
+  for start in (0, 1):
+    half = [h[:, start::2].mean(axis=1) for h in (x, y, z)]
+    halves.append(half[0] - (half[0] + half[1] + 2 * half[2]) / 4)
+  cos_L = np.einsum("ld,ld->l", *[h / np.linalg.norm(h, axis=1, keepdims=True) for h in halves])
+  reliability_L = both["mean_centred"]["a"].reliability_L
+  np.testing.assert_allclose(reliability_L, 2 * cos_L / (1 + cos_L), atol=1e-3)
+  told = {name: d.provenance["centred_on"] for name, d in both["mean_centred"].items()}
+  assert (
+    told["a"] == told["b"] == {n: d.provenance["data_hash"] for n, d in both["diff_means"].items()}
+  )
   # The same from activations, beside a method that needs them.
   again = extract_by_methods(tiny.model, contrasts, {"mean_centred": {}, "lda": {}})
   for name in ("a", "b"):
@@ -97,8 +112,12 @@ def test_a_store_keeps_activations_and_an_extraction_goes_on(tiny, tmp_path, mon
   assert store.about["model_hash"] == tiny.model.identity.sha256
   zarr = json.loads((where / "activations" / "zarr.json").read_text())
   assert zarr["zarr_format"] == 3 and zarr["shape"] == [16, 3, 44]
-  with pytest.raises(ValueError, match=r"a store of other activations: \['data_hash'\] differ"):
+  with pytest.raises(ValueError, match=r"other activations: \['data_hash', 'tokens_hash'\] differ"):
     pj.extract(tiny.model, OTHERS, NEGATIVES, store=where, **options)
+  chat = dataclasses.replace(tiny.model.chat, template="w9 " + tiny.model.chat.template)
+  other = dataclasses.replace(tiny.model, chat=chat)
+  with pytest.raises(ValueError, match=r"other activations: \['tokens_hash'\] differ"):
+    pj.extract(other, POSITIVES, NEGATIVES, store=where, **options)
   with pytest.raises(ValueError, match="blocks 0 to 2"):
     store.block(3)
   with pytest.raises(FileNotFoundError, match="no store of activations"):
@@ -117,3 +136,30 @@ def test_a_store_keeps_activations_and_an_extraction_goes_on(tiny, tmp_path, mon
 def test_bad_requests_are_refused(tiny, options, message):
   with pytest.raises(ValueError, match=message):
     pj.extract(tiny.model, POSITIVES, NEGATIVES, **options)
+
+
+def test_contrasts_may_have_replicates_of_their_own(tiny):
+  contrasts = {"a": (POSITIVES, NEGATIVES), "b": (OTHERS[:3], NEGATIVES[:3])}
+  labels = {"a": [0, 0, 0, 0, 1, 1, 1, 1], "b": 3}
+  found = extract_each(tiny.model, contrasts, replicates=labels)
+  assert [len(found[name].vectors_SLD) for name in "ab"] == [2, 3]
+  alone = pj.extract(tiny.model, *contrasts["b"], replicates=3)
+  np.testing.assert_allclose(found["b"].vectors_SLD, alone.vectors_SLD, atol=1e-5)
+  with pytest.raises(ValueError, match=r"'b': replicates: give one int label for each of the 3"):
+    extract_each(tiny.model, contrasts, replicates=[0] * 8)
+  with pytest.raises(ValueError, match=r"replicates are of \['a'\]; the contrasts are"):
+    extract_each(tiny.model, contrasts, replicates={"a": 2})
+
+
+def test_means_are_exact_where_the_stream_is_far_from_zero():
+  # A dimension of mean 10,000 and spread 1e-2, as residual streams have: summed as it is, float32
+  # would be off by 1e-2; relative to the first tile it is not.
+  rng = np.random.default_rng(0)
+  h_ND = 1e4 + 1e-2 * rng.normal(size=(4096, 3))
+  h_ND = h_ND.astype(np.float32)
+  group_N = np.arange(4096, dtype=np.int32) % 2
+  real = np.ones(4096, bool)
+  sums = class_means._sum_groups([h_ND], class_means._mean_rows([h_ND], real), group_N, groups=2)
+  x, y = np.asarray(sums, np.float64)[:, 0] / 2048
+  exact = h_ND[::2].astype(np.float64).mean(axis=0) - h_ND[1::2].astype(np.float64).mean(axis=0)
+  np.testing.assert_allclose(x - y, exact, atol=1e-6)

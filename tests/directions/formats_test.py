@@ -27,13 +27,16 @@ def direction(concept="happy", replicates=1, site="resid_post", **provenance) ->
   return pj.Direction(v_SLD, concept, site, {"model": "m", "model_type": "llama", **provenance})
 
 
+# Of nearly all files of other tools; a test of each is below.
+USUAL = ("has no room for the provenance of", "was read after the final norm")
+
+
 @pytest.fixture(autouse=True)
 def no_notes(recwarn):
   """A note that a test does not expect fails it."""
   yield
-  assert not [w for w in recwarn if issubclass(w.category, FormatWarning)], [
-    str(w.message) for w in recwarn
-  ]
+  notes = [str(w.message) for w in recwarn if issubclass(w.category, FormatWarning)]
+  assert not [text for text in notes if not any(usual in text for usual in USUAL)]
 
 
 def without_block_0(d: pj.Direction) -> np.ndarray:
@@ -275,15 +278,12 @@ def test_several_directions_go_into_a_folder_and_come_back(tmp_path, name):
     pj.Direction(s * rows[None], c, provenance={"model_type": "llama", "position": p})
     for s, c, p in ((1.0, "refusal@-2", -2), (-1.0, "refusal@-1", -1))
   ]
-  if name == "persona_vectors":
-    pair = [pj.Direction(d.vectors_SLD, f"{d.concept}_response_avg_diff") for d in pair]
   pj.write_directions(pair, tmp_path / "out", name)
   assert name == "assistant_axis" or detect_format(tmp_path / "out") == name
   back = {d.concept: d for d in pj.read_directions(tmp_path / "out", name)}
   assert len(back) == 2
   for d in pair:
-    key = d.concept.removesuffix("_response_avg_diff")
-    found = back.get(key) or back[key.replace("@", "_")]
+    found = back.get(d.concept) or back[d.concept.replace("@", "_")]
     np.testing.assert_array_equal(found.vectors_SLD, d.vectors_SLD)
 
 
@@ -321,3 +321,137 @@ def test_the_commands_convert_and_print(tmp_path, capsys):
   assert convert([str(tmp_path / "none"), str(target)]) == 1
   assert "not converted: nothing at" in capsys.readouterr().err
   assert set(SHIPPED) == {"hidden-directions"}
+
+
+def test_what_a_format_has_no_room_for_is_said(tmp_path):
+  d = pj.Direction(ROWS[None], "d", "resid_post", {"model": "m"}, np.ones(L), np.ones(L))
+  targets = (("v.pt", "assistant_axis"), ("v.gguf", "gguf"), ("r", "repsteer"))
+  for name, format in targets:
+    with pytest.warns(FormatWarning) as notes:
+      pj.write_directions(d, tmp_path / name, format)
+    (text,) = {str(n.message) for n in notes if "no room" in str(n.message)}
+    assert "the class gap (of unit='gap'), the reliability" in text
+    assert ("provenance" in text) == (format == "assistant_axis")
+
+
+def test_the_row_after_the_final_norm_is_told_but_not_of_our_own_files(tmp_path):
+  with pytest.warns(FormatWarning, match="read after the final norm") as notes:
+    found = pj.read_directions(shipped("hidden-directions"))
+  assert len(notes) == 1 and found[0].provenance["last_block_after_final_norm"]
+  ours = [direction("a"), direction("b")]
+  pj.write_directions(ours, tmp_path / "ours", "hidden_directions")
+  back = pj.read_directions(tmp_path / "ours")
+  assert [d.provenance.get("last_block_after_final_norm") for d in back] == [None, None]
+  pj.write_directions(back, tmp_path / "again", "hidden_directions")
+  pj.write_directions(found[:2], tmp_path / "theirs", "hidden_directions")
+  with pytest.warns(FormatWarning, match="read after the final norm"):
+    pj.read_directions(tmp_path / "theirs")
+  write_torch_file(tmp_path / "x_response_avg_diff.pt", np.zeros((L + 1, D), np.float32) + ROWS[0])
+  with pytest.warns(FormatWarning, match="read after the final norm"):
+    with pytest.warns(FormatWarning, match="row 0"):
+      pj.load_direction(tmp_path / "x_response_avg_diff.pt")
+
+
+@pytest.mark.parametrize("name", ["gguf", "repsteer", "persona_jax"])
+def test_a_file_that_states_its_blocks_is_of_that_many(tmp_path, name):
+  rows = ROWS.copy()
+  rows[0] = 0
+  d = pj.Direction(rows[None], "d", provenance={"model_type": "llama"})
+  target = tmp_path / {"gguf": "d.gguf", "repsteer": "d", "persona_jax": "d.safetensors"}[name]
+  pj.write_directions(d, target, name)
+  assert len(pj.read_directions(target, num_blocks=L)) == 1
+  with pytest.raises(ValueError, match=rf"{L} blocks; (this one|the model) has {L + 2}"):
+    pj.read_directions(target, num_blocks=L + 2)
+
+
+def test_files_of_persona_vectors_have_its_names_in_a_folder(tmp_path):
+  pair = [direction("evil"), direction("kind", tokens="last")]
+  files = pj.write_directions(pair, tmp_path, "persona_vectors")
+  assert [f.name for f in files] == ["evil_response_avg_diff.pt", "kind_prompt_last_diff.pt"]
+  back = pj.read_directions(tmp_path)
+  assert [d.concept for d in back] == ["evil", "kind"] and back[1].provenance["tokens"] == "last"
+  write_torch_file(tmp_path / "other.pt", ROWS)
+  with pytest.warns(FormatWarning, match=r"\['other.pt'\] are not named as persona_vectors'"):
+    assert len(pj.read_directions(tmp_path)) == 2
+
+
+def test_a_chosen_refusal_direction_of_ours_goes_and_comes_back(tmp_path):
+  d = direction("refusal", position=-3, chosen_block=2)
+  with pytest.warns(FormatWarning, match="only the vector of the chosen block, 2, is written"):
+    files = pj.write_directions(d, tmp_path, "refusal_direction")
+  assert json.loads(files[1].read_text()) == {"pos": -3, "layer": 3}
+  (back,) = pj.read_directions(tmp_path, num_blocks=L)
+  assert (back.mean_LD[2] == ROWS[2]).all() and back.provenance["blocks"] == [2]
+  assert (back.provenance["position"], back.provenance["chosen_block"]) == (-3, 2)
+  zero = pj.Direction(
+    np.eye(L, D)[None] * [[[1.0]] + [[0.0]] * (L - 1)], "r", provenance=d.provenance
+  )
+  with pytest.raises(ValueError, match="no vector at its block, 2"):
+    pj.write_directions(zero, tmp_path, "refusal_direction")
+
+
+def test_the_axis_of_assistant_axis_pipeline_keeps_its_counts(tmp_path):
+  layout = {
+    "axis": ROWS, "default_mean": ROWS, "role_mean": ROWS, "n_default": 3, "n_roles": 7,
+  }  # fmt: skip
+  with pytest.warns(FormatWarning, match=r"\['default_mean', 'role_mean'\] are left out"):
+    d = pj.load_direction(write_torch_file(tmp_path / "axis.pt", layout))
+  assert (d.provenance["n_default"], d.provenance["n_roles"]) == (3, 7)
+  (again,) = pj.write_directions(d, tmp_path / "again.pt", "assistant_axis")
+  back = read_torch_file(again)
+  assert (back["axis"] == ROWS).all() and (back["n_default"], back["n_roles"]) == (3, 7)
+
+
+def test_damaged_descriptions_name_the_file(tmp_path):
+  for field, message in (("[", "is no JSON"), ('{"concept": "x"}', "is not ours")):
+    path = tmp_path / "v.gguf"
+    writer = GGUFWriter(path, "controlvector")
+    writer.add_string("persona_jax.direction", field)
+    writer.add_tensor("direction.1", ROWS[1])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.warns(FormatWarning, match="model_hint"):
+      with pytest.raises(ValueError, match=f"v.gguf: .*{message}"):
+        pj.read_directions(path)
+  (tmp_path / "manifest.json").write_text('{"directions": [{"shape": [1]}]}')
+  with pytest.raises(ValueError, match="entries without a name"):
+    pj.read_directions(tmp_path, "hidden_directions")
+
+
+def test_the_commands_take_every_option(tmp_path, capsys):
+  write_torch_file(tmp_path / "one.pt", ROWS[2])
+  source, target = str(tmp_path / "one.pt"), str(tmp_path / "one.gguf")
+  given = ["--from", "hidden_directions", "--layer", "2", "--num-blocks", "5"]
+  assert convert([source, target, *given, "--model-hint", "qwen2"]) == 0
+  reader = GGUFReader(target)
+  assert reader.fields["controlvector.model_hint"].contents() == "qwen2"
+  assert [t.name for t in reader.tensors] == ["direction.2"]
+  assert inspect([source, "--format", "hidden_directions", *given[2:]]) == 0
+  shown = capsys.readouterr().out
+  assert f"    2 {np.linalg.norm(ROWS[2]):>9.4g}" in shown and "    1      none" in shown
+  pj.write_directions([direction("a"), direction("b")], tmp_path / "both", "persona_jax")
+  both, out = str(tmp_path / "both"), str(tmp_path / "out.pt")
+  assert convert([both, out, "--only", "b", "--to", "assistant_axis", "--kind", "vector"]) == 0
+  assert read_torch_file(out)["role"] == "b"
+  assert convert([both, out, "--only", "c"]) == 1
+  assert "holds no ['c']; it holds ['a', 'b']" in capsys.readouterr().err
+  whole = str(tmp_path / "whole.gguf")
+  assert convert([both, whole, "--only", "a", "--block-0"]) == 0
+  assert [t.name for t in GGUFReader(whole).tensors][0] == "direction.0"
+  capsys.readouterr()
+  assert inspect([both, "--cosines", "a", "--block", "1"]) == 0
+  assert "cosine with a at block 1\n  b " in capsys.readouterr().out
+
+
+def test_a_small_vector_is_a_vector_and_none_is_none(tmp_path, capsys):
+  rows = ROWS * 1e-9
+  rows[0] = 0
+  a, b = pj.Direction(rows[None], "a"), pj.Direction(ROWS[None], "b")
+  pj.write_directions([a, b], tmp_path, "persona_jax")
+  assert inspect([str(tmp_path / "a.safetensors")]) == 0
+  shown = capsys.readouterr().out
+  assert shown.count("none") == 1 and f"{np.linalg.norm(rows[1]):.4g}" in shown
+  assert inspect([str(tmp_path), "--cosines", "b", "--block", "0"]) == 0
+  assert capsys.readouterr().out.rstrip().endswith(" none")

@@ -116,3 +116,12 @@ def test_logistic_regression_does_not_depend_on_the_size_of_activations():
   make = METHODS["logistic"].make
   a_D, b_D = make(x_ND, y_ND, c=1.0), make(1000 * x_ND, 1000 * y_ND, c=1.0)
   np.testing.assert_allclose(a_D, b_D, rtol=1e-4, atol=1e-6)
+
+
+def test_so_few_rows_that_nothing_is_shrunk_give_the_shortest_solution():
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(2, 2, 6))  # two rows a class: no estimate of an error to shrink by
+  theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+  theirs.fit(np.concatenate([x, y]), [1, 1, 0, 0])
+  ours = METHODS["lda"].make(x, y)
+  np.testing.assert_allclose(ours, theirs.coef_[0], rtol=1e-5, atol=1e-6)

@@ -8,9 +8,17 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.directions import refusal
-from persona_jax.directions.refusal import Candidate, filtered_out, refusal_direction, select
+from persona_jax.directions.refusal import (
+  Candidate,
+  NoRefusalDirection,
+  filtered_out,
+  refusal_direction,
+  select,
+)
+from persona_jax.directions.selection import separation
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.next_tokens import next_logits, token_kl
+from tests.planted import world as planted
 
 GOOD = Candidate(-1, 3, bypass=-5.0, induce=1.0, kl=0.05)
 
@@ -172,3 +180,73 @@ def test_refusal_tokens_come_from_judged_texts(tiny):
   }
   with pytest.raises(ValueError, match="give refusal_ids"):
     refusal.refusal_tokens(tiny.model, answers, answers)
+
+
+@pytest.fixture(scope="module")
+def w1(tmp_path_factory):
+  """A world with a planted refusal direction, which blocks 1 to 4 write and all later ones keep."""
+  world = planted.build(planted.W1)
+  return world, pj.load(world.write(tmp_path_factory.mktemp("w1")), dtype="float32")
+
+
+HARM = [planted.user_text(f"harm{n}", 200 + n) for n in range(20, 40)]
+MILD = [planted.user_text(f"ok{n}", 200 + n) for n in range(20, 40)]
+
+
+def search(model, **options):
+  return refusal_direction(
+    model, HARM[::2], MILD[::2], held_out_harmful=HARM[1::2], held_out_harmless=MILD[1::2],
+    refusal_ids=[model.tokenizer.token_id("sorry")], **options,
+  )  # fmt: skip
+
+
+def test_the_planted_refusal_direction_is_found_by_the_published_rule(w1):
+  world, model = w1
+  found = search(model)
+  assert 1 <= found.chosen.block <= 4
+  unit_D = found.direction.unit_LD[found.chosen.block]
+  assert unit_D @ world.refusal_D > 0.99
+  # What it promises: without it harmful prompts are not refused, with it harmless ones are.
+  assert found.baseline_harmful > 0 > found.chosen.bypass + 1
+  assert found.chosen.induce > 0 > found.baseline_harmless and found.chosen.kl < 0.1
+  # All candidates are in the table, those that were not tried as well, and why they are out.
+  table = found.table()
+  blocks, positions = model.arch.num_blocks, -int(table["position"].min())
+  assert len(table) == blocks * positions
+  last = table["block"] >= int(0.8 * blocks) - 1
+  assert table.loc[last, ["bypass", "induce", "kl"]].isna().all(axis=None)
+  assert (table.loc[last, "left_out"] == "it is of the last 20% of the layers").all()
+  early = table[(table["block"] == 0) & (table["position"] == -1)].iloc[0]
+  assert early["left_out"]  # nothing of refusal is written there yet
+  # Held-out prompts are told apart along it, read at its own token.
+  held_out = separation(model, found.direction, HARM[1::2], MILD[1::2], draws=10)
+  assert held_out.set_index("block").loc[found.chosen.block, "auc"] == 1.0
+
+
+def test_candidates_of_several_positions_are_means_there(w1):
+  world, model = w1
+  none = dict(most_kl=None, least_induce=None, last_share=None)
+  found = search(model, positions=3, **none)
+  assert len(found.candidates) == 3 * model.arch.num_blocks
+  at = found.chosen.position
+  means = []
+  for prompts in (HARM[::2], MILD[::2]):
+    reads = model.capture(prompts, pj.Capture())
+    ends = [model.encode(prompt).prompt_length for prompt in prompts]
+    blocks = range(model.arch.num_blocks)
+    means.append(
+      [np.mean([reads["resid_post", b][n, e + at] for n, e in enumerate(ends)], 0) for b in blocks]
+    )
+  np.testing.assert_allclose(found.direction.mean_LD, np.subtract(*means), atol=1e-4)
+  assert found.direction.provenance["tokens"] == f"prompt:{at}"
+  assert found.chosen.bypass == np.nanmin([c.bypass for c in found.candidates])
+
+
+def test_where_no_candidate_passes_the_table_is_not_lost(w1):
+  _, model = w1
+  with pytest.raises(NoRefusalDirection, match="none of 6 candidates passes") as caught:
+    search(model, positions=1, least_induce=1e6)
+  table = caught.value.table
+  # Of six blocks the last three are not tried, and at the first the template's token is the same.
+  assert len(table) == 6 and table["left_out"].str.startswith("induces").sum() == 2
+  assert table["bypass"].notna().tolist() == [False, True, True, False, False, False]

@@ -1,19 +1,10 @@
 """Persona space against scikit-learn, the axis by its definition, floors and trajectories."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 
 import persona_jax as pj
-from persona_jax.directions.selection import (
-  Fluency,
-  choose,
-  largest_fluent,
-  separation,
-  separation_of,
-  try_coefficients,
-)
 from persona_jax.directions.space import assistant_axis, floors, mean_vectors, persona_space
 from persona_jax.directions.trajectories import token_projections, turn_projections
 
@@ -120,81 +111,3 @@ def test_projections_of_a_conversation_by_token_and_turn(tiny):
   assert turns[b.concept].iloc[1] == pytest.approx(spoken[b.concept].mean())
   with pytest.raises(ValueError, match="different names"):
     token_projections(tiny.model, [chat], [a, a], 1)
-
-
-def test_separation_is_auc_and_cohens_d(tiny):
-  rng = np.random.default_rng(0)
-  x_NL, y_NL = rng.normal(size=(2, 30, 2)) + np.asarray([1.0, 0.0])[:, None, None] * [0.8, 3.0]
-  frame = separation_of(x_NL, y_NL, draws=500)
-  for block in (0, 1):
-    x, y = x_NL[:, block], y_NL[:, block]
-    auc = np.mean([[a > b for b in y] for a in x])
-    spread = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
-    row = frame.iloc[block]
-    assert row["auc"] == pytest.approx(auc)
-    assert row["d"] == pytest.approx((x.mean() - y.mean()) / spread)
-    assert row["auc_low"] <= row["auc"] <= row["auc_high"]
-    assert row["d_low"] < row["d"] < row["d_high"]
-  ties = separation_of(np.ones((4, 1)), np.ones((4, 1)), draws=10)
-  assert ties["auc"].iloc[0] == 0.5 and np.isnan(ties["d"].iloc[0])
-  # On a model, at the tokens that the direction was read at.
-  positives, negatives = CHATS[:3], CHATS[3:]
-  d = pj.extract(tiny.model, positives, negatives, tokens="answer_mean")
-  found = separation(tiny.model, d, positives, negatives, draws=50)
-  z = pj.project(tiny.model, CHATS, d, tokens=pj.Window(start=0))[:, :, 0]
-  wins = (z[:3, None] > z[None, 3:]).mean(axis=(0, 1))
-  np.testing.assert_allclose(found["auc"], wins, atol=1e-6)
-
-
-def test_coefficients_are_tried_and_the_largest_fluent_one_is_found(tiny):
-  d = tiny.direction(norm=3.0)
-  make = lambda block, c: pj.add(d, c, unit="unit", blocks=block, tokens="all")
-  prompts, seen = ["w5 w6", "w9"], []
-  frame = try_coefficients(
-    tiny.model, make, [0, 2], [1.0, 30.0, -1.0], prompts, max_new_tokens=5,
-    degenerate=lambda text: False, effect=lambda edit: float(edit.blocks[0]),
-    progress=seen.append,
-  )  # fmt: skip
-  assert list(zip(frame["block"], frame["coefficient"], strict=True)) == [
-    (-1, 0.0), *((b, c) for b in (0, 2) for c in (1.0, 30.0, -1.0))
-  ]  # fmt: skip
-  assert sum(seen) == 7 and frame["kl"].iloc[0] == 0
-  assert (frame["kl"].iloc[1:] > 0).all() and frame["kl"].iloc[2] > frame["kl"].iloc[1]
-  answers = tiny.model.generate(prompts, edits=[[make(2, 30.0)]] * 2, max_new_tokens=5)
-  scores = tiny.model.score(prompts, [g.token_ids for g in answers])
-  nll = np.mean([-s / len(g.token_ids) for s, g in zip(scores, answers, strict=True)])
-  row = frame[(frame["block"] == 2) & (frame["coefficient"] == 30.0)].iloc[0]
-  assert row["nll"] == pytest.approx(nll, rel=1e-4) and row["answer"] == answers[0].text
-  assert frame["effect"].tolist()[1:] == [0, 0, 0, 2, 2, 2]
-
-
-def trials(rows):
-
-  columns = ["block", "coefficient", "nll", "degenerate", "effect"]
-  return pd.DataFrame([(-1, 0.0, 2.0, 0.0, np.nan), *rows], columns=columns)
-
-
-def test_the_rule_of_the_largest_fluent_coefficient():
-  frame = trials(
-    [
-      (4, 1.0, 2.5, 0.0, 0.2),
-      (4, 2.0, 3.5, 0.0, 0.6),  # too unlikely
-      (4, 4.0, 2.1, 0.0, 0.9),  # likely again, beyond noise
-      (4, -1.0, 2.9, 0.0, -0.2),
-      (5, 1.0, 2.5, 0.5, 0.8),  # degenerate from the first on
-      (6, 1.0, 2.0, 0.1, 0.1),
-      (6, 2.0, 3.0, 0.1, 0.3),  # at the bounds
-    ]
-  )
-  found = largest_fluent(frame)
-  assert [tuple(x) for x in found[["block", "coefficient"]].to_numpy()] == [
-    (4, -1.0), (4, 1.0), (5, 0.0), (6, 2.0)
-  ]  # fmt: skip
-
-  table = pd.DataFrame({"block": [4, 5, 6], "auc": [0.9, 1.0, 0.8], "d": [1.0, 2.0, 1.0]})
-  assert choose(table)[:2] == (5, None)
-  assert choose(table, frame)[:2] == (6, 2.0)  # of the largest effect
-  assert choose(table, frame.assign(effect=np.nan))[:2] == (4, 1.0)
-  strict = Fluency(most_nats=0.2, most_degenerate=0.0)
-  with pytest.raises(ValueError, match="no coefficient is fluent"):
-    choose(table, frame, strict)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from persona_jax.directions.formats import torch_file
 from persona_jax.directions.formats.torch_file import read_torch_file, write_torch_file
 
 DTYPES = (np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_)
@@ -121,6 +122,16 @@ def test_a_pickle_that_would_run_something_is_refused_before_it_does(tmp_path):
     with pytest.raises(ValueError, match=r"x\.pt"):
       read_torch_file(archive(tmp_path / "x.pt", program, data__0=NUMBERS))
   assert not trap.exists()
+
+
+def test_a_list_that_holds_itself_many_times_over_is_refused(tmp_path, monkeypatch):
+  nested = [1.0]
+  for _ in range(60):  # 2^60 numbers, were they copied
+    nested = [nested, nested]
+  path = archive(tmp_path / "x.pt", pickle.dumps(nested, protocol=2))
+  monkeypatch.setattr(torch_file, "_MAX_VALUES", 1000)
+  with pytest.raises(ValueError, match="holds more than 1000 values"):
+    read_torch_file(path)
 
 
 @pytest.mark.parametrize(

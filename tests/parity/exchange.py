@@ -65,9 +65,7 @@ def _run(environment: str, module: str, request: Path) -> None:
   Raises:
     subprocess.CalledProcessError: it failed; it has said why.
   """
-  subprocess.run(
-    [ENVIRONMENTS[environment].python, "-m", module, request], cwd=ROOT, check=True
-  )
+  subprocess.run([ENVIRONMENTS[environment].python, "-m", module, request], cwd=ROOT, check=True)
 
 
 def _read(path: Path) -> dict[str, list[Answer]]:
@@ -111,8 +109,8 @@ def _compare(
         continue
       lead = other.lead(step, mine.ids[step])
       print(
-        f"  {name!r}: token {step} is {mine.ids[step]}, theirs {other.ids[step]}, which leads there "
-        f"by {lead:.1e}"
+        f"  {name!r}: token {step} is {mine.ids[step]}, theirs {other.ids[step]}, which leads by "
+        f"{lead:.1e} there"
       )
       group.check(repr(name), 0 if lead < limit else lead)
     total = sum(len(other.ids) for other in theirs)

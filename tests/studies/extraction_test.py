@@ -1,15 +1,24 @@
 """The extraction study on a tiny model, with a bank of roles of its own."""
 
 import dataclasses
+import functools
 import importlib.util
+import itertools
 import json
 import pathlib
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import persona_jax as pj
+from persona_jax.data.prompts import PromptItem
+from persona_jax.directions.refusal import refusal_direction
+from persona_jax.personas.persona import TRAITS, Lexicon, Persona, Pole, Question
 from persona_jax.studies import extraction as study
+from persona_jax.studies.extraction import coefficients as coefficient_stage
+from persona_jax.studies.extraction import refusal as refusal_stage
+from persona_jax.studies.extraction.evidence import method_cosines
 from persona_jax.studies.extraction.pages import write_pages
 
 BANK = """
@@ -31,6 +40,7 @@ def settings(tmp_path):
   return study.Settings(
     bank=str(tmp_path / "bank.toml"),
     only=(),
+    composites=(),
     methods=("diff_means", "pca_center", "lat", "likelihood"),
     source="prompts",
     site="resid_post",
@@ -42,6 +52,12 @@ def settings(tmp_path):
     train_batch=2,
     train_rate=0.05,
     lat_seed=0,
+    depth=(0.0, 1.0),
+    coefficients=(),
+    coefficient_prompts=2,
+    coefficient_tokens=4,
+    refusal_pairs=0,
+    refusal_held_out=0,
     store=False,
     seed=0,
   )
@@ -65,8 +81,9 @@ def test_directions_are_extracted_judged_and_reported(tiny, settings, tmp_path):
   first = found[0]
   assert not set(first.train) & set(first.held_out)
   assert (len(first.train), len(first.held_out)) == (4, 2)
-  positive, negative, label = first.pairs(first.train)
+  positive, negative, label, question = first.pairs(first.train)
   assert label == [0] * 4 + [1] * 4 and len(positive) == len(negative) == 8
+  assert question == [0, 1, 2, 3] * 2
   d = directions["diff_means"]["brave <role>"]
   theirs = pj.extract(tiny.model, positive, negative, replicates=label)
   np.testing.assert_allclose(d.vectors_SLD, theirs.vectors_SLD, atol=1e-5)
@@ -76,14 +93,37 @@ def test_directions_are_extracted_judged_and_reported(tiny, settings, tmp_path):
   mean, *_, likely = evidence["calm"]
   assert list(mean.separation["block"]) == [0, 1, 2] and list(likely.separation["block"]) == [1]
   assert mean.block == mean.separation.sort_values(["auc", "d"]).iloc[-1]["block"]
-  z = pj.project(tiny.model, found[1].pairs(found[1].held_out)[0], mean.direction)
+  held_out = found[1].pairs(found[1].held_out)
+  z = pj.project(tiny.model, held_out.positive, mean.direction)
   top = mean.extremes.iloc[0]
   assert mean.extremes["projection"].is_monotonic_decreasing
   assert top["projection"] >= z[:, mean.block, 0].max() - 1e-4
+  # One wording's vector on the other's pairs, and each question at the block of the other.
+  crossed = []
+  for s in (0, 1):
+    v = pj.Direction(mean.direction.vectors_SLD[s, None], "v")
+    mine = [n for n, k in enumerate(held_out.wording) if k != s]
+    x, y = (
+      pj.project(tiny.model, [side[n] for n in mine], v)[:, mean.block, 0]
+      for side in (held_out.positive, held_out.negative)
+    )
+    crossed.append((x[:, None] > y).mean())
+  assert mean.auc_other_wordings == pytest.approx(np.mean(crossed))
+  assert 0 <= mean.auc_other_questions <= 1 and np.isnan(likely.auc_other_questions)
+  assert np.isnan(likely.auc_other_wordings)
+  table = pd.read_parquet(tmp_path / "run" / "evidence.parquet")
+  assert len(table) == 2 * (3 * 3 + 1) and table["chosen"].sum() == 8
+  assert set(table["sha256"]) == {e.direction.hash for mine in evidence.values() for e in mine}
+  cosines = method_cosines(evidence["calm"])
+  u, v = (d["calm"].unit_LD[1] for d in (directions["diff_means"], directions["likelihood"]))
+  assert cosines.loc["diff_means", "likelihood"] == pytest.approx(u @ v, abs=1e-5)
   page = (tmp_path / "run" / "pages" / "calm.html").read_text()
   assert "<h1>calm</h1>" in page and "AUC" in page and "data:image/png;base64," in page
   assert f"{mean.direction.hash[:12]}" in page
+  for method in settings.methods:  # every method's, not the first's only
+    assert f"<summary>{method}, block" in page
   text = index.read_text()
+  assert text.count("+1.00") == 2
   assert "brave &lt;role&gt;" in text and "brave <role>" not in text
   assert text.count("likelihood") == 2
 
@@ -126,6 +166,14 @@ def test_answers_are_read_without_the_text_that_made_them(tiny, settings, tmp_pa
     (dict(bank="none.toml"), "'traits' or a TOML file"),
     (dict(bank="traits", only=("X",)), "the traits are"),
     (dict(site="mlp_out"), "vectors are trained at 'resid_post'"),
+    (dict(site="stream"), "site='stream'"),
+    (dict(store=True, methods=("diff_means", "likelihood")), "no method of .* reads activations"),
+    (dict(depth=(0.8, 0.2)), "the smaller first"),
+    (dict(coefficients=(0.0, 0.1)), "above 0"),
+    (dict(refusal_pairs=3), "at least 4 and 2"),
+    (dict(composites=("C+ A+",)), "composites=.* are of traits"),
+    (dict(bank="traits", composites=("C+ C-",)), "two poles of different traits"),
+    (dict(bank="traits", composites=("C+ A+",), only=("C",)), r"different traits of \['C'\] fit"),
   ],
 )
 def test_bad_settings_are_refused(settings, change, message):
@@ -143,6 +191,8 @@ def test_the_config_gives_settings():
     config.pop(field)
   settings = study.Settings.of(config)
   assert {*settings.read, *settings.trained} == set(settings.methods) and len(settings.methods) == 9
+  names = [contrast.name for contrast in study.contrasts(settings)]
+  assert names == ["O+", "C+", "E+", "A+", "N+", "C+ A+", "C+ A+ (sum)"]
   with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
     study.Settings.of(config | {"colour": 1})
 
@@ -163,3 +213,149 @@ def test_bad_banks_are_refused(settings, tmp_path):
     study.contrasts(dataclasses.replace(settings, only=("bold",)))
   big_five = dataclasses.replace(settings, bank="traits", train_questions=8, held_out_questions=4)
   assert [c.name for c in study.contrasts(big_five)] == ["O+", "C+", "E+", "A+", "N+"]
+
+
+def in_words_of_the_tiny_model(monkeypatch):
+  """The traits' texts and our questions, in words that its tokenizer has."""
+  numbers = itertools.count()
+  lexicon = Lexicon(
+    "tiny",
+    {
+      Pole(t, sign): tuple(
+        tuple(f"w{next(numbers) % 80 + 5} w{next(numbers) % 80 + 5}" for _ in "ab")
+        for _ in range(3)
+      )
+      for t in TRAITS
+      for sign in (1, -1)
+    },
+  )
+  asked = [Question(f"q{n}", f"w{n + 40} w9", "self") for n in range(12)]
+  # The package's name for the module is that of the function.
+  of_contrasts = importlib.import_module("persona_jax.studies.extraction.contrasts")
+  for module in (of_contrasts, coefficient_stage):
+    monkeypatch.setattr(module, "load_questions", lambda kind: asked)
+  monkeypatch.setattr(of_contrasts, "load_poles", lambda: lexicon)
+  return lexicon
+
+
+def test_composites_are_extracted_and_put_together(tiny, settings, tmp_path, monkeypatch):
+  lexicon = in_words_of_the_tiny_model(monkeypatch)
+  settings = dataclasses.replace(
+    settings, bank="traits", only=("C", "A"), composites=("C- A+",), methods=("diff_means",)
+  )
+  found, directions, evidence, index = run(tiny, settings, tmp_path / "run")
+  assert [c.name for c in found] == ["C+", "A+", "C- A+", "C- A+ (sum)"]
+  persona = Persona("x", (Pole("C", -1), Pole("A", 1)), lexicon)
+  assert found[2].positive == found[3].positive == tuple(persona.text(k) for k in range(3))
+  assert found[2].negative[0] == persona.contrast().text(0)
+  mine = directions["diff_means"]
+  both = pj.compose([mine["C+"], mine["A+"]], [-1, 1])
+  np.testing.assert_array_equal(mine["C- A+ (sum)"].vectors_SLD, both.vectors_SLD)
+  assert len(evidence["C- A+ (sum)"]) == 1
+  assert "C- A+ (sum)" in index.read_text()
+  again = run(tiny, settings, tmp_path / "run")[1]
+  assert again["diff_means"]["C- A+ (sum)"].hash == mine["C- A+ (sum)"].hash
+
+
+def test_answers_without_a_token_leave_their_pair_out(tiny, settings, tmp_path, monkeypatch):
+  settings = dataclasses.replace(
+    settings, source="answers", methods=("diff_means",), only=("calm",)
+  )
+  real = study.stages.with_answers
+
+  def silent(*args, **options):
+    chats = real(*args, **options)
+    chats[1][-1]["content"] = ""
+    return chats
+
+  monkeypatch.setattr(study.stages, "with_answers", silent)
+  found, directions, evidence, _ = run(tiny, settings, tmp_path / "run")
+  (mean,) = evidence["calm"]
+  assert directions["diff_means"]["calm"].provenance["num_pairs"] == 7
+  assert (mean.held_out, mean.asked) == (3, 4)
+  page = (tmp_path / "run" / "pages" / "calm.html").read_text()
+  assert "held-out pairs: 3 of 4" in page
+  kept = json.loads((tmp_path / "run" / "answers" / "calm-train.json").read_text())
+  for chat in kept[:4]:
+    chat[-1]["content"] = ""
+  (tmp_path / "run" / "answers" / "calm-train.json").write_text(json.dumps(kept))
+  with pytest.raises(ValueError, match=r"'calm', train: wordings \[0\] have no pair of answers"):
+    study.stages.pairs(tiny.model, settings, found[0], "train", tmp_path / "run")
+
+
+def test_roles_have_wordings_of_their_own_number_and_files_of_their_own(tiny, settings, tmp_path):
+  path = tmp_path / "more.toml"
+  path.write_text(BANK.replace(', "w43 w44 w45"', "").replace(', "w53 w54 w55"', ""))
+  settings = dataclasses.replace(settings, bank=str(path), methods=("diff_means", "lda"))
+  _, directions, evidence, _ = run(tiny, settings, tmp_path / "run")
+  for method in settings.methods:
+    assert [len(d.vectors_SLD) for d in directions[method].values()] == [2, 1]
+  assert np.isnan(evidence["calm"][0].auc_other_wordings)
+  path.write_text(BANK.replace("[calm]", '["brave :role:"]'))
+  with pytest.raises(ValueError, match="need different files"):
+    study.contrasts(settings)
+
+
+def test_coefficients_are_tried_and_shown(tiny, settings, tmp_path, monkeypatch):
+  in_words_of_the_tiny_model(monkeypatch)
+  settings = dataclasses.replace(
+    settings, methods=("diff_means",), only=("calm",), coefficients=(0.1, 0.5)
+  )
+  found, _, evidence, _ = run(tiny, settings, tmp_path / "run")
+  first = evidence["calm"][0]
+  where = tmp_path / "run"
+  scale = study.scale_of(tiny.model, settings)
+  args = (tiny.model, settings, first.direction, first.block, scale, where)
+  tried = study.try_out(*args, progress=False)
+  assert sorted(tried["coefficient"]) == [-0.5, -0.1, 0.0, 0.1, 0.5]
+  assert set(tried["block"]) == {-1, first.block} and tried["kl"].iloc[1:].gt(0).all()
+  pd.testing.assert_frame_equal(study.try_out(*args, progress=False), tried)
+  write_pages(tiny.model, settings, "h" * 64, found, evidence, where, trials={"calm": tried})
+  page = (where / "pages" / "calm.html").read_text()
+  assert "Coefficients (diff_means" in page and page.count("<td>+0.1</td>") + page.count(
+    "<b>+0.1</b>"
+  )
+  off = dataclasses.replace(settings, coefficients=())
+  assert study.scale_of(tiny.model, off) is None
+  assert study.try_out(tiny.model, off, first.direction, 1, None, where) is None
+
+
+def test_the_refusal_direction_is_found_or_it_is_said_why_not(
+  tiny, settings, tmp_path, monkeypatch
+):
+  assert study.find_refusal(tiny.model, settings, tmp_path) is None
+  settings = dataclasses.replace(settings, refusal_pairs=4, refusal_held_out=2)
+  pairs = [
+    PromptItem(f"{n}/{kind}", f"w{n + 5} w{at}", kind, f"{n}", "x", "test")
+    for n in range(6)
+    for kind, at in (("harmful", 40), ("harmless", 50))
+  ]
+  monkeypatch.setattr(refusal_stage, "load_prompts", lambda name: pairs)
+  found = study.find_refusal(tiny.model, settings, tmp_path / "a", progress=False)
+  assert found.direction is None and "0 of 8 answers are refusals" in found.problem
+  again = study.find_refusal(tiny.model, settings, tmp_path / "a", progress=False)
+  assert again.problem == found.problem and again.table.empty
+  # Answers that hold the word which half of the harmful prompts are answered with are refusals.
+  said = {g.text for g in tiny.model.generate([p.text for p in pairs[::2]], max_new_tokens=24)}
+  monkeypatch.setattr(
+    refusal_stage.RefusalRules, "rule_of", lambda self, text: "x" if text in said else ""
+  )
+  monkeypatch.setattr(
+    refusal_stage,
+    "refusal_direction",
+    functools.partial(refusal_direction, most_kl=None, least_induce=None),
+  )
+  found = study.find_refusal(tiny.model, settings, tmp_path / "b", progress=False)
+  assert found.problem == "" and len(found.table) >= 3
+  again = study.find_refusal(tiny.model, settings, tmp_path / "b", progress=False)
+  assert again.direction.hash == found.direction.hash
+  pd.testing.assert_frame_equal(again.table, found.table)
+  contrasts, _, evidence, _ = run(tiny, settings, tmp_path / "run")
+  index = write_pages(
+    tiny.model, settings, "h" * 64, contrasts, evidence, tmp_path / "run", refusal=found
+  )
+  text = index.read_text()
+  assert "Refusal direction (Arditi et al. 2024; 4 pairs" in text and "<th>refusal</th>" in text
+  with pytest.raises(ValueError, match="66 pairs for the refusal direction; there are 6"):
+    many = dataclasses.replace(settings, refusal_pairs=64)
+    study.find_refusal(tiny.model, many, tmp_path / "c", progress=False)

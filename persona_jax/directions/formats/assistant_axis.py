@@ -5,6 +5,7 @@ All are [L, D], row i of the output of block i:
 * vectors of its hub dataset and axes: a bare tensor;
 * vectors of its pipeline: {"vector": [L, D], "type": "pos_3" or "mean", "role": name};
 * axes with notes: {"axis": [L, D], "metadata": {…}};
+* axes of its pipeline: {"axis", "default_mean", "role_mean": [L, D], "n_default", "n_roles"};
 * `capping_config.pt`: {"vectors": {name: {"layer": block, "vector": [D]}},
   "experiments": [{"id": name, "interventions": [{"vector": name, "cap": number}]}]}.
 
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from persona_jax.directions.direction import Direction
-from persona_jax.directions.formats.rows import direction_of, mean_of, write_each
+from persona_jax.directions.formats.rows import direction_of, mean_of, note, write_each
 from persona_jax.directions.formats.torch_file import read_torch_file, write_torch_file
 from persona_jax.edits.edit import Edit
 from persona_jax.edits.operations import cap
@@ -28,6 +29,7 @@ from persona_jax.edits.window import Window
 NAME = "assistant_axis"
 _FOLDERS = ("role_vectors", "trait_vectors")
 _KINDS = ("bare", "vector", "axis")
+_COUNTS = ("n_default", "n_roles")
 
 
 def named_so(path: Path) -> bool:
@@ -57,6 +59,10 @@ def read(path: Path, *, num_blocks: int | None = None) -> list[Direction]:
     x_LD = found[key]
     known = {"kind": key, "concept": found.get("role"), "vector_type": found.get("type")}
     known["metadata"] = found.get("metadata")
+    known |= {key: found.get(key) for key in _COUNTS}
+    rest = sorted(map(str, set(found) - {key, "role", "type", "metadata", *_COUNTS}))
+    if rest:
+      note(path, f"{rest} are left out: they are no direction.")
   if not isinstance(x_LD, np.ndarray) or x_LD.ndim != 2:
     raise ValueError(f"{path} holds no tensor [blocks, width].")
   if num_blocks is not None and len(x_LD) != num_blocks:
@@ -94,7 +100,11 @@ def write(
       what = {"vector": v_LD, "type": known.get("vector_type", "mean"), "role": direction.concept}
       write_torch_file(file, what)
     elif chosen == "axis":
-      write_torch_file(file, {"axis": v_LD, "metadata": dict(known.get("metadata") or {})})
+      counts = {key: known[key] for key in _COUNTS if key in known}
+      extra = {"metadata": dict(known["metadata"])} if known.get("metadata") else {}
+      write_torch_file(
+        file, {"axis": v_LD, **(extra or ({} if counts else {"metadata": {}})), **counts}
+      )
     else:
       write_torch_file(file, v_LD)
 

@@ -56,9 +56,11 @@ def read(path: Path, *, num_blocks: int | None = None) -> list[Direction]:
   hint = fields.get("controlvector.model_hint")
   if hint is None:
     note(path, "it has no controlvector.model_hint, so that the kind of its model is not known.")
-  ours = json.loads(fields.get("persona_jax.direction", "{}"))
-  if ours:
-    num_blocks = ours["num_blocks"] if num_blocks is None else num_blocks
+  ours = _ours(path, fields.get("persona_jax.direction", "{}"))
+  stated = ours.get("num_blocks")
+  if None not in (stated, num_blocks) and stated != num_blocks:
+    raise ValueError(f"{path}: of a model of {stated} blocks; this one has {num_blocks}.")
+  num_blocks = stated if num_blocks is None else num_blocks
   direction = direction_of(
     rows,
     path=path,
@@ -68,6 +70,17 @@ def read(path: Path, *, num_blocks: int | None = None) -> list[Direction]:
     provenance=ours.get("provenance", {}) | ({} if hint is None else {"model_type": hint}),
   )
   return [direction]
+
+
+def _ours(path: Path, field: object) -> dict[str, Any]:
+  """Return what we wrote of a direction; nothing for files of other tools."""
+  try:
+    found = json.loads(str(field))
+  except ValueError as error:
+    raise ValueError(f"{path}: its field persona_jax.direction is no JSON ({error}).") from error
+  if not isinstance(found, dict) or (found and "num_blocks" not in found):
+    raise ValueError(f"{path}: its field persona_jax.direction is not ours: {str(field)[:80]}.")
+  return found
 
 
 def write(
@@ -87,7 +100,7 @@ def write(
   """
 
   def write_one(direction: Direction, file: Path) -> None:
-    v_LD = mean_of(direction, file, "a GGUF control vector")
+    v_LD = mean_of(direction, file, "a GGUF control vector", keeps_provenance=True)
     blocks = blocks_of(direction)
     if 0 in blocks and not block_0:
       note(file, "block 0 is left out, because llama.cpp refuses files with it.")

@@ -14,17 +14,25 @@ import ml_dtypes
 import numpy as np
 
 from persona_jax.directions.direction import Direction
-from persona_jax.directions.formats.rows import direction_of, file_name, mean_of
+from persona_jax.directions.formats.rows import (
+  AFTER_FINAL_NORM,
+  direction_of,
+  file_name,
+  mean_of,
+  note,
+)
 from persona_jax.directions.formats.torch_file import read_torch_file, write_torch_file
 
 NAME = "hidden_directions"
+# In a manifest of ours: that the last row is a block's output like the others.
+_OURS = "last_row_is_block_output"
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:
   """Return the manifest of a folder, or None if it has none of this kind.
 
   Raises:
-    ValueError: it is no JSON.
+    ValueError: it is no JSON, or a direction in it has no name.
   """
   path = folder / "manifest.json"
   if not path.is_file():
@@ -33,8 +41,12 @@ def manifest(folder: Path) -> dict[str, Any] | None:
     found = json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path} is no JSON: {error}.") from error
-  ours = isinstance(found, dict) and isinstance(found.get("directions"), list)
-  return found if ours else None
+  if not isinstance(found, dict) or not isinstance(found.get("directions"), list):
+    return None
+  nameless = [e for e in found["directions"] if not isinstance(e, dict) or "name" not in e]
+  if nameless:
+    raise ValueError(f"{path}: entries without a name: {nameless[:2]}.")
+  return found
 
 
 def read(path: Path, *, num_blocks: int | None = None, layer: int | None = None) -> list[Direction]:
@@ -49,23 +61,27 @@ def read(path: Path, *, num_blocks: int | None = None, layer: int | None = None)
     ValueError: a direction of the manifest is missing or of another shape; a tensor [D] without its
       block.
   """
+  found = manifest(path.parent if path.is_file() else path)
   if path.is_file():
-    beside = manifest(path.parent) or {"directions": []}
-    entry: dict[str, Any] = next((e for e in beside["directions"] if e["name"] == path.stem), {})
-    return [_read_one(path, entry, beside.get("model"), num_blocks, layer)]
-  found = manifest(path)
-  if found is None:
+    entries = [] if found is None else found["directions"]
+    entry: dict[str, Any] = next((e for e in entries if e["name"] == path.stem), {})
+    read = [_read_one(path, entry, found or {}, num_blocks, layer)]
+  elif found is None:
     raise ValueError(f"{path} has no manifest.json that lists directions.")
-  return [
-    _read_one(path / f"{entry['name']}.pt", entry, found.get("model"), num_blocks, layer)
-    for entry in found["directions"]
-  ]
+  else:
+    read = [
+      _read_one(path / f"{entry['name']}.pt", entry, found, num_blocks, layer)
+      for entry in found["directions"]
+    ]
+  if any(d.provenance.get("last_block_after_final_norm") for d in read):
+    note(path, AFTER_FINAL_NORM)
+  return read
 
 
 def _read_one(
   path: Path,
   entry: Mapping[str, Any],
-  model: str | None,
+  beside: Mapping[str, Any],
   num_blocks: int | None,
   layer: int | None,
 ) -> Direction:
@@ -86,8 +102,8 @@ def _read_one(
     concept=path.stem,
     num_blocks=num_blocks,
     provenance={
-      "model": model,
-      "last_block_after_final_norm": True if x.ndim == 2 else None,
+      "model": beside.get("model"),
+      "last_block_after_final_norm": True if x.ndim == 2 and not beside.get(_OURS) else None,
       "recommended_block": entry.get("recommended_layer"),
       "recommended_coefficient": entry.get("recommended_alpha"),
     },
@@ -128,7 +144,8 @@ def write(directions: Sequence[Direction], path: Path) -> list[Path]:
         entry[key] = direction.provenance[known]
     entries.append(entry)
   if not single:
-    content = {"model": next(iter(models)), "directions": entries}
+    flags = [d.provenance.get("last_block_after_final_norm") for d in directions]
+    content = {"model": next(iter(models)), "directions": entries, _OURS: not any(flags)}
     (path / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
     files.append(path / "manifest.json")
   return files

@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from persona_jax.directions.direction import Direction
-from persona_jax.directions.formats.rows import direction_of, mean_of, note, write_each
+from persona_jax.directions.formats.rows import (
+  AFTER_FINAL_NORM,
+  direction_of,
+  mean_of,
+  note,
+  write_each,
+)
 from persona_jax.directions.formats.torch_file import read_torch_file, write_torch_file
 
 NAME = "persona_vectors"
@@ -33,7 +39,11 @@ def read(path: Path, *, num_blocks: int | None = None) -> list[Direction]:
     ValueError: it is no such tensor, or not of `num_blocks` + 1 rows.
   """
   if path.is_dir():
-    files = sorted(file for file in path.glob("*.pt") if named_so(file))
+    files = sorted(path.glob("*.pt"))
+    left = [file.name for file in files if not named_so(file)]
+    if left:
+      note(path, f"{left[:8]} are not named as persona_vectors' files and are left out.")
+    files = [file for file in files if named_so(file)]
     return [d for file in files for d in read(file, num_blocks=num_blocks)]
   x_RD = read_torch_file(path)
   if not isinstance(x_RD, np.ndarray) or x_RD.ndim != 2 or len(x_RD) < 2:
@@ -46,6 +56,7 @@ def read(path: Path, *, num_blocks: int | None = None) -> list[Direction]:
     )
   if x_RD[0].any():
     note(path, "row 0, of the embeddings, is left out: it is no block's output.")
+  note(path, AFTER_FINAL_NORM)
   end = next((end for end in _ENDS if path.stem.endswith(end)), "")
   return [
     direction_of(
@@ -63,10 +74,20 @@ def read(path: Path, *, num_blocks: int | None = None) -> list[Direction]:
 
 
 def write(directions: Sequence[Direction], path: Path) -> list[Path]:
-  """Write tensors [L + 1, D] in float32 with zeros for the embeddings; means over replicates."""
+  """Write tensors [L + 1, D] in float32 with zeros for the embeddings; means over replicates.
+
+  In a folder files have persona_vectors' names, `<concept>_response_avg_diff.pt` or as the tokens
+  say.
+  """
+  ends = {tokens: end for end, tokens in _ENDS.items()}
+
+  def name_of(direction: Direction) -> str:
+    tokens = direction.provenance.get("tokens")
+    end = ends.get(tokens) if isinstance(tokens, str) else None
+    return direction.concept + (end or "_response_avg_diff")
 
   def write_one(direction: Direction, file: Path) -> None:
     v_LD = mean_of(direction, file, "a file of persona_vectors")
     write_torch_file(file, np.concatenate([np.zeros_like(v_LD[:1]), v_LD]))
 
-  return write_each(directions, path, ".pt", write_one)
+  return write_each(directions, path, ".pt", write_one, name_of=name_of)

@@ -93,11 +93,25 @@ def _read_chosen(path: Path, x_D: np.ndarray, num_blocks: int | None) -> Directi
   )
 
 
+def _chosen(directions: Sequence[Direction]) -> int | None:
+  """Return the block of a direction that was chosen; None if these are candidates."""
+  if len(directions) != 1:
+    return None
+  (direction,) = directions
+  blocks, block = blocks_of(direction), direction.provenance.get("chosen_block")
+  if block is None and len(blocks) == 1:
+    block = blocks[0]
+  if block is not None and block not in blocks:
+    raise ValueError(f"direction {direction.concept!r} has no vector at its block, {block}.")
+  return block
+
+
 def write(directions: Sequence[Direction], path: Path) -> list[Path]:
-  """Write a chosen direction (one, with a vector at one block), or candidates by position.
+  """Write a chosen direction, or candidates by position.
 
   Args:
-    directions: one direction with one vector; or one for each of the positions -P … -1, as their
+    directions: one whose provenance names the chosen block, as `directions.refusal` makes it, or
+      that has a vector at one block only; or one for each of the positions -P … -1, as their
       provenance says.
     path: the folder, or the `.pt` file.
 
@@ -106,8 +120,11 @@ def write(directions: Sequence[Direction], path: Path) -> list[Path]:
   """
   for direction in directions:
     mean_of(direction, path, "a file of refusal_direction")
-  if len(directions) == 1 and len(blocks_of(directions[0])) == 1:
-    (direction,), (block,) = directions, blocks_of(directions[0])
+  block = _chosen(directions)
+  if block is not None:
+    (direction,) = directions
+    if len(blocks_of(direction)) > 1:
+      note(path, f"only the vector of the chosen block, {block}, is written.")
     file = path if path.suffix == ".pt" else path / "direction.pt"
     write_torch_file(file, direction.mean_LD[block].astype(np.float64))
     content = {"pos": int(direction.provenance.get("position", -1)), "layer": block + 1}
@@ -118,7 +135,7 @@ def write(directions: Sequence[Direction], path: Path) -> list[Path]:
   if sorted(map(str, by_position)) != sorted(map(str, wanted)):
     raise ValueError(
       f"candidates need one direction for each position {wanted}, in their provenance; got "
-      f"{list(by_position)}. A chosen direction has a vector at one block only."
+      f"{list(by_position)}. A chosen direction names its block or has a vector at one only."
     )
   mean_PLD = np.stack([by_position[p].mean_LD for p in wanted]).astype(np.float64)
   file = path if path.suffix == ".pt" else path / "mean_diffs.pt"

@@ -60,6 +60,8 @@ def read(path: Path, *, num_blocks: int | None = None) -> list[Direction]:
     manifest = manifests[concept, component]
     known = dict((manifest.get("provenance") or {}).get("persona_jax", {}))
     all_blocks = known.pop("num_blocks", None)
+    if None not in (all_blocks, num_blocks) and all_blocks != num_blocks:
+      raise ValueError(f"{path}: of a model of {all_blocks} blocks; this one has {num_blocks}.")
     known |= {"method": manifest.get("method") or None, "seed": manifest.get("seed")}
     known["model"] = (manifest.get("model") or {}).get("id") or None
     directions.append(
@@ -132,7 +134,9 @@ def write(directions: Sequence[Direction], path: Path) -> list[Path]:
         f"repsteer has no site {direction.site!r} (direction {direction.concept!r}); it has "
         f"{_SITES}."
       )
-    v_LD = mean_of(direction, path, "an artifact of repsteer", direction.site)
+    v_LD = mean_of(
+      direction, path, "an artifact of repsteer", direction.site, keeps_provenance=True
+    )
     for block in blocks_of(direction):
       folder = path / f"block-{block}" if len(names) == 1 else path / name / f"block-{block}"
       _write_artifact(direction, folder, block, v_LD[block])

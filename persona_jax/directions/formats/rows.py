@@ -16,6 +16,13 @@ class FormatWarning(UserWarning):
   """A file is not what it seems, or a format cannot hold all of a direction."""
 
 
+# Of files whose rows are Hugging Face's `hidden_states`.
+AFTER_FINAL_NORM = (
+  "the last block's vector was read after the final norm: it is of no residual stream, and is not "
+  "to be added to one."
+)
+
+
 def note(path: Path, what: str) -> None:
   """Warn of what is lost or not as it seems."""
   warnings.warn(f"{path}: {what}", FormatWarning, stacklevel=4)
@@ -78,8 +85,22 @@ def sha256(path: Path) -> str | None:
   return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def mean_of(direction: Direction, path: Path, name: str, site: str = "resid_post") -> np.ndarray:
+def mean_of(
+  direction: Direction,
+  path: Path,
+  name: str,
+  site: str = "resid_post",
+  *,
+  keeps_provenance: bool = False,
+) -> np.ndarray:
   """Return the one vector a block that a format has room for, float32 [L, D].
+
+  Args:
+    direction: it; what else it has and the format does not hold is said.
+    path: where it is written, for what is said.
+    name: of the format, in words.
+    site: that the format's vectors are of.
+    keeps_provenance: whether the format has room for it.
 
   Raises:
     ValueError: the direction is of another site than the format is for.
@@ -95,6 +116,14 @@ def mean_of(direction: Direction, path: Path, name: str, site: str = "resid_post
       f"{name} has room for one vector a block; direction {direction.concept!r} has "
       f"{len(direction.vectors_SLD)} replicates, of which the mean is written.",
     )
+  lost = {
+    "the class gap (of unit='gap')": direction.gap_L is not None,
+    "the reliability": direction.reliability_L is not None,
+    "the provenance": not keeps_provenance and bool(direction.provenance),
+  }
+  if any(lost.values()):
+    named = ", ".join(what for what, is_lost in lost.items() if is_lost)
+    note(path, f"{name} has no room for {named} of {direction.concept!r}; vectors are written.")
   return direction.mean_LD
 
 
@@ -108,8 +137,17 @@ def write_each(
   path: Path,
   suffix: str,
   write_one: Callable[[Direction, Path], None],
+  *,
+  name_of: Callable[[Direction], str] | None = None,
 ) -> list[Path]:
   """Write one direction to a file of that suffix, or each of several into a folder.
+
+  Args:
+    directions: what to write.
+    path: the file or the folder.
+    suffix: of files.
+    write_one: writes a direction to a file.
+    name_of: name of a direction's file in a folder; default the concept.
 
   Raises:
     ValueError: several directions for one file, or two of one name.
@@ -120,7 +158,8 @@ def write_each(
       raise ValueError(f"{path} has room for one direction; give a folder for {names}.")
     files = [path]
   else:
-    files = [path / f"{file_name(d.concept)}{suffix}" for d in directions]
+    names = [d.concept if name_of is None else name_of(d) for d in directions]
+    files = [path / f"{file_name(name)}{suffix}" for name in names]
     if len(set(files)) < len(files):
       raise ValueError(f"directions need different names; got {[d.concept for d in directions]}.")
   for direction, file in zip(directions, files, strict=True):

@@ -38,6 +38,7 @@ _STORAGES = {
 }
 _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGES.items()}
 _MAX_PICKLE = 64 << 20  # bytes; the pickle of 100,000 tensors has 20 MB
+_MAX_VALUES = 1 << 22  # of what is read: numbers, strings, tensors, containers
 
 # How files begin that are often found where a `.pt` file should be.
 _BEGINNINGS = (
@@ -211,14 +212,21 @@ class _TensorUnpickler(pickle.Unpickler):
     return _Opaque(view)
 
 
-def _plain(path: Path, value: Any) -> Any:
-  """Return what the program made, with tensors as arrays."""
+def _plain(path: Path, value: Any, left: "itertools.count[int] | None" = None) -> Any:
+  """Return what the program made, with tensors as arrays.
+
+  What is in it several times is copied as often, so that a short program of lists of the same list
+  could ask for any number of copies: they are counted.
+  """
+  left = itertools.count() if left is None else left
+  if next(left) >= _MAX_VALUES:
+    raise _Refused(f"{path} holds more than {_MAX_VALUES} values.")
   if isinstance(value, _Opaque) and isinstance(value.value, np.ndarray):
     return value.value
   if isinstance(value, dict):
-    return {_plain(path, key): _plain(path, x) for key, x in value.items()}
+    return {_plain(path, key, left): _plain(path, x, left) for key, x in value.items()}
   if isinstance(value, (list, tuple)):
-    return type(value)(_plain(path, x) for x in value)
+    return type(value)(_plain(path, x, left) for x in value)
   if value is None or isinstance(value, (str, bytes, bool, int, float)):
     return value
   raise _Refused(f"{path} holds a {type(value).__name__}, which is no tensor, string or number.")

@@ -1,17 +1,47 @@
 """What is contrasted: pairs of system texts, with questions to make directions of and to judge."""
 
+from __future__ import annotations
+
 import dataclasses
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from persona_jax.directions.formats.rows import file_name
 from persona_jax.engine.model import Model
-from persona_jax.personas.persona import TRAITS, Pole, load_poles, load_questions
+from persona_jax.personas.persona import (
+  TRAITS,
+  Persona,
+  Pole,
+  QuestionKind,
+  load_poles,
+  load_questions,
+)
 from persona_jax.studies.extraction.settings import Settings
 
 Chat = list[dict[str, str]]
 _Sides = tuple[tuple[str, ...], tuple[str, ...]]  # the texts of either side
+
+
+class Pairs(NamedTuple):
+  """Pairs of chats, and what they have in common.
+
+  Attributes:
+    positive, negative: the chats.
+    wording, question: numbers of both, of each pair.
+  """
+
+  positive: list[Chat]
+  negative: list[Chat]
+  wording: list[int]
+  question: list[int]
+
+  def only(self, numbers: Sequence[int]) -> Pairs:
+    """Return some of the pairs."""
+    return Pairs(*([x[n] for n in numbers] for x in self))  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +52,8 @@ class Contrast:
     name: of the concept, such as "C+".
     positive, negative: the texts, a wording each; wordings of the same place are a pair.
     train, held_out: questions.
+    parts: of a composite that is put together of other contrasts' directions: their names, and +1
+      or -1.
   """
 
   name: str
@@ -29,9 +61,10 @@ class Contrast:
   negative: tuple[str, ...]
   train: tuple[str, ...]
   held_out: tuple[str, ...]
+  parts: tuple[tuple[str, int], ...] = ()
 
-  def pairs(self, questions: tuple[str, ...]) -> tuple[list[Chat], list[Chat], list[int]]:
-    """Return positive and negative chats, a pair for each wording and question, and its wording."""
+  def pairs(self, questions: tuple[str, ...]) -> Pairs:
+    """Return a pair of chats for each wording and question."""
 
     def chats(texts: tuple[str, ...]) -> list[Chat]:
       return [
@@ -40,8 +73,13 @@ class Contrast:
         for question in questions
       ]
 
-    label = [k for k in range(len(self.positive)) for _ in questions]
-    return chats(self.positive), chats(self.negative), label
+    count = len(self.positive)
+    return Pairs(
+      chats(self.positive),
+      chats(self.negative),
+      [k for k in range(count) for _ in questions],
+      list(range(len(questions))) * count,
+    )
 
 
 def contrasts(settings: Settings) -> list[Contrast]:
@@ -53,6 +91,7 @@ def contrasts(settings: Settings) -> list[Contrast]:
   Raises:
     ValueError: too few questions, an unknown name, or a file that is not of the form.
   """
+  parts: dict[str, tuple[tuple[str, int], ...]] = {}
   if settings.bank == "traits":
     lexicon = load_poles()
 
@@ -60,7 +99,15 @@ def contrasts(settings: Settings) -> list[Contrast]:
       return tuple(" ".join(halves) for halves in lexicon[Pole(trait, sign)])
 
     texts = {f"{t}+": (wordings(t, 1), wordings(t, -1)) for t in settings.only or TRAITS}
-    asked = [q.text for q in load_questions("self")]
+    for label in settings.composites:
+      poles = tuple(Pole.parse(text) for text in label.split())
+      persona = Persona(label, poles, lexicon)
+      sides = persona, persona.contrast()
+      x, y = (tuple(side.text(k) for k in range(lexicon.replicates)) for side in sides)
+      texts[label] = texts[f"{label} (sum)"] = x, y
+      parts[f"{label} (sum)"] = tuple((f"{pole.trait}+", pole.sign) for pole in poles)
+    kind: QuestionKind = "self" if settings.source == "prompts" else "neutral"
+    asked = [q.text for q in load_questions(kind)]
   else:
     texts, own = _roles(Path(settings.bank))
     asked = own or [q.text for q in load_questions("neutral")]
@@ -78,7 +125,12 @@ def contrasts(settings: Settings) -> list[Contrast]:
   order = np.random.default_rng([settings.seed, 6]).permutation(len(asked))[:needed]
   train = tuple(asked[n] for n in sorted(order[: settings.train_questions]))
   held_out = tuple(asked[n] for n in sorted(order[settings.train_questions :]))
-  return [Contrast(name, x, y, train, held_out) for name, (x, y) in texts.items()]
+  files = [file_name(name) for name in texts]
+  if len(set(files)) < len(files):
+    raise ValueError(f"names {list(texts)} need different files; these would be {files}.")
+  return [
+    Contrast(name, x, y, train, held_out, parts.get(name, ())) for name, (x, y) in texts.items()
+  ]
 
 
 def _roles(path: Path) -> tuple[dict[str, _Sides], list[str]]:
@@ -106,14 +158,21 @@ def _wordings(value: object) -> tuple[str, ...]:
 
 
 def with_answers(
-  model: Model, chats: list[Chat], *, max_new_tokens: int, temperature: float, seed: int
+  model: Model,
+  chats: list[Chat],
+  *,
+  max_new_tokens: int,
+  temperature: float,
+  seed: int,
+  progress: Callable[[int], None] | None = None,
 ) -> list[Chat]:
   """Have chats answered, and return question and answer without the system text.
 
-  What a direction reads then is the answer, and not that there is a system text (an answer of no
-  token stands as it is, and is an error to read).
+  What a direction reads then is the answer, and not that there is a system text.
   """
-  answers = model.generate(chats, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+  answers = model.generate(
+    chats, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, progress=progress
+  )
   return [
     [chat[-1], {"role": "assistant", "content": answer.text}]
     for chat, answer in zip(chats, answers, strict=True)

@@ -2,20 +2,20 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tqdm
 
 from persona_jax.data.hashing import content_hash
-from persona_jax.directions.direction import Direction
+from persona_jax.directions.direction import Direction, compose
 from persona_jax.directions.extract import extract_by_methods
 from persona_jax.directions.formats.rows import file_name
 from persona_jax.directions.load import load_direction
 from persona_jax.directions.train import Example, train_direction
 from persona_jax.engine.model import Model
 from persona_jax.runs.run import describe_model, write_json
-from persona_jax.studies.extraction.contrasts import Chat, Contrast, with_answers
+from persona_jax.studies.extraction.contrasts import Contrast, Pairs, with_answers
 from persona_jax.studies.extraction.settings import Settings
 
 
@@ -42,36 +42,66 @@ def start(model: Model, settings: Settings, found: Sequence[Contrast], directory
 
 
 def pairs(
-  model: Model, settings: Settings, contrast: Contrast, part: str, directory: Path
-) -> tuple[list[Chat], list[Chat], list[int]]:
+  model: Model,
+  settings: Settings,
+  contrast: Contrast,
+  part: str,
+  directory: Path,
+  *,
+  progress: bool = False,
+) -> Pairs:
   """Return the pairs of a contrast that directions are made of ("train") or judged by ("held_out").
 
-  With source "answers" they are answered first, once, and kept.
+  With source "answers" they are answered first, once, and kept; pairs of which an answer has no
+  token are left out.
+
+  Raises:
+    ValueError: no pair is left, or none of a wording.
   """
-  positive, negative, label = contrast.pairs(getattr(contrast, part))
+  asked = contrast.pairs(getattr(contrast, part))
   if settings.source == "prompts":
-    return positive, negative, label
-  return *answered(model, settings, contrast, part, directory), label
+    return asked
+  return answered(model, settings, contrast, part, directory, progress=progress)
 
 
 def answered(
-  model: Model, settings: Settings, contrast: Contrast, part: str, directory: Path
-) -> tuple[list[Chat], list[Chat]]:
-  """Return question and answer of positives and negatives, generated once and kept."""
-  positive, negative, _ = contrast.pairs(getattr(contrast, part))
+  model: Model,
+  settings: Settings,
+  contrast: Contrast,
+  part: str,
+  directory: Path,
+  *,
+  progress: bool = False,
+) -> Pairs:
+  """Return question and answer of positives and negatives, generated once and kept; see `pairs`."""
+  asked = contrast.pairs(getattr(contrast, part))
   path = directory / "answers" / f"{file_name(contrast.name)}-{part}.json"
   if path.exists():
     chats = json.loads(path.read_text())
   else:
-    chats = with_answers(
-      model,
-      [*positive, *negative],
-      max_new_tokens=settings.answer_tokens,
-      temperature=1.0,
-      seed=settings.seed,
-    )
+    name = f"answers {contrast.name}"
+    count = 2 * len(asked.wording)
+    with tqdm.tqdm(total=count, unit="answer", disable=not progress, desc=name) as bar:
+      chats = with_answers(
+        model,
+        [*asked.positive, *asked.negative],
+        max_new_tokens=settings.answer_tokens,
+        temperature=1.0,
+        seed=settings.seed,
+        progress=bar.update,
+      )
     write_json(chats, path)
-  return chats[: len(positive)], chats[len(positive) :]
+  n = len(asked.wording)
+  said = asked._replace(positive=chats[:n], negative=chats[n:])
+  kept = said.only(
+    [k for k in range(n) if said.positive[k][-1]["content"] and said.negative[k][-1]["content"]]
+  )
+  silent = sorted(set(asked.wording) - set(kept.wording))
+  if silent:
+    raise ValueError(
+      f"{contrast.name!r}, {part}: wordings {silent} have no pair of answers with tokens ({path})."
+    )
+  return kept
 
 
 def extract(
@@ -84,44 +114,69 @@ def extract(
 ) -> dict[str, dict[str, Direction]]:
   """Extract all directions that are not there yet, {method: {concept: direction}}.
 
-  Replicates are the wordings.
+  Replicates are the wordings. Composites of parts are put together last.
+
+  Raises:
+    ValueError: `train_block` is none of the model.
   """
+  block = settings.train_block
+  block = round(0.6 * model.arch.num_blocks) if block is None else block
+  if settings.trained and not 0 <= block < model.arch.num_blocks:
+    raise ValueError(f"train_block={block}: the model has blocks 0 to {model.arch.num_blocks - 1}.")
   folder = directory / "directions"
   files = {
     (method, contrast.name): folder / method / f"{file_name(contrast.name)}.safetensors"
     for method in settings.methods
     for contrast in found
   }
-  if settings.read and not all(files[m, c.name].exists() for m in settings.read for c in found):
-    asked = {c.name: pairs(model, settings, c, "train", directory) for c in found}
-    total = sum(2 * len(label) for _, _, label in asked.values())
-    tokens = "last" if settings.source == "prompts" else "answer_mean"
-    with tqdm.tqdm(total=total, unit="row", disable=not progress, desc="extract") as bar:
-      made = extract_by_methods(
-        model,
-        {name: (x, y) for name, (x, y, _) in asked.items()},
-        settings.read,
-        site=settings.site,
-        tokens=tokens,  # type: ignore[arg-type]
-        replicates=next(iter(asked.values()))[2],
-        store=directory / "activations" if settings.store else None,
-        progress=bar.update,
-      )
-    for method, directions in made.items():
-      for name, direction in directions.items():
-        direction.save(files[method, name])
-  block = settings.train_block
-  block = round(0.6 * model.arch.num_blocks) if block is None else block
+  whole = [contrast for contrast in found if not contrast.parts]
+  if settings.read and not all(files[m, c.name].exists() for m in settings.read for c in whole):
+    _read(model, settings, whole, directory, files, progress)
   for method in settings.trained:
-    for contrast in found:
+    for contrast in whole:
       if not files[method, contrast.name].exists():
         _train(model, settings, method, contrast, block, directory, progress).save(
           files[method, contrast.name]
         )
-  return {
-    method: {c.name: load_direction(files[method, c.name], model=model) for c in found}
+  directions = {
+    method: {c.name: load_direction(files[method, c.name], model=model) for c in whole}
     for method in settings.methods
   }
+  for contrast in found:
+    for method, mine in directions.items():
+      if contrast.parts:
+        parts = [mine[name] for name, _ in contrast.parts]
+        signs = [sign for _, sign in contrast.parts]
+        mine[contrast.name] = compose(parts, signs, "unit_sum", concept=contrast.name)
+        mine[contrast.name].save(files[method, contrast.name])
+  return directions
+
+
+def _read(
+  model: Model,
+  settings: Settings,
+  found: Sequence[Contrast],
+  directory: Path,
+  files: Mapping[tuple[str, str], Path],
+  progress: bool,
+) -> None:
+  """Extract by the methods that read activations, and save."""
+  asked = {c.name: pairs(model, settings, c, "train", directory, progress=progress) for c in found}
+  total = sum(2 * len(mine.wording) for mine in asked.values())
+  with tqdm.tqdm(total=total, unit="row", disable=not progress, desc="extract") as bar:
+    made = extract_by_methods(
+      model,
+      {name: (mine.positive, mine.negative) for name, mine in asked.items()},
+      settings.read,
+      site=settings.site,
+      tokens=settings.tokens,
+      replicates={name: mine.wording for name, mine in asked.items()},
+      store=directory / "activations" if settings.store else None,
+      progress=bar.update,
+    )
+  for method, directions in made.items():
+    for name, direction in directions.items():
+      direction.save(files[method, name])
 
 
 def _train(
@@ -134,10 +189,10 @@ def _train(
   progress: bool,
 ) -> Direction:
   """Train a vector on the answers to the questions of training."""
-  positive, negative = answered(model, settings, contrast, "train", directory)
+  said = answered(model, settings, contrast, "train", directory, progress=progress)
   examples = [
     Example(x[0]["content"], x[1]["content"], y[1]["content"])
-    for x, y in zip(positive, negative, strict=True)
+    for x, y in zip(said.positive, said.negative, strict=True)
     if x[1]["content"].strip() and y[1]["content"].strip()
   ]
   name = f"{method} {contrast.name}"
