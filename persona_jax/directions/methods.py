@@ -113,7 +113,7 @@ def lda(x_ND: _Floats, y_ND: _Floats) -> _Floats:
   try:
     solved = scipy.linalg.solve(cov_DD, gap_D, assume_a="pos")
   except np.linalg.LinAlgError:  # of so few rows that nothing was shrunk: the shortest solution
-    solved = np.linalg.lstsq(cov_DD, gap_D)[0]
+    solved = np.asarray(np.linalg.lstsq(cov_DD, gap_D)[0], np.float64)
   return solved
 
 
