@@ -1,5 +1,7 @@
 """Directions of concepts in activation space.
 
-`direction` (vectors and their file), `load` and `formats` (files of other tools), `extract` (from
-contrastive prompts), `dose` (their units).
+`direction` is the vectors and their file; `load`, `formats`, `shipped`, `convert` and `inspect` are
+files of other tools and of wheels. Made by `extract` (from contrastive prompts, with `contrasts`,
+`class_means`, `activations`, `methods`, `tokens`), `train` (by gradient) and `refusal`; chosen by
+`selection`; measured by `dose` (units), `space`, `trajectories` and `whiten`.
 """

@@ -48,7 +48,7 @@ def test_rows_that_leave_and_caches_that_grow_change_nothing(tiny, leave_early):
   lengths = [len(g.token_ids) for g in together]
   sizes = [size for size, _, _ in work.decoding.segments]
   assert len(set(lengths)) > 5 and len(set(sizes)) > 2 and sizes == sorted(sizes, reverse=True)
-  for n in range(0, len(rows), 4):
+  for n in range(1, len(rows), 6):
     (alone,) = generate_tile(tiny.model, [rows[n]], settings)
     assert together[n].token_ids == alone.token_ids
     assert together[n].finish_reason == alone.finish_reason
