@@ -126,7 +126,7 @@ class Chat:
         or refuses, or a system block that cannot be cut out (system_default "drop").
     """
     if isinstance(prompt, Raw):
-      return Rendered(prompt.text, "", _runs([ROLES["user"]] * len(prompt.text)))
+      return Rendered(prompt.text, "", _runs(bytes([ROLES["user"]]) * len(prompt.text)))
     messages, answer = _split_answer(as_messages(prompt))
     if self.template is None:
       raise ValueError(
@@ -141,7 +141,7 @@ class Chat:
     if opened and answer.lstrip().startswith(OPENING):
       answer = answer.lstrip()
       answer = answer[_common_prefix(answer, text[text.rindex(OPENING) :]) :]
-    answer_roles = [ROLES["assistant"]] * len(answer)
+    answer_roles = bytearray([ROLES["assistant"]]) * len(answer)
     mark_thinking(answer, answer_roles, 0, opened)
     return Rendered(text, answer, _runs(roles + answer_roles))
 
@@ -190,8 +190,8 @@ class Chat:
     written = block.startswith(bos) and not rest.startswith(bos)
     return bos + rest if written else rest
 
-  def _roles(self, messages: Sequence[Message], text: str) -> list[int]:
-    """Return the role of each character of `text`.
+  def _roles(self, messages: Sequence[Message], text: str) -> bytearray:
+    """Return the role of each character of `text`, a byte each.
 
     Searching for a message would find the word "user" in "<|im_start|>user". Instead the chat is
     rendered again with marks around each message, and one after each thought, where templates cut.
@@ -345,8 +345,8 @@ def _roles_of_marks(
   mark: re.Pattern[str],
   written: str,
   kinds: tuple[str, str],
-) -> list[int]:
-  roles = [ROLES["template"]] * len(text)
+) -> bytearray:
+  roles = bytearray([ROLES["template"]]) * len(text)
   opened: dict[int, int] = {}
   cuts: dict[int, int] = {}
   spans: list[tuple[int, int, int]] = []
@@ -373,7 +373,7 @@ def _roles_of_marks(
     spans.append((i, position, position + len(text[position : position + size].rstrip())))
   for i, start, end in spans:
     role = messages[i]["role"]
-    roles[start:end] = [ROLES[role]] * (end - start)
+    roles[start:end] = bytes([ROLES[role]]) * (end - start)
     if role == "assistant":
       mark_thinking(text[start:end], roles, start)
   return roles
@@ -385,11 +385,11 @@ def _common_prefix(a: str, b: str) -> int:
   )
 
 
-def _runs(roles: Sequence[int]) -> tuple[tuple[int, int, str], ...]:
+def _runs(roles: bytes | bytearray) -> tuple[tuple[int, int, str], ...]:
   if not len(roles):
     return ()
   names = {value: name for name, value in ROLES.items()}
-  role_C = np.asarray(roles)
+  role_C = np.frombuffer(roles, np.int8)
   edges = [0, *(np.flatnonzero(np.diff(role_C)) + 1).tolist(), len(role_C)]
   return tuple((start, end, names[int(role_C[start])]) for start, end in itertools.pairwise(edges))
 
@@ -398,7 +398,8 @@ def _token_roles(role_C: np.ndarray, offsets: Sequence[tuple[int, int]]) -> np.n
   """Return the role of each token, of characters [start, end): its first that is no template's."""
   if not offsets:
     return np.zeros(0, np.int8)
-  start_T, end_T = np.asarray(offsets).T
+  flat = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+  start_T, end_T = flat.reshape(-1, 2).T
   # For each character the next that is spoken, itself or a later one; the last stands for "none".
   none, template = len(role_C), ROLES["template"]
   next_C = np.full(none + 1, none)

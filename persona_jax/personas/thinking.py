@@ -37,9 +37,9 @@ def thought_of(text: str, opened: bool) -> re.Match[str] | None:
   return (_OPENED_BY_PROMPT if opened else _OPENED_BY_ANSWER).match(text)
 
 
-def mark_thinking(text: str, roles: list[int], start: int, opened: bool = False) -> None:
+def mark_thinking(text: str, roles: bytearray, start: int, opened: bool = False) -> None:
   """Give the characters of an answer's thought their role; `roles` are those from `start` on."""
   thought = thought_of(text, opened)
   if thought is not None:
     begin, end = thought.span("all")
-    roles[start + begin : start + end] = [ROLES["think"]] * (end - begin)
+    roles[start + begin : start + end] = bytes([ROLES["think"]]) * (end - begin)
