@@ -243,13 +243,17 @@ def compile_edits(
       depends on the prompt, or the edits do not fit `like`.
   """
   rows, arch = as_rows(edits_per_row), model.arch
+  for edit in {id(edit): edit for row in rows for edit in row}.values():
+    _check_fit(edit, arch)
   at_site: dict[Where, list[list[Placed]]] = {}
   for b, row in enumerate(rows):
     for edit in row:
-      _check_fit(edit, arch)
       for i, block in enumerate(edit.blocks):
         if blocks is None or block in blocks:
-          at_site.setdefault((edit.site, block), [[] for _ in rows])[b].append(Placed(edit, i))
+          where = edit.site, block
+          if where not in at_site:
+            at_site[where] = [[] for _ in rows]
+          at_site[where][b].append(Placed(edit, i))
   if like is not None:
     extra = set(at_site) - set(like.sites)
     if extra:

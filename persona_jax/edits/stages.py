@@ -128,57 +128,71 @@ def _by_window(slots: Sequence[Placed]) -> dict[tuple[Window, bytes], np.ndarray
   return found
 
 
+def _distinct(
+  slots_B: Sequence[Sequence[Placed]],
+) -> tuple[list[Sequence[Placed]], np.ndarray]:
+  """Return what is distinct among rows, and which of it each row has, int [B].
+
+  Rows of a condition have the same edits: their numbers are laid out once and copied.
+  """
+  place: dict[tuple[tuple[int, int], ...], int] = {}
+  distinct: list[Sequence[Placed]] = []
+  index_B = np.empty(len(slots_B), int)
+  for b, slots in enumerate(slots_B):
+    same = tuple((id(edit), i) for edit, i in slots)
+    index_B[b] = place.setdefault(same, len(distinct))
+    if index_B[b] == len(distinct):
+      distinct.append(slots)
+  return distinct, index_B
+
+
+def _of_rows(x_K: np.ndarray, index_B: np.ndarray) -> jax.Array:
+  """Return the numbers of each row, of those of what is distinct."""
+  return jnp.asarray(x_K if len(x_K) == len(index_B) else x_K[index_B])
+
+
 def add_stage(
   slots_B: Sequence[Sequence[Placed]], shape: tuple[int, ...], where: Where, like: Stage | None
 ) -> AddEdit:
   """Merge additions per window; `shape` is (D,), or (N, H) at heads."""
-  num_rows, heads = len(slots_B), shape[:-1]
+  heads = shape[:-1]
+  distinct, index_B = _distinct(slots_B)
   # The heads an edit acts on are a window's too: unchosen ones stay untouched, bit by bit.
-  merged: list[dict[tuple[Window, bytes], np.ndarray]] = []
-  known: dict[tuple[tuple[int, int], ...], dict[tuple[Window, bytes], np.ndarray]] = {}
-  for slots in slots_B:
-    same = tuple((id(edit), i) for edit, i in slots)  # rows of a condition have the same edits
-    if same not in known:
-      known[same] = _by_window(slots)
-    merged.append(known[same])
+  merged = [_by_window(slots) for slots in distinct]
   num = _room(max(len(found) for found in merged), where, like)
-  u = np.full((num_rows, *heads, num, shape[-1]), -0.0, np.float32)
-  start, stop, roles = (np.zeros((num_rows, *heads, num), np.int32) for _ in range(3))
-  for b, found in enumerate(merged):
+  u = np.full((len(distinct), *heads, num, shape[-1]), -0.0, np.float32)
+  start, stop, roles = (np.zeros((len(distinct), *heads, num), np.int32) for _ in range(3))
+  for k, found in enumerate(merged):
     for w, ((window, mask), delta) in enumerate(found.items()):
       on = np.frombuffer(mask, bool) if heads else ...
-      u[b, ..., w, :] = np.where(delta == 0, -0.0, delta)  # a coefficient of 0 keeps every bit
-      start[b, on, w], stop[b, on, w] = window.interval
-      roles[b, on, w] = window.role_mask
-  return AddEdit(*map(jnp.asarray, (u, start, stop, roles)))
+      u[k, ..., w, :] = np.where(delta == 0, -0.0, delta)  # a coefficient of 0 keeps every bit
+      start[k, on, w], stop[k, on, w] = window.interval
+      roles[k, on, w] = window.role_mask
+  return AddEdit(*(_of_rows(x, index_B) for x in (u, start, stop, roles)))
 
 
 def _when(
   slots_B: Sequence[Sequence[Placed]], heads: tuple[int, ...], num: int, ramped: bool
 ) -> When:
-  num_rows = len(slots_B)
-  start, stop, roles = (np.zeros((num_rows, *heads, num), np.int32) for _ in range(3))
-  gate = np.zeros((num_rows, *heads, num), np.float32)
-  ramp = np.broadcast_to(
-    np.asarray(STEADY, np.float32), (num_rows, *heads, num, NUM_NUMBERS)
-  ).copy()
-  for b, slots in enumerate(slots_B):
+  distinct, index_B = _distinct(slots_B)
+  shape = (len(distinct), *heads, num)
+  start, stop, roles = (np.zeros(shape, np.int32) for _ in range(3))
+  gate = np.zeros(shape, np.float32)
+  ramp = np.broadcast_to(np.asarray(STEADY, np.float32), (*shape, NUM_NUMBERS)).copy()
+  for n, slots in enumerate(distinct):
     s = 0
     for edit, _ in slots:
       on = edit.head_mask_N if heads and edit.head_mask_N is not None else ...
       for _ in range(edit.num_slots):
-        start[b, on, s], stop[b, on, s] = edit.window.interval
-        roles[b, on, s] = edit.window.role_mask
-        gate[b, on, s] = _gate(edit)
+        start[n, on, s], stop[n, on, s] = edit.window.interval
+        roles[n, on, s] = edit.window.role_mask
+        gate[n, on, s] = _gate(edit)
         if edit.ramp is not None:
-          ramp[b, on, s, :] = edit.ramp.numbers
+          ramp[n, on, s, :] = edit.ramp.numbers
         s += 1
   return When(
-    jnp.asarray(start),
-    jnp.asarray(stop),
-    jnp.asarray(roles),
-    jnp.asarray(gate),
-    jnp.asarray(ramp) if ramped else None,
+    *(_of_rows(x, index_B) for x in (start, stop, roles, gate)),
+    _of_rows(ramp, index_B) if ramped else None,
   )
 
 
@@ -190,8 +204,9 @@ def slot_stage(
   like: Stage | None,
 ) -> Stage:
   """Fill the slots of one stage for every row."""
-  num_rows, heads = len(slots_B), shape[:-1]
-  num = _room(slots_needed(slots_B), where, like)
+  heads = shape[:-1]
+  distinct, index_B = _distinct(slots_B)
+  num = _room(slots_needed(distinct), where, like)
   ramped = any(edit.ramp is not None for slots in slots_B for edit, _ in slots)
   if like is not None:
     assert not isinstance(like, AddEdit)
@@ -204,18 +219,19 @@ def slot_stage(
   for name, (leaf, neutral) in spec.items():
     vector = (2, shape[-1]) if leaf.endswith("2D") else shape[-1:] if leaf.endswith("D") else ()
     dtype = bool if neutral is False else np.float32
-    filled = np.full((num_rows, *heads, num, *vector), neutral, dtype)
-    for b, slots in enumerate(slots_B):
+    filled = np.full((len(distinct), *heads, num, *vector), neutral, dtype)
+    for n, slots in enumerate(distinct):
       s = 0
       for edit, i in slots:
         for k in range(edit.num_slots):
           # A number is [X, …]; the axis of slots comes after that of heads.
-          filled[(b, *across, s)] = edit.numbers[name][i, k]
+          filled[(n, *across, s)] = edit.numbers[name][i, k]
           s += 1
-    leaves[leaf] = jnp.asarray(filled)
-  if key.kind == "proj":
-    p = np.asarray(leaves["p_BSD"], np.float64)
-    leaves["gram_BSS"] = jnp.asarray((p @ np.swapaxes(p, -1, -2)).astype(np.float32))
+    leaves[leaf] = _of_rows(filled, index_B)
+    if leaf == "p_BSD":
+      p = filled.astype(np.float64)
+      gram = (p @ np.swapaxes(p, -1, -2)).astype(np.float32)
+      leaves["gram_BSS"] = _of_rows(gram, index_B)
   stage: Stage = made(
     **leaves,
     keep_norm_B=_norm_kept(key, slots_B, heads),
