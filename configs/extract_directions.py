@@ -36,6 +36,7 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
     "preference",
     "likelihood",
   )
+  config.persona_in = "system"  # or "user", for models without system messages
   config.source = "prompts"  # the last prompt token under opposite texts; or "answers"
   config.site = "resid_post"
 

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
   logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
   pj.keep_on_disk()
   settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
-  contrasts = study.contrasts(settings)
+  contrasts = study.load_contrasts(settings)
   model = pj.load(
     config["model"],
     dtype=config["dtype"],
@@ -47,12 +47,7 @@ def main(argv: list[str]) -> None:
   # ---- stages ------------------------------------------------------------------------------------
   directions = study.extract(model, settings, contrasts, workdir)
   evidence = study.examine(model, settings, contrasts, directions, workdir)
-  scale = study.scale_of(model, settings)
-  trials = {}
-  for name, lines in evidence.items():
-    tried = study.try_out(model, settings, lines[0].direction, lines[0].block, scale, workdir)
-    if tried is not None:
-      trials[name] = tried
+  trials = study.try_out(model, settings, evidence, workdir)
   refusal = study.find_refusal(model, settings, workdir)
 
   # ---- report ------------------------------------------------------------------------------------

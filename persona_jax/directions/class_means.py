@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persona_jax.directions.contrasts import LEAST_HALVES, Found, Pairs
+from persona_jax.directions.contrasts import Found, Pairs
 from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.model import Model, Progress
@@ -29,7 +29,7 @@ def from_sums(
   first = 0
   firsts: dict[str, tuple[int, np.ndarray]] = {}
   for concept, pair in pairs.items():
-    own_N = pair.label_N * 2 + np.arange(len(pair.label_N)) % 2
+    own_N = pair.label_N * 2 + pair.half_N
     count_G = np.bincount(own_N)
     firsts[concept] = first, count_G
     positives, negatives = pair.rows
@@ -48,7 +48,7 @@ def from_sums(
   for concept, pair in pairs.items():
     groups = np.arange(len(firsts[concept][1]))
     chosen = [groups // 2 == s for s in range(pair.num_replicates)]
-    if len(pair.label_N) >= LEAST_HALVES:
+    if pair.has_halves:
       chosen += [groups % 2 == 0, groups % 2 == 1]
     by_subset[concept] = [means(concept, groups[mine]) for mine in chosen]
   whole = {concept: means(concept, np.arange(len(firsts[concept][1]))) for concept in pairs}

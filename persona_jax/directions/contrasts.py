@@ -18,10 +18,12 @@ class Pairs(NamedTuple):
   Attributes:
     start: number of its first positive among all prompts; the negatives follow the positives.
     label_N: int, the replicate of each pair.
+    half_N: int, 0 or 1, the half that each pair is in when halves are compared.
   """
 
   start: int
   label_N: np.ndarray
+  half_N: np.ndarray
 
   @property
   def rows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -36,10 +38,16 @@ class Pairs(NamedTuple):
 
   @property
   def subsets(self) -> list[np.ndarray]:
-    """Pairs of each replicate and, if there are enough pairs, of the even and the odd half."""
+    """Pairs of each replicate and, if they can be compared, of both halves."""
     found = [np.flatnonzero(self.label_N == s) for s in range(self.num_replicates)]
-    n = np.arange(len(self.label_N))
-    return [*found, n[::2], n[1::2]] if len(n) >= LEAST_HALVES else found
+    halves = [np.flatnonzero(self.half_N == h) for h in (0, 1)]
+    return found + halves if self.has_halves else found
+
+  @property
+  def has_halves(self) -> bool:
+    """Whether there are pairs enough to compare halves."""
+    least = min(np.count_nonzero(self.half_N == h) for h in (0, 1))
+    return len(self.half_N) >= LEAST_HALVES and least >= LEAST_HALVES // 2
 
 
 class Found(NamedTuple):
@@ -47,7 +55,7 @@ class Found(NamedTuple):
 
   Attributes:
     vectors: float64 [L, D], by subset of the pairs (`Pairs.subsets`).
-    gaps: float64 [L, D], difference of the class means, by replicate.
+    gaps: float64 [L, D], difference of the class means, by subset.
   """
 
   vectors: list[np.ndarray]
@@ -79,23 +87,31 @@ def contents_of(
 def pairs_of(
   contents: Mapping[str, tuple[list[Prompt], list[Prompt]]],
   replicates: Replicates | Mapping[str, Replicates],
+  halves: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Pairs]:
   """Return the pairs of each contrast.
 
   Args:
     contents: of `contents_of`.
     replicates: None, a number or a label for each pair; for all contrasts, or by concept.
+    halves: by concept, 0 or 1 for each pair; default even and odd pairs.
 
   Raises:
     ValueError: a concept is left out, or labels that do not fit its pairs.
   """
+  if halves is not None and set(halves) != set(contents):
+    raise ValueError(f"halves are of {list(halves)}; the contrasts are {list(contents)}.")
   if isinstance(replicates, Mapping) and set(replicates) != set(contents):
     raise ValueError(f"replicates are of {list(replicates)}; the contrasts are {list(contents)}.")
   pairs, start = {}, 0
   for concept, (positives, _) in contents.items():
     mine = replicates[concept] if isinstance(replicates, Mapping) else replicates
     try:
-      pairs[concept] = Pairs(start, _labels(mine, len(positives)))
+      n = len(positives)
+      half_N = np.arange(n) % 2 if halves is None else np.asarray(halves[concept])
+      if half_N.shape != (n,) or not np.isin(half_N, (0, 1)).all():
+        raise ValueError(f"halves: give 0 or 1 for each of the {n} pairs.")
+      pairs[concept] = Pairs(start, _labels(mine, n), half_N)
     except ValueError as error:
       raise ValueError(f"{concept!r}: {error}") from error
     start += 2 * len(positives)

@@ -96,7 +96,8 @@ class Direction:
   @property
   def _description_hash(self) -> str:
     """sha256 (hex) of what `hash` leaves out: provenance, reliability, number of heads."""
-    digest = hashlib.sha256(json.dumps(dict(self.provenance), sort_keys=True).encode())
+    plain = json.loads(json.dumps(dict(self.provenance)))  # as it is read again: keys are texts
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     digest.update(f"|{self.num_heads}|".encode())
     if self.reliability_L is not None:
       digest.update(np.ascontiguousarray(self.reliability_L, np.float32).tobytes())
@@ -162,7 +163,7 @@ def read_direction(path: str | Path) -> Direction:
       f"it has no tensor 'vectors' (tensors: {sorted(tensors)})."
     )
   try:
-    stated, described = metadata["sha256"], metadata["description_sha256"]
+    stated, described = metadata["sha256"], metadata.get("description_sha256")
     direction = Direction(
       tensors["vectors"],
       metadata["concept"],
@@ -178,7 +179,7 @@ def read_direction(path: str | Path) -> Direction:
     ("vectors", direction.hash, stated),
     ("provenance", direction._description_hash, described),
   ):
-    if ours != theirs:
+    if theirs is not None and ours != theirs:  # files of before do not state the second
       raise ValueError(f"{path} is damaged: its {what} have not the checksum that the file states.")
   return direction
 

@@ -16,7 +16,7 @@ from persona_jax.directions.activations import Activations, activations
 from persona_jax.directions.class_means import centre, from_sums
 from persona_jax.directions.contrasts import Found, Pairs, Replicates, contents_of, pairs_of
 from persona_jax.directions.direction import Direction
-from persona_jax.directions.methods import METHODS
+from persona_jax.directions.methods import METHODS, NoComponent
 from persona_jax.directions.tokens import capture_at
 from persona_jax.edits.table import HEAD_SITE
 from persona_jax.engine.encode import encode_rows
@@ -67,8 +67,9 @@ def extract(
 
   Returns:
     A `Direction`: vectors [S, L, D]; `gap_L` the distance of the class means along the vector;
-    `reliability_L` from halves (pairs 0, 2, 4, … against 1, 3, 5, …) when there are at least 4
-    pairs. Vectors are as the method makes them: components are of length 1.
+    `reliability_L` from halves (pairs 0, 2, 4, … against 1, 3, 5, …), each made by the method of
+    all its pairs at once, when there are at least 4 pairs. Vectors are as the method makes them:
+    components are of length 1.
 
   Raises:
     ValueError: nothing to contrast, unequal numbers, an unknown method, option, site or token
@@ -136,6 +137,7 @@ def extract_by_methods(
   site: str = "resid_post",
   tokens: Tokens = "last",
   replicates: Replicates | Mapping[str, Replicates] = None,
+  halves: Mapping[str, Sequence[int]] | None = None,
   store: str | Path | None = None,
   progress: Progress | None = None,
 ) -> dict[str, dict[str, Direction]]:
@@ -146,10 +148,13 @@ def extract_by_methods(
     contrasts: {concept: (positives, negatives)}.
     methods: {method: its options}.
     replicates: as of `extract`, for all or by concept.
+    halves: by concept, 0 or 1 for each pair: what reliability compares. Pairs of one question
+      belong into one half, or the halves agree about the question. Default even and odd pairs.
     site, tokens, store, progress: see `extract`.
 
   Returns:
-    {method: {concept: its direction}}.
+    {method: {concept: its direction}}. At a block where a method finds nothing, all activations
+    being the same (what enters block 0 at a template's token), the vector is zero.
 
   Raises:
     ValueError: as `extract`; or no contrast or method.
@@ -165,7 +170,7 @@ def extract_by_methods(
       f"{list(chosen)} need sums only; a store is for methods that read activations."
     )
   contents = contents_of(contrasts)
-  pairs = pairs_of(contents, replicates)
+  pairs = pairs_of(contents, replicates, halves)
   for concept, pair in pairs.items():
     few = min(np.bincount(pair.label_N))
     if not only_means and few < _LEAST_PAIRS:
@@ -291,9 +296,16 @@ def _by_head(
   heads: int,
   options: Mapping[str, Any],
 ) -> np.ndarray:
-  """Make a vector of each head's part."""
+  """Make a vector of each head's part; zero where there is nothing to make it of."""
+
+  def vector(x_NH: np.ndarray, y_NH: np.ndarray) -> np.ndarray:
+    try:
+      return make(x_NH, y_NH, **options)
+    except NoComponent:
+      return np.zeros(x_NH.shape[1])
+
   parts = zip(np.split(x_ND, heads, axis=1), np.split(y_ND, heads, axis=1), strict=True)
-  return np.concatenate([make(x, y, **options) for x, y in parts])
+  return np.concatenate([vector(x_NH, y_NH) for x_NH, y_NH in parts])
 
 
 def _direction(

@@ -18,6 +18,10 @@ _Floats = NDArray[np.float64]
 _EMPTY = 1e-12  # share of the largest singular value below which a direction holds no data
 
 
+class NoComponent(ValueError):
+  """All differences of activations are the same."""
+
+
 def diff_means(x_ND: _Floats, y_ND: _Floats) -> _Floats:
   """Return mean(x) - mean(y) (Rimsky et al. 2024)."""
   return x_ND.mean(axis=0) - y_ND.mean(axis=0)
@@ -67,11 +71,11 @@ def _component(x_ND: _Floats) -> _Floats:
   """Return the first principal component of rows, a unit vector; sign as it comes.
 
   Raises:
-    ValueError: all rows are the same.
+    NoComponent: all rows are the same.
   """
   _, s_K, v_KD = np.linalg.svd(x_ND - x_ND.mean(axis=0), full_matrices=False)
   if not s_K[0] > _EMPTY * max(1.0, float(np.abs(x_ND).max())):
-    raise ValueError("all differences of activations are the same, so there is no component.")
+    raise NoComponent("all differences of activations are the same, so there is no component.")
   first: _Floats = v_KD[0]
   return first
 

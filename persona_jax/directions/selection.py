@@ -141,9 +141,11 @@ def separation_of(
     draws, confidence, seed: as of `separation`.
 
   Raises:
-    ValueError: a factor that does not have one label a pair.
+    ValueError: no pairs, or a factor that does not have one label a pair.
   """
   n, blocks = x_NK.shape
+  if not n:
+    raise ValueError("there are no pairs to tell apart.")
   weight_BN = _weights(n, factors, draws, np.random.default_rng(seed))
   total_B = weight_BN.sum(axis=1)
   low, high = (1 - confidence) / 2, (1 + confidence) / 2
@@ -242,13 +244,14 @@ def try_coefficients(
 
   Returns:
     A row a candidate, and first the unedited model (block -1, coefficient 0): block, coefficient,
-    nll (nats a token), kl (nats a token), degenerate (share), effect, answer (the first), and
-    problem: "", or why it counts as not fluent whatever it measures (its edit was not delivered, as
-    where it is too large for the dtype, or an answer has no token).
+    nll (nats a token), kl (nats a token), degenerate (share), effect, answer (the first), prompts
+    (how many: those that the unedited model answers without a token are left out), and problem:
+    "", or why it counts as not fluent whatever it measures (its edit was not delivered, as where it
+    is too large for the dtype, or an answer has no token).
 
   Raises:
-    ValueError: no blocks, coefficients or prompts, a coefficient of 0, or an unedited answer
-      without a token.
+    ValueError: no blocks, coefficients or prompts, a coefficient of 0, or no unedited answer with a
+      token.
   """
   prompts = list(prompts)
   if not prompts or not len(blocks) or not len(coefficients) or 0 in coefficients:
@@ -264,9 +267,11 @@ def try_coefficients(
     max_new_tokens=max_new_tokens,
   )
   by_condition = [answers[i : i + len(prompts)] for i in range(0, len(answers), len(prompts))]
-  silent = [n for n, g in enumerate(by_condition[0]) if not g.token_ids]
-  if silent:
-    raise ValueError(f"prompts {silent[:5]} are answered without a token; give others.")
+  said = [n for n, g in enumerate(by_condition[0]) if g.token_ids]
+  if not said:
+    raise ValueError(f"all {len(prompts)} prompts are answered without a token; give others.")
+  prompts = [prompts[n] for n in said]
+  by_condition = [[mine[n] for n in said] for mine in by_condition]
   nll_CN = _nll(model, prompts, by_condition)
   kl_C = _token_kls(model, prompts, by_condition[0], edits, progress)
   rows = []
@@ -288,6 +293,7 @@ def try_coefficients(
         else sum(degenerate(g.text) for g in mine) / len(mine),
         "effect": np.nan if effect is None or not edits[n] else float(effect(edits[n][0])),
         "answer": mine[0].text,
+        "prompts": len(prompts),
         "problem": "; ".join(filter(None, problems)),
       }
     )
@@ -416,12 +422,16 @@ def choose(
   if table.empty:
     raise ValueError(f"the direction has no vector at any of the blocks {sorted(among or ())}.")
 
-  def best(mine: pd.DataFrame) -> pd.Series:
-    return mine.sort_values(["auc", "d", "block"], ascending=[False, False, True]).iloc[0]
+  def best(mine: pd.DataFrame) -> tuple[pd.Series, str]:
+    row = mine.sort_values(["auc", "d", "block"], ascending=[False, False, True]).iloc[0]
+    alike = int((mine["auc"] == row["auc"]).sum())
+    first, last = int(mine["block"].min()), int(mine["block"].max())
+    why = f"largest AUC on held-out pairs, {row['auc']:.3f}, of blocks {first} to {last}"
+    return row, why if alike == 1 else f"{why}, and of {alike} blocks with it the largest d"
 
   if trials is None:
-    row = best(table)
-    return int(row["block"]), None, f"largest AUC on held-out pairs, {row['auc']:.3f}"
+    row, why = best(table)
+    return int(row["block"]), None, why
   largest = largest_fluent(trials, bounds)
   largest = largest[largest["coefficient"] != 0]
   if largest.empty:
@@ -430,8 +440,7 @@ def choose(
     row = largest.sort_values("effect", ascending=False).iloc[0]
     why = f"largest effect ({row['effect']:.3g}) of the largest fluent coefficients"
     return int(row["block"]), float(row["coefficient"]), why
-  row = best(table[table["block"].isin(largest["block"])])
+  row, why = best(table[table["block"].isin(largest["block"])])
   mine = largest[largest["block"] == row["block"]]
   coefficient = float(mine.sort_values("coefficient")["coefficient"].iloc[-1])
-  why = f"largest AUC on held-out pairs, {row['auc']:.3f}, and the largest fluent coefficient there"
-  return int(row["block"]), coefficient, why
+  return int(row["block"]), coefficient, f"{why}, and the largest fluent coefficient there"

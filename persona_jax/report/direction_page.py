@@ -24,7 +24,7 @@ _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0
 _MARKS = ("o", "s", "^", "D")  # from the ninth on colours and styles come again, with marks
 
 _COLUMNS = (
-  "method", "block", "AUC", "AUC, block by other questions", "AUC, other wordings", "d",
+  "method", "block", "AUC", "within a question", "block by other questions", "other wordings", "d",
   "reliability", "cosine of wordings", "why", "sha256",
 )  # fmt: skip
 
@@ -41,8 +41,9 @@ class MethodLine:
     why: why that one.
     hash: of the direction.
     wordings: cosines between wordings at the chosen block, of each two; none where there is one.
-    auc_other_questions, auc_other_wordings: see `studies.extraction.Evidence`; NaN where there is
-      none.
+    within, confirmed: AUC within questions at the chosen block, and at the one that the other
+      questions choose, each (value, low, high); NaN where there is none.
+    other_wordings: AUC of each wording's vector on the other wordings' pairs; may be empty.
     extremes: projection, side, text of the prompts that project furthest.
   """
 
@@ -53,8 +54,9 @@ class MethodLine:
   why: str
   hash: str
   wordings: np.ndarray
-  auc_other_questions: float
-  auc_other_wordings: float
+  within: tuple[float, float, float]
+  confirmed: tuple[float, float, float]
+  other_wordings: np.ndarray
   extremes: pd.DataFrame
 
 
@@ -67,8 +69,10 @@ class DirectionPage:
     setup: what it was made of, in words.
     lines: the methods; the first is the primary one.
     cosines: between the methods, at the primary one's block or where a vector was trained.
-    trials: of coefficients of the primary one: coefficient, nll, kl, degenerate, problem, answer,
-      fluent and largest (bools); or None.
+    trials: of coefficients of the primary one: coefficient, nll, kl, degenerate, prompts, problem,
+      answer, fluent and largest (bools); or None.
+    bounds: what is fluent, in words.
+    site: where coefficients were added.
   """
 
   concept: str
@@ -76,6 +80,8 @@ class DirectionPage:
   lines: Sequence[MethodLine]
   cosines: pd.DataFrame
   trials: pd.DataFrame | None = None
+  bounds: str = ""
+  site: str = "resid_post"
 
 
 def draw(page: DirectionPage) -> Figure:
@@ -206,8 +212,9 @@ def _cells(concept: str, line: MethodLine, file: str = "") -> dict[str, str]:
     "block": str(line.block),
     "auc": _interval(at, "auc"),
     "d": _interval(at, "d"),
-    "other_questions": _number(line.auc_other_questions),
-    "other_wordings": _number(line.auc_other_wordings),
+    "within": _with_bounds(*line.within),
+    "confirmed": _with_bounds(*line.confirmed),
+    "other_wordings": _range(line.other_wordings),
     "reliability": _number(reliability),
     "wordings": _range(line.wordings),
     "why": line.why,
@@ -230,7 +237,11 @@ def _write(path: str | Path, **values: Any) -> Path:
 def _interval(row: pd.Series, name: str) -> str:
   if np.isnan(row[name]):
     return "not measurable"
-  return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+  return _with_bounds(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _with_bounds(value: float, low: float, high: float) -> str:
+  return "–" if np.isnan(value) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _range(values: np.ndarray) -> str:

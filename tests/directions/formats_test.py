@@ -28,7 +28,7 @@ def direction(concept="happy", replicates=1, site="resid_post", **provenance) ->
 
 
 # Of nearly all files of other tools; a test of each is below.
-USUAL = ("has no room for the provenance of", "was read after the final norm")
+USUAL = ("has no room for the provenance of", "vector after the final norm")
 
 
 @pytest.fixture(autouse=True)
@@ -335,7 +335,7 @@ def test_what_a_format_has_no_room_for_is_said(tmp_path):
 
 
 def test_the_row_after_the_final_norm_is_told_but_not_of_our_own_files(tmp_path):
-  with pytest.warns(FormatWarning, match="read after the final norm") as notes:
+  with pytest.warns(FormatWarning, match="vector after the final norm") as notes:
     found = pj.read_directions(shipped("hidden-directions"))
   assert len(notes) == 1 and found[0].provenance["last_block_after_final_norm"]
   ours = [direction("a"), direction("b")]
@@ -344,10 +344,10 @@ def test_the_row_after_the_final_norm_is_told_but_not_of_our_own_files(tmp_path)
   assert [d.provenance.get("last_block_after_final_norm") for d in back] == [None, None]
   pj.write_directions(back, tmp_path / "again", "hidden_directions")
   pj.write_directions(found[:2], tmp_path / "theirs", "hidden_directions")
-  with pytest.warns(FormatWarning, match="read after the final norm"):
+  with pytest.warns(FormatWarning, match="vector after the final norm"):
     pj.read_directions(tmp_path / "theirs")
   write_torch_file(tmp_path / "x_response_avg_diff.pt", np.zeros((L + 1, D), np.float32) + ROWS[0])
-  with pytest.warns(FormatWarning, match="read after the final norm"):
+  with pytest.warns(FormatWarning, match="vector after the final norm"):
     with pytest.warns(FormatWarning, match="row 0"):
       pj.load_direction(tmp_path / "x_response_avg_diff.pt")
 

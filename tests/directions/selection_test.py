@@ -1,10 +1,13 @@
 """Which block and coefficient: AUC and effect by their definitions, the rules on tables."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import persona_jax as pj
+from persona_jax.directions import selection
 from persona_jax.directions.selection import (
   Fluency,
   choose,
@@ -118,6 +121,9 @@ def test_what_a_trial_lacks_makes_it_not_fluent():
 def test_blocks_are_chosen_among_those_that_are_allowed():
   table = pd.DataFrame({"block": [0, 3, 6], "auc": [1.0, 0.9, 1.0], "d": [9.0, 1.0, 5.0]})
   assert choose(table)[0] == 0
+  assert choose(table)[2] == (
+    "largest AUC on held-out pairs, 1.000, of blocks 0 to 6, and of 2 blocks with it the largest d"
+  )
   assert choose(table, among=middle(8))[0] == 3 and list(middle(8)) == [2, 3, 4, 5]
   assert list(middle(3)) == [1] and list(middle(1)) == [0]
   with pytest.raises(ValueError, match=r"no vector at any of the blocks \[1, 2\]"):
@@ -137,11 +143,21 @@ def test_intervals_draw_what_pairs_have_in_common():
   # Both questions are drawn half of the time, either of them alone a quarter each.
   assert drawn["auc_low"] == pytest.approx((x_N1[10:] > y_N1[10:].T).mean(), abs=0.02)
   assert drawn["auc_high"] == 1.0 and alone["auc_low"] > drawn["auc_low"] + 0.05
-  # Weights of two factors multiply: levels 0 … 1 by 0 … 9, in all draws of the same total.
-  both = separation_of(x_N1, y_N1, factors=[question, list(range(10)) * 2], draws=4000).iloc[0]
-  assert both["auc_low"] <= drawn["auc_low"] + 0.02
   with pytest.raises(ValueError, match="3 labels for 20 pairs"):
     separation_of(x_N1, y_N1, factors=[[1, 2, 3]])
+
+
+def test_weights_of_two_factors_multiply():
+  rng = np.random.default_rng(0)
+  weight_BN = selection._weights(6, [[0, 0, 0, 1, 1, 1], list("abcabc")], 500, rng)
+  assert (weight_BN[0] == 1).all() and (weight_BN.sum(axis=1) == 6).all()
+  for w in weight_BN[1:]:
+    table = w.reshape(2, 3)  # how often the row was drawn times how often the column was
+    rows, columns = table.sum(axis=1) / 3, table.sum(axis=0) / 2
+    np.testing.assert_array_equal(table, np.outer(rows, columns))
+  assert len({tuple(w) for w in weight_BN}) > 10
+  with pytest.raises(ValueError, match="no pairs"):
+    separation_of(np.zeros((0, 2)), np.zeros((0, 2)))
 
 
 def test_prompts_are_read_where_the_direction_was_or_where_it_is_said(tiny):
@@ -167,3 +183,14 @@ def test_a_coefficient_that_is_too_large_is_a_line_of_the_table(tiny):
   frame = try_coefficients(tiny.model, make, [1], [0.5, 3e38], ["w5 w6"], max_new_tokens=4)
   assert frame["problem"].tolist()[:2] == ["", ""] and "not delivered" in frame["problem"].iloc[2]
   assert fluent(frame, Fluency(most_nats=1e9)).tolist() == [True, True, False]
+
+
+def test_prompts_that_are_not_answered_are_left_out(tiny):
+  first = tiny.model.generate(["w5 w6"], max_new_tokens=1)[0].token_ids[0]
+  stops = dataclasses.replace(tiny.model.tokenizer, eos_ids=(first,))
+  model = dataclasses.replace(tiny.model, tokenizer=stops)
+  make = lambda block, c: pj.add(tiny.direction(norm=1.0), c, unit="unit", blocks=block)
+  answers = model.generate(["w5 w6", "w9"], max_new_tokens=4)
+  silent = [not g.token_ids for g in answers]
+  frame = try_coefficients(model, make, [1], [0.5], ["w5 w6", "w9"], max_new_tokens=4)
+  assert (frame["prompts"] == 2 - sum(silent)).all() and frame["nll"].notna().all()

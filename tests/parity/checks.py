@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -51,6 +51,43 @@ class Group:
     if ours != reference:
       print(f"  {what}: ours {str(ours)[:200]!r}, reference {str(reference)[:200]!r}")
     self.check(what, float(ours != reference))
+
+
+def compare_greedy(
+  group: Group,
+  name: str,
+  ours: Sequence[int],
+  reference: Sequence[int],
+  lead: Callable[[int, int], float],
+  near_tie: float,
+) -> bool:
+  """Counts one comparison of greedy tokens: they are equal, or part at a near tie.
+
+  Args:
+    group: takes it.
+    name: of the prompt.
+    ours, reference: tokens, a stop token included.
+    lead: (step, token) → by how much the reference's choice there leads that token.
+    near_tie: lead up to which a token may differ.
+
+  Returns:
+    Whether they are equal.
+  """
+  if list(ours) == list(reference):
+    group.check(repr(name), 0)
+    return True
+  pairs = enumerate(zip(ours, reference, strict=False))
+  step = next((n for n, (a, b) in pairs if a != b), None)
+  if step is None:
+    group.equal(repr(name), list(ours), list(reference))  # one side stopped early
+    return False
+  margin = lead(step, ours[step])
+  print(
+    f"  {name!r}: token {step} is {ours[step]}, reference {reference[step]}, which leads there by "
+    f"{margin:.1e}"
+  )
+  group.check(repr(name), 0 if margin < near_tie else margin)
+  return False
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ from benchmarks.grid.work import write_gguf, write_hf
 from persona_jax.checkpoints.registry import registry_file
 from persona_jax.personas.persona import load_questions
 from tests.parity import llama_loader
-from tests.parity.checks import Tally
+from tests.parity.checks import Tally, compare_greedy
 from tests.parity.prompts import PROMPTS
 
 BLOCKS = range(10, 20)
@@ -101,18 +101,7 @@ def _compare(
   same = 0
   with tally.group(title, 0) as group:
     for name, mine, other in zip(PROMPTS, ours, theirs, strict=True):
-      same += mine.ids == other.ids
-      pairs = enumerate(zip(mine.ids, other.ids, strict=False))
-      step = next((n for n, (a, b) in pairs if a != b), None)
-      if step is None:
-        group.equal(repr(name), mine.ids, other.ids)
-        continue
-      lead = other.lead(step, mine.ids[step])
-      print(
-        f"  {name!r}: token {step} is {mine.ids[step]}, theirs {other.ids[step]}, which leads by "
-        f"{lead:.1e} there"
-      )
-      group.check(repr(name), 0 if lead < limit else lead)
+      same += compare_greedy(group, name, mine.ids, other.ids, other.lead, limit)
     total = sum(len(other.ids) for other in theirs)
     group.note = f"; {same} of {len(theirs)} identical, {total} tokens"
 
@@ -143,14 +132,14 @@ def check_exchange(tally: Tally, model: pj.Model, limit: float) -> None:
     model: SmolLM2 in float32.
     limit: margin of the other tool's logits up to which a token may differ.
   """
+  with_llama = llama_loader.is_there()
+  if not with_llama:
+    print("  llama.cpp's loader has no wheel for this platform: llama.cpp is NOT steered here")
   missing = [
     ENVIRONMENTS[name].directory.name
-    for name in ("steering", "llama")
+    for name in ("steering", *(["llama"] if with_llama else []))
     if not ENVIRONMENTS[name].stamp.exists()
   ]
-  if not llama_loader.is_there():
-    print("  llama.cpp's loader has no wheel for this platform: the exchange is NOT checked here")
-    return
   if missing:
     with tally.group("control vectors, exchanged", 0) as group:
       group.equal("environments that are missing", missing, [])
@@ -188,16 +177,17 @@ def check_exchange(tally: Tally, model: pj.Model, limit: float) -> None:
       return _read(answers)
 
     theirs = {"repeng": ask("steering", "tests.parity.repeng_side")}
-    buffers: dict[str, str | None] = {PLAIN: None}
-    for name, buffer in _by_llama(tally, model, files, with_block_0).items():
-      buffers[name] = f"{directory / name}.npy"
-      np.save(directory / f"{name}.npy", buffer)
-    theirs["llama.cpp"] = ask("llama", "tests.parity.llama_side", buffers=buffers)
+    if with_llama:
+      buffers: dict[str, str | None] = {PLAIN: None}
+      for name, buffer in _by_llama(tally, model, files, with_block_0).items():
+        buffers[name] = f"{directory / name}.npy"
+        np.save(directory / f"{name}.npy", buffer)
+      theirs["llama.cpp"] = ask("llama", "tests.parity.llama_side", buffers=buffers)
     ours = _ours(model, files)
 
   for tool, answers in theirs.items():
     _compare(tally, f"greedy tokens without edits, {tool}", ours[PLAIN], answers[PLAIN], limit)
-    for name in answers.keys() - {PLAIN}:
+    for name in [name for name in answers if name != PLAIN]:
       title = f"greedy tokens, {tool} steered by the file of {name}"
       _compare(tally, title, ours[name], answers[name], limit)
   with tally.group("what is said changes under the files", 0) as group:

@@ -24,7 +24,7 @@ from persona_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from persona_jax.checkpoints.registry import registry_file
 from persona_jax.personas.chat import Chat, Prompt
 from tests.parity import family_numbers, gemma, reference_numbers
-from tests.parity.checks import Tally, relative_error
+from tests.parity.checks import Tally, compare_greedy, relative_error
 from tests.parity.exchange import check_exchange
 from tests.parity.families import check_families, check_kept
 from tests.parity.prompts import CONTINUATIONS, PROMPTS, STEERED, prompts_hash
@@ -153,22 +153,14 @@ def check_greedy(
       for name, row in ids.items()
     }
     for name, answer in zip(ids, answers, strict=True):
-      ours, (expected, logits_nV) = list(answer.token_ids), references[name]
-      if ours == expected:
-        same += 1
-        group.check(repr(name), 0)
-        continue
-      pairs = zip(ours, expected, strict=False)
-      step = next((n for n, (a, b) in enumerate(pairs) if a != b), None)
-      if step is None:
-        group.equal(repr(name), ours, expected)  # one side stopped early
-        continue
-      margin = float(logits_nV[step, expected[step]] - logits_nV[step, ours[step]])
-      print(
-        f"  {name!r}: token {step} is {ours[step]}, reference {expected[step]}, which leads there "
-        f"by {margin:.1e}"
+      expected, logits_nV = references[name]
+
+      def lead(step: int, token: int, expected=expected, logits_nV=logits_nV) -> float:
+        return float(logits_nV[step, expected[step]] - logits_nV[step, token])
+
+      same += compare_greedy(
+        group, name, answer.token_ids, expected, lead, reference_numbers.NEAR_TIE
       )
-      group.check(repr(name), 0 if margin < reference_numbers.NEAR_TIE else margin)
     total = sum(len(expected) for expected, _ in references.values())
     closest = min(float(_gaps(logits_nV).min()) for _, logits_nV in references.values())
     group.note = (

@@ -17,8 +17,9 @@ from persona_jax.directions.refusal import refusal_direction
 from persona_jax.personas.persona import TRAITS, Lexicon, Persona, Pole, Question
 from persona_jax.studies import extraction as study
 from persona_jax.studies.extraction import coefficients as coefficient_stage
+from persona_jax.studies.extraction import contrasts as contrast_stage
 from persona_jax.studies.extraction import refusal as refusal_stage
-from persona_jax.studies.extraction.evidence import method_cosines
+from persona_jax.studies.extraction.evidence import by_question, method_cosines
 from persona_jax.studies.extraction.pages import write_pages
 
 BANK = """
@@ -42,6 +43,7 @@ def settings(tmp_path):
     only=(),
     composites=(),
     methods=("diff_means", "pca_center", "lat", "likelihood"),
+    persona_in="system",
     source="prompts",
     site="resid_post",
     train_questions=4,
@@ -64,10 +66,10 @@ def settings(tmp_path):
 
 
 def run(tiny, settings, directory):
-  found = study.contrasts(settings)
+  found = study.load_contrasts(settings)
   config_hash = study.start(tiny.model, settings, found, directory)
   directions = study.extract(tiny.model, settings, found, directory, progress=False)
-  evidence = study.examine(tiny.model, settings, found, directions, directory)
+  evidence = study.examine(tiny.model, settings, found, directions, directory, progress=False)
   return (
     found,
     directions,
@@ -81,12 +83,13 @@ def test_directions_are_extracted_judged_and_reported(tiny, settings, tmp_path):
   first = found[0]
   assert not set(first.train) & set(first.held_out)
   assert (len(first.train), len(first.held_out)) == (4, 2)
-  positive, negative, label, question = first.pairs(first.train)
+  positive, negative, label, question, asked = first.pairs(first.train)
   assert label == [0] * 4 + [1] * 4 and len(positive) == len(negative) == 8
-  assert question == [0, 1, 2, 3] * 2
+  assert question == [0, 1, 2, 3] * 2 and asked == list(first.train) * 2
   d = directions["diff_means"]["brave <role>"]
   theirs = pj.extract(tiny.model, positive, negative, replicates=label)
   np.testing.assert_allclose(d.vectors_SLD, theirs.vectors_SLD, atol=1e-5)
+  np.testing.assert_allclose(d.reliability_L, theirs.reliability_L, atol=1e-3)  # 4 questions: even
   trained = directions["likelihood"]["calm"]
   assert trained.provenance["blocks"] == [1] and trained.mean_LD[1].any()
   assert [e.method for e in evidence["calm"]] == list(settings.methods)
@@ -98,7 +101,7 @@ def test_directions_are_extracted_judged_and_reported(tiny, settings, tmp_path):
   top = mean.extremes.iloc[0]
   assert mean.extremes["projection"].is_monotonic_decreasing
   assert top["projection"] >= z[:, mean.block, 0].max() - 1e-4
-  # One wording's vector on the other's pairs, and each question at the block of the other.
+  # One wording's vector on the other's pairs.
   crossed = []
   for s in (0, 1):
     v = pj.Direction(mean.direction.vectors_SLD[s, None], "v")
@@ -108,9 +111,9 @@ def test_directions_are_extracted_judged_and_reported(tiny, settings, tmp_path):
       for side in (held_out.positive, held_out.negative)
     )
     crossed.append((x[:, None] > y).mean())
-  assert mean.auc_other_wordings == pytest.approx(np.mean(crossed))
-  assert 0 <= mean.auc_other_questions <= 1 and np.isnan(likely.auc_other_questions)
-  assert np.isnan(likely.auc_other_wordings)
+  np.testing.assert_allclose(mean.other_wordings, crossed)
+  assert mean.within[0] >= mean.within[1] and mean.confirmed[0] <= mean.confirmed[2]
+  assert not len(likely.other_wordings) and np.isnan([*likely.within, *likely.confirmed]).all()
   table = pd.read_parquet(tmp_path / "run" / "evidence.parquet")
   assert len(table) == 2 * (3 * 3 + 1) and table["chosen"].sum() == 8
   assert set(table["sha256"]) == {e.direction.hash for mine in evidence.values() for e in mine}
@@ -171,6 +174,13 @@ def test_answers_are_read_without_the_text_that_made_them(tiny, settings, tmp_pa
     (dict(depth=(0.8, 0.2)), "the smaller first"),
     (dict(coefficients=(0.0, 0.1)), "above 0"),
     (dict(refusal_pairs=3), "at least 4 and 2"),
+    (
+      dict(refusal_pairs=4, refusal_held_out=2, methods=("lda",), site="attn_out"),
+      "refusal_pairs=0",
+    ),
+    (dict(persona_in="assistant"), "'system' or 'user'"),
+    (dict(train_rate=0.0), "learning_rate=0.0 must be above 0"),
+    (dict(answer_tokens=0), "answer_tokens=0"),
     (dict(composites=("C+ A+",)), "composites=.* are of traits"),
     (dict(bank="traits", composites=("C+ C-",)), "two poles of different traits"),
     (dict(bank="traits", composites=("C+ A+",), only=("C",)), r"different traits of \['C'\] fit"),
@@ -191,7 +201,7 @@ def test_the_config_gives_settings():
     config.pop(field)
   settings = study.Settings.of(config)
   assert {*settings.read, *settings.trained} == set(settings.methods) and len(settings.methods) == 9
-  names = [contrast.name for contrast in study.contrasts(settings)]
+  names = [contrast.name for contrast in study.load_contrasts(settings)]
   assert names == ["O+", "C+", "E+", "A+", "N+", "C+ A+", "C+ A+ (sum)"]
   with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
     study.Settings.of(config | {"colour": 1})
@@ -206,13 +216,13 @@ def test_bad_banks_are_refused(settings, tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-      study.contrasts(dataclasses.replace(settings, bank=str(path)))
+      study.load_contrasts(dataclasses.replace(settings, bank=str(path)))
   with pytest.raises(ValueError, match="the bank has 7"):
-    study.contrasts(dataclasses.replace(settings, train_questions=6))
+    study.load_contrasts(dataclasses.replace(settings, train_questions=6))
   with pytest.raises(ValueError, match="has no roles .'bold'."):
-    study.contrasts(dataclasses.replace(settings, only=("bold",)))
+    study.load_contrasts(dataclasses.replace(settings, only=("bold",)))
   big_five = dataclasses.replace(settings, bank="traits", train_questions=8, held_out_questions=4)
-  assert [c.name for c in study.contrasts(big_five)] == ["O+", "C+", "E+", "A+", "N+"]
+  assert [c.name for c in study.load_contrasts(big_five)] == ["O+", "C+", "E+", "A+", "N+"]
 
 
 def in_words_of_the_tiny_model(monkeypatch):
@@ -230,11 +240,9 @@ def in_words_of_the_tiny_model(monkeypatch):
     },
   )
   asked = [Question(f"q{n}", f"w{n + 40} w9", "self") for n in range(12)]
-  # The package's name for the module is that of the function.
-  of_contrasts = importlib.import_module("persona_jax.studies.extraction.contrasts")
-  for module in (of_contrasts, coefficient_stage):
+  for module in (contrast_stage, coefficient_stage, study.stages):
     monkeypatch.setattr(module, "load_questions", lambda kind: asked)
-  monkeypatch.setattr(of_contrasts, "load_poles", lambda: lexicon)
+  monkeypatch.setattr(contrast_stage, "load_poles", lambda: lexicon)
   return lexicon
 
 
@@ -290,10 +298,10 @@ def test_roles_have_wordings_of_their_own_number_and_files_of_their_own(tiny, se
   _, directions, evidence, _ = run(tiny, settings, tmp_path / "run")
   for method in settings.methods:
     assert [len(d.vectors_SLD) for d in directions[method].values()] == [2, 1]
-  assert np.isnan(evidence["calm"][0].auc_other_wordings)
+  assert not len(evidence["calm"][0].other_wordings)
   path.write_text(BANK.replace("[calm]", '["brave :role:"]'))
   with pytest.raises(ValueError, match="need different files"):
-    study.contrasts(settings)
+    study.load_contrasts(settings)
 
 
 def test_coefficients_are_tried_and_shown(tiny, settings, tmp_path, monkeypatch):
@@ -304,20 +312,55 @@ def test_coefficients_are_tried_and_shown(tiny, settings, tmp_path, monkeypatch)
   found, _, evidence, _ = run(tiny, settings, tmp_path / "run")
   first = evidence["calm"][0]
   where = tmp_path / "run"
-  scale = study.scale_of(tiny.model, settings)
-  args = (tiny.model, settings, first.direction, first.block, scale, where)
-  tried = study.try_out(*args, progress=False)
+  tried = study.try_out(tiny.model, settings, evidence, where, progress=False)["calm"]
   assert sorted(tried["coefficient"]) == [-0.5, -0.1, 0.0, 0.1, 0.5]
   assert set(tried["block"]) == {-1, first.block} and tried["kl"].iloc[1:].gt(0).all()
-  pd.testing.assert_frame_equal(study.try_out(*args, progress=False), tried)
-  write_pages(tiny.model, settings, "h" * 64, found, evidence, where, trials={"calm": tried})
+  monkeypatch.setattr(coefficient_stage, "dose", None)  # nothing is measured again
+  again = study.try_out(tiny.model, settings, evidence, where, progress=False)
+  pd.testing.assert_frame_equal(again["calm"], tried)
+  write_pages(tiny.model, settings, "h" * 64, found, evidence, where, trials=again)
   page = (where / "pages" / "calm.html").read_text()
-  assert "Coefficients (diff_means" in page and page.count("<td>+0.1</td>") + page.count(
-    "<b>+0.1</b>"
-  )
+  assert "Coefficients (diff_means" in page and "Added while 2 harmless questions" in page
   off = dataclasses.replace(settings, coefficients=())
-  assert study.scale_of(tiny.model, off) is None
-  assert study.try_out(tiny.model, off, first.direction, 1, None, where) is None
+  assert study.try_out(tiny.model, off, evidence, where) == {}
+
+
+def test_each_question_is_judged_at_the_block_of_the_others():
+  # Three questions of two pairs; block 5 tells the first two apart and block 6 the last.
+  question = [0, 0, 1, 1, 2, 2]
+  up, level = [1.0, 2.0], [0.0, 0.0]
+  x_NK = np.asarray([[*up, *up, *level], [*level, *level, *up]]).T
+  y_NK = np.zeros((6, 2))
+  within_Q, confirmed_Q = by_question(x_NK, y_NK, [5, 6], [5, 6], 5, question)
+  assert within_Q.tolist() == [1.0, 1.0, 0.5]
+  # Without question 0: 1 likes block 5 and 2 block 6, and of equals the lower block is chosen.
+  assert confirmed_Q.tolist() == [1.0, 1.0, 0.5]
+  _, confirmed_Q = by_question(x_NK[:, ::-1], y_NK, [5, 6], [5, 6], 6, question)
+  assert confirmed_Q.tolist() == [0.5, 0.5, 0.5]  # now that is the one that tells only 2 apart
+  assert not len(by_question(x_NK[:2], y_NK[:2], [5, 6], [5, 6], 5, [0, 0])[0])
+
+
+def test_texts_can_stand_in_the_user_message(tiny, settings, tmp_path):
+  settings = dataclasses.replace(
+    settings, persona_in="user", source="answers", methods=("diff_means",), only=("calm",)
+  )
+  (contrast,) = study.load_contrasts(settings)
+  positive = contrast.pairs(contrast.train, "user").positive
+  question = contrast.train[0]
+  assert positive[0] == [{"role": "user", "content": f"w40 w41 w42\n\n{question}"}]
+  _, directions, evidence, _ = run(tiny, settings, tmp_path / "run")
+  kept = json.loads((tmp_path / "run" / "answers" / "calm-train.json").read_text())
+  assert kept[0][0] == {"role": "user", "content": question} and len(kept[0]) == 2
+  shown = evidence["calm"][0].extremes["text"].iloc[0]
+  assert shown.count(" | ") == 1 and shown.split(" | ")[0] in contrast.held_out
+
+
+def test_what_enters_the_first_block_is_the_same_everywhere_and_has_no_component(tiny, settings):
+  (contrast,) = study.load_contrasts(dataclasses.replace(settings, only=("calm",)))
+  positive, negative, *_ = contrast.pairs(contrast.train)
+  for method in ("pca_center", "diff_means"):
+    d = pj.extract(tiny.model, positive, negative, method=method, site="resid_pre")
+    assert not d.mean_LD[0].any() and d.mean_LD[1:].any(axis=1).all()
 
 
 def test_the_refusal_direction_is_found_or_it_is_said_why_not(
@@ -355,7 +398,10 @@ def test_the_refusal_direction_is_found_or_it_is_said_why_not(
     tiny.model, settings, "h" * 64, contrasts, evidence, tmp_path / "run", refusal=found
   )
   text = index.read_text()
-  assert "Refusal direction (Arditi et al. 2024; 4 pairs" in text and "<th>refusal</th>" in text
+  assert (
+    "Refusal direction (Arditi et al. 2024; 4 pairs" in text
+    and "<th>refusal (Arditi et al.)</th>" in text
+  )
   with pytest.raises(ValueError, match="66 pairs for the refusal direction; there are 6"):
     many = dataclasses.replace(settings, refusal_pairs=64)
     study.find_refusal(tiny.model, many, tmp_path / "c", progress=False)

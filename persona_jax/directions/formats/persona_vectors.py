@@ -77,7 +77,8 @@ def write(directions: Sequence[Direction], path: Path) -> list[Path]:
   """Write tensors [L + 1, D] in float32 with zeros for the embeddings; means over replicates.
 
   In a folder files have persona_vectors' names, `<concept>_response_avg_diff.pt` or as the tokens
-  say.
+  say. The last row is the block's output, before the final norm; that it is not what such files
+  have there cannot be said in them.
   """
   ends = {tokens: end for end, tokens in _ENDS.items()}
 

@@ -18,8 +18,8 @@ class FormatWarning(UserWarning):
 
 # Of files whose rows are Hugging Face's `hidden_states`.
 AFTER_FINAL_NORM = (
-  "the last block's vector was read after the final norm: it is of no residual stream, and is not "
-  "to be added to one."
+  "the tool of such files reads the last block's vector after the final norm: then it is of no "
+  "residual stream, and not to be added to one."
 )
 
 

@@ -22,26 +22,30 @@ from persona_jax.personas.persona import (
 )
 from persona_jax.studies.extraction.settings import Settings
 
+_SUM = " (sum)"  # of a composite's name, where it is put together
+
 Chat = list[dict[str, str]]
 _Sides = tuple[tuple[str, ...], tuple[str, ...]]  # the texts of either side
 
 
-class Pairs(NamedTuple):
+class ChatPairs(NamedTuple):
   """Pairs of chats, and what they have in common.
 
   Attributes:
     positive, negative: the chats.
     wording, question: numbers of both, of each pair.
+    asked: the question of each pair.
   """
 
   positive: list[Chat]
   negative: list[Chat]
   wording: list[int]
   question: list[int]
+  asked: list[str]
 
-  def only(self, numbers: Sequence[int]) -> Pairs:
+  def only(self, numbers: Sequence[int]) -> ChatPairs:
     """Return some of the pairs."""
-    return Pairs(*([x[n] for n in numbers] for x in self))  # type: ignore[arg-type]
+    return ChatPairs(*([x[n] for n in numbers] for x in self))  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Contrast:
     train, held_out: questions.
     parts: of a composite that is put together of other contrasts' directions: their names, and +1
       or -1.
+    answers: name under which answers are kept: those of a composite serve both ways to make it.
   """
 
   name: str
@@ -62,27 +67,30 @@ class Contrast:
   train: tuple[str, ...]
   held_out: tuple[str, ...]
   parts: tuple[tuple[str, int], ...] = ()
+  answers: str = ""
 
-  def pairs(self, questions: tuple[str, ...]) -> Pairs:
-    """Return a pair of chats for each wording and question."""
+  def pairs(self, questions: tuple[str, ...], persona_in: str = "system") -> ChatPairs:
+    """Return a pair of chats for each wording and question; see `Settings.persona_in`."""
+
+    def chat(text: str, question: str) -> Chat:
+      if persona_in == "user":
+        return [{"role": "user", "content": f"{text}\n\n{question}"}]
+      return [{"role": "system", "content": text}, {"role": "user", "content": question}]
 
     def chats(texts: tuple[str, ...]) -> list[Chat]:
-      return [
-        [{"role": "system", "content": text}, {"role": "user", "content": question}]
-        for text in texts
-        for question in questions
-      ]
+      return [chat(text, question) for text in texts for question in questions]
 
     count = len(self.positive)
-    return Pairs(
+    return ChatPairs(
       chats(self.positive),
       chats(self.negative),
       [k for k in range(count) for _ in questions],
       list(range(len(questions))) * count,
+      list(questions) * count,
     )
 
 
-def contrasts(settings: Settings) -> list[Contrast]:
+def load_contrasts(settings: Settings) -> list[Contrast]:
   """Return the contrasts of a bank.
 
   A TOML file of roles has, for each role, a table with `positive` and `negative`, lists of as many
@@ -104,8 +112,8 @@ def contrasts(settings: Settings) -> list[Contrast]:
       persona = Persona(label, poles, lexicon)
       sides = persona, persona.contrast()
       x, y = (tuple(side.text(k) for k in range(lexicon.replicates)) for side in sides)
-      texts[label] = texts[f"{label} (sum)"] = x, y
-      parts[f"{label} (sum)"] = tuple((f"{pole.trait}+", pole.sign) for pole in poles)
+      texts[label] = texts[label + _SUM] = x, y
+      parts[label + _SUM] = tuple((f"{pole.trait}+", pole.sign) for pole in poles)
     kind: QuestionKind = "self" if settings.source == "prompts" else "neutral"
     asked = [q.text for q in load_questions(kind)]
   else:
@@ -129,7 +137,8 @@ def contrasts(settings: Settings) -> list[Contrast]:
   if len(set(files)) < len(files):
     raise ValueError(f"names {list(texts)} need different files; these would be {files}.")
   return [
-    Contrast(name, x, y, train, held_out, parts.get(name, ())) for name, (x, y) in texts.items()
+    Contrast(name, x, y, train, held_out, parts.get(name, ()), name.removesuffix(_SUM))
+    for name, (x, y) in texts.items()
   ]
 
 
@@ -160,20 +169,21 @@ def _wordings(value: object) -> tuple[str, ...]:
 def with_answers(
   model: Model,
   chats: list[Chat],
+  questions: list[str],
   *,
   max_new_tokens: int,
   temperature: float,
   seed: int,
   progress: Callable[[int], None] | None = None,
 ) -> list[Chat]:
-  """Have chats answered, and return question and answer without the system text.
+  """Have chats answered, and return question and answer without the text that made them.
 
-  What a direction reads then is the answer, and not that there is a system text.
+  What a direction reads then is the answer, and not that there is such a text.
   """
   answers = model.generate(
     chats, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, progress=progress
   )
   return [
-    [chat[-1], {"role": "assistant", "content": answer.text}]
-    for chat, answer in zip(chats, answers, strict=True)
+    [{"role": "user", "content": question}, {"role": "assistant", "content": answer.text}]
+    for question, answer in zip(questions, answers, strict=True)
   ]

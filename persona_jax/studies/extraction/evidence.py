@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import tqdm
 
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.formats.rows import blocks_of
 from persona_jax.directions.selection import choose, middle, projections, separation_of, wins
 from persona_jax.engine.model import Model
 from persona_jax.runs.run import write_parquet
-from persona_jax.studies.extraction.contrasts import Contrast, Pairs
+from persona_jax.studies.extraction.contrasts import ChatPairs, Contrast
 from persona_jax.studies.extraction.settings import Settings
 from persona_jax.studies.extraction.stages import pairs
 
+Interval = tuple[float, float, float]  # value, low, high
+
+REFUSAL = "refusal (Arditi et al.)"
 _EXTREMES = 5  # prompts shown from either end
 
 
@@ -30,11 +34,13 @@ class Evidence:
       wordings, which are drawn crossed.
     block: the chosen block.
     why: why that one.
-    auc_other_questions: mean over held-out questions of the AUC of a question's pairs at the block
-      that the other questions' pairs choose: the AUC of the chosen block is too high, having been
-      chosen by the same pairs. NaN where there is no block to choose.
-    auc_other_wordings: mean over wordings of the AUC, at the chosen block, of one wording's vector
-      on the pairs of the other wordings; NaN of one wording, or a vector that is of all together.
+    within: mean over held-out questions of the AUC of the question's own pairs, at the chosen block
+      and, as `confirmed`, at the block that the other questions choose: the chosen one's is too
+      high, having been chosen by the same pairs. Each (value, low, high) with a 95 % interval over
+      questions; NaN where there is no block to choose, or one question.
+    confirmed: see `within`.
+    other_wordings: by wording, the AUC at the chosen block of its vector on the pairs of the other
+      wordings, float64 [K]; empty of one wording, or a vector that is of all together.
     wordings_LKK: cosines between the K wordings' vectors, by block, float64 [L, K, K].
     extremes: held-out prompts that project furthest, at the chosen block: projection, side, text.
     held_out, asked: pairs that it was judged by, and that were asked for.
@@ -45,8 +51,9 @@ class Evidence:
   separation: pd.DataFrame
   block: int
   why: str
-  auc_other_questions: float
-  auc_other_wordings: float
+  within: Interval
+  confirmed: Interval
+  other_wordings: np.ndarray
   wordings_LKK: np.ndarray
   extremes: pd.DataFrame
   held_out: int
@@ -64,6 +71,8 @@ def examine(
   found: Sequence[Contrast],
   directions: Mapping[str, Mapping[str, Direction]],
   directory: Path,
+  *,
+  progress: bool = True,
 ) -> dict[str, list[Evidence]]:
   """Judge every direction by held-out questions, {concept: the evidence of each method}.
 
@@ -71,12 +80,13 @@ def examine(
   `evidence.parquet`.
   """
   out: dict[str, list[Evidence]] = {}
-  for contrast in found:
-    held_out = pairs(model, settings, contrast, "held_out", directory)
+  for contrast in tqdm.tqdm(found, unit="concept", disable=not progress, desc="examine"):
+    held_out = pairs(model, settings, contrast, "held_out", directory, progress=progress)
     asked = len(contrast.positive) * len(contrast.held_out)
+    mine = {method: by_name[contrast.name] for method, by_name in directions.items()}
     out[contrast.name] = [
-      _judge(model, settings, method, by_name[contrast.name], held_out, asked)
-      for method, by_name in directions.items()
+      _judge(model, settings, method, mine[method], *projected, held_out, asked)
+      for method, projected in _project(model, settings, mine, held_out).items()
     ]
   write_parquet(table_of(out), directory / "evidence.parquet")
   return out
@@ -91,8 +101,9 @@ def table_of(evidence: Mapping[str, Sequence[Evidence]]) -> pd.DataFrame:
         method=e.method,
         sha256=e.direction.hash,
         chosen=e.separation["block"] == e.block,
-        auc_other_questions=e.auc_other_questions,
-        auc_other_wordings=e.auc_other_wordings,
+        auc_within_questions=e.within[0],
+        auc_block_by_other_questions=e.confirmed[0],
+        auc_other_wordings=e.other_wordings.mean() if len(e.other_wordings) else np.nan,
         pairs=e.held_out,
       )
       for concept, mine in evidence.items()
@@ -102,18 +113,39 @@ def table_of(evidence: Mapping[str, Sequence[Evidence]]) -> pd.DataFrame:
   )
 
 
+def _project(
+  model: Model, settings: Settings, mine: Mapping[str, Direction], held_out: ChatPairs
+) -> dict[str, tuple[np.ndarray, list[int]]]:
+  """Project the pairs on each method's direction and its replicates, [1 + S, M, K], and blocks.
+
+  Directions with vectors at the same blocks are read in one pass.
+  """
+  together: dict[tuple[int, ...], list[str]] = {}
+  for method, direction in mine.items():
+    together.setdefault(tuple(blocks_of(direction)), []).append(method)
+  prompts = [*held_out.positive, *held_out.negative]
+  found = {}
+  for methods in together.values():
+    banks = {method: [mine[method], *_replicates(mine[method])] for method in methods}
+    flat = [direction for bank in banks.values() for direction in bank]
+    z_RMK, there = projections(model, flat, prompts, tokens=settings.tokens)
+    ends = np.cumsum([len(bank) for bank in banks.values()])
+    for method, z in zip(banks, np.split(z_RMK, ends[:-1]), strict=True):
+      found[method] = z, there
+  return {method: found[method] for method in mine}
+
+
 def _judge(
   model: Model,
   settings: Settings,
   method: str,
   direction: Direction,
-  held_out: Pairs,
+  z_RMK: np.ndarray,
+  there: list[int],
+  held_out: ChatPairs,
   asked: int,
 ) -> Evidence:
-  replicates = _replicates(direction)
-  prompts = [*held_out.positive, *held_out.negative]
-  z_RNK, there = projections(model, [direction, *replicates], prompts, tokens=settings.tokens)
-  x_RNK, y_RNK = np.split(z_RNK, 2, axis=1)
+  x_RNK, y_RNK = np.split(z_RMK, 2, axis=1)
   factors = (held_out.question, held_out.wording)
   table = separation_of(x_RNK[0], y_RNK[0], factors=factors, seed=settings.seed)
   table = table.assign(block=there)
@@ -122,14 +154,16 @@ def _judge(
   if len(there) == 1:
     why = "the only block at which the vector was trained"
   at = there.index(block)
+  within_Q, confirmed_Q = by_question(x_RNK[0], y_RNK[0], there, among, block, held_out.question)
   return Evidence(
     method,
     direction,
     table,
     block,
     why,
-    _auc_other_questions(x_RNK[0], y_RNK[0], there, among, held_out.question),
-    _auc_other_wordings(x_RNK[1:, :, at], y_RNK[1:, :, at], held_out.wording),
+    _mean(within_Q, settings.seed),
+    _mean(confirmed_Q, settings.seed),
+    on_other_wordings(x_RNK[1:, :, at], y_RNK[1:, :, at], held_out.wording),
     _wordings(direction),
     _extremes(held_out, x_RNK[0, :, at], y_RNK[0, :, at]),
     len(held_out.wording),
@@ -148,37 +182,66 @@ def _replicates(direction: Direction) -> list[Direction]:
   ]
 
 
-def _auc_other_questions(
+def by_question(
   x_NK: np.ndarray,
   y_NK: np.ndarray,
   there: Sequence[int],
   among: Sequence[int],
+  block: int,
   question: Sequence[int],
-) -> float:
-  if len(there) == 1:
-    return float("nan")
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return the AUC of each question's own pairs, at two blocks.
+
+  Args:
+    x_NK, y_NK: projections of pairs at the K blocks `there`.
+    there: block numbers.
+    among: blocks to choose from.
+    block: the block that all pairs have chosen.
+    question: of each pair.
+
+  Returns:
+    At that block, and at the one that the other questions' pairs choose; float64 [Q] each, empty
+    where there is nothing to choose.
+  """
+  questions = sorted(set(question))
+  if len(there) == 1 or len(questions) < 2:
+    return np.zeros(0), np.zeros(0)
   found = []
-  for q in sorted(set(question)):
+  for q in questions:
     mine = np.asarray(question) == q
     rest = separation_of(x_NK[~mine], y_NK[~mine], draws=1).assign(block=there)
-    block, *_ = choose(rest, among=among)
-    at = there.index(block)
-    found.append(wins(x_NK[mine, at], y_NK[mine, at]).mean())
-  return float(np.mean(found))
+    chosen, *_ = choose(rest, among=among)
+    at = (there.index(block), there.index(chosen))
+    found.append([wins(x_NK[mine, k], y_NK[mine, k]).mean() for k in at])
+  within_Q, confirmed_Q = np.asarray(found).T
+  return within_Q, confirmed_Q
 
 
-def _auc_other_wordings(x_SN: np.ndarray, y_SN: np.ndarray, wording: Sequence[int]) -> float:
-  found = []
-  for s in range(len(x_SN)):
-    other = np.asarray(wording) != s
-    if other.any():
-      found.append(wins(x_SN[s, other], y_SN[s, other]).mean())
-  return float(np.mean(found)) if found else float("nan")
+def _mean(value_Q: np.ndarray, seed: int, draws: int = 2000) -> Interval:
+  """Return the mean with a 95 % bootstrap interval over questions; NaN of none."""
+  if not len(value_Q):
+    return np.nan, np.nan, np.nan
+  drawn = np.random.default_rng(seed).choice(value_Q, (draws, len(value_Q))).mean(axis=1)
+  low, high = np.quantile(drawn, [0.025, 0.975])
+  return float(value_Q.mean()), float(low), float(high)
 
 
-def _extremes(held_out: Pairs, x_N: np.ndarray, y_N: np.ndarray) -> pd.DataFrame:
+def on_other_wordings(x_SN: np.ndarray, y_SN: np.ndarray, wording: Sequence[int]) -> np.ndarray:
+  """Return the AUC of each wording's vector on the pairs of the other wordings, float64 [S].
+
+  Args:
+    x_SN, y_SN: projections of pairs on the vector of each wording.
+    wording: of each pair.
+  """
+  others = [np.asarray(wording) != s for s in range(len(x_SN))]
+  return np.asarray(
+    [wins(x_SN[s, other], y_SN[s, other]).mean() for s, other in enumerate(others) if other.any()]
+  )
+
+
+def _extremes(held_out: ChatPairs, x_N: np.ndarray, y_N: np.ndarray) -> pd.DataFrame:
   chats = [*held_out.positive, *held_out.negative]
-  texts = [f"{chat[0]['content']} | {chat[-1]['content']}" for chat in chats]
+  texts = [" | ".join(message["content"] for message in chat) for chat in chats]
   z_M = np.concatenate([x_N, y_N])
   order = np.argsort(-z_M)
   shown = [*order[:_EXTREMES], *order[-_EXTREMES:]] if len(order) > 2 * _EXTREMES else order
@@ -227,7 +290,7 @@ def concept_cosines(
   block = int(np.median([e.block for e in firsts]))
   named = {e.direction.concept: e.direction for e in firsts}
   if refusal is not None:
-    named["refusal"] = refusal
+    named[REFUSAL] = refusal
   unit_RD = np.stack([d.unit_LD[block].astype(np.float64) for d in named.values()])
   table = pd.DataFrame(unit_RD @ unit_RD.T, list(named), list(named))
   table.attrs["block"] = block

@@ -15,6 +15,8 @@ from persona_jax.studies.extraction.evidence import Evidence, concept_cosines, m
 from persona_jax.studies.extraction.refusal import Refusal
 from persona_jax.studies.extraction.settings import Settings
 
+_BOUNDS = Fluency()
+
 
 def write_pages(
   model: Model,
@@ -43,6 +45,9 @@ def write_pages(
       [_line(e) for e in mine],
       method_cosines(mine),
       _shown(trials.get(contrast.name) if trials else None),
+      f"{_BOUNDS.most_nats:g} nat a token over the unedited answers' nll and at most "
+      f"{_BOUNDS.most_degenerate:.0%} of them degenerate (loops, no text, under 3 words)",
+      settings.site,
     )
     pages.append((page, write_page(page, directory / "pages" / f"{file_name(contrast.name)}.html")))
   cosines = concept_cosines(evidence, None if refusal is None else refusal.direction)
@@ -60,6 +65,7 @@ def _setup(
     + ("last prompt token" if settings.source == "prompts" else "answers, mean over tokens"),
     "wordings": str(len(contrast.positive)),
     "questions": f"{len(contrast.train)} to train, {len(contrast.held_out)} held out",
+    "blocks to choose from": f"{settings.depth[0]:.0%} to {settings.depth[1]:.0%} of the depth",
     "held-out pairs": f"{first.held_out} of {first.asked}",
     "seed": str(settings.seed),
     "config": f"{config_hash[:12]}…",
@@ -81,8 +87,9 @@ def _line(evidence: Evidence) -> MethodLine:
     evidence.why,
     evidence.direction.hash,
     pairs,
-    evidence.auc_other_questions,
-    evidence.auc_other_wordings,
+    evidence.within,
+    evidence.confirmed,
+    evidence.other_wordings,
     evidence.extremes,
   )
 
@@ -91,10 +98,9 @@ def _shown(trials: pd.DataFrame | None) -> pd.DataFrame | None:
   """Return the trials with what is fluent, and which coefficient is the largest of its sign."""
   if trials is None:
     return None
-  bounds = Fluency()
-  largest = largest_fluent(trials, bounds)
+  largest = largest_fluent(trials, _BOUNDS)
   return trials.assign(
-    fluent=fluent(trials, bounds),
+    fluent=fluent(trials, _BOUNDS),
     largest=trials["coefficient"].isin(largest["coefficient"]) & (trials["coefficient"] != 0),
   ).sort_values("coefficient")
 

@@ -86,8 +86,11 @@ def _find(model: Model, settings: Settings, progress: bool) -> Refusal:
   refusals = [text for text in answers if rules.rule_of(text)]
   try:
     tokens = refusal_tokens(model, refusals, [text for text in answers if text not in refusals])
-  except ValueError as error:
-    told = f"{len(refusals)} of {len(answers)} answers are refusals: {error}"
+  except ValueError:
+    told = (
+      f"{len(refusals)} of the model's {len(answers)} answers are refusals by the rules, and no "
+      "first token of theirs is much more frequent than among the other answers."
+    )
     return Refusal(None, told, pd.DataFrame())
   with tqdm.tqdm(unit="candidate", disable=not progress, desc="refusal") as bar:
 

@@ -26,6 +26,8 @@ class Settings:
       twelve personas P1 to P12 are five traits and "C+ A+", with either sign. Empty with roles.
     methods: out of diff_means, mean_centred, those of `directions.methods`, and "preference" and
       "likelihood" for trained vectors.
+    persona_in: where the opposite texts stand: "system", in system messages; "user", at the head of
+      the user message, for models without system messages (Gemma 2).
     source: "prompts" contrasts prompts under opposite texts at their last token; "answers" has
       answers generated under these texts, takes the texts away, and contrasts the answers.
     site: where to read.
@@ -41,7 +43,8 @@ class Settings:
       residual norms; empty for none.
     coefficient_prompts, coefficient_tokens: harmless questions that are then answered, and budget.
     refusal_pairs, refusal_held_out: pairs of a harmful and a harmless question that the refusal
-      direction is made of and is chosen by (Arditi et al. 2024); no pairs: no such direction.
+      direction is made of and is chosen by (Arditi et al. 2024), at "resid_post"; no pairs: no such
+      direction.
     store: whether activations are kept in a TensorStore.
     seed: of everything that is drawn.
   """
@@ -50,6 +53,7 @@ class Settings:
   only: tuple[str, ...]
   composites: tuple[str, ...]
   methods: tuple[str, ...]
+  persona_in: Literal["system", "user"]
   source: Literal["prompts", "answers"]
   site: str
   train_questions: int
@@ -87,6 +91,8 @@ class Settings:
       raise ValueError(f"methods={self.methods}: name some of {list(known)}, once.")
     if self.site not in SITES:
       raise ValueError(f"site={self.site!r}: use one of {SITES}.")
+    if self.persona_in not in ("system", "user"):
+      raise ValueError(f"persona_in={self.persona_in!r}: use 'system' or 'user'.")
     if self.source not in ("prompts", "answers"):
       raise ValueError(f"source={self.source!r}: use 'prompts' or 'answers'.")
     if self.train_questions < 4 or self.held_out_questions < 2:
@@ -108,6 +114,15 @@ class Settings:
         f"{self.refusal_pairs} pairs and {self.refusal_held_out} held out for the refusal "
         "direction; at least 4 and 2 are needed."
       )
+    if self.refusal_pairs and self.site != "resid_post":
+      raise ValueError(
+        f"site={self.site!r}: the refusal direction is of 'resid_post', so no cosines with it; set "
+        "refusal_pairs=0."
+      )
+    if self.answer_tokens < 1:
+      raise ValueError(f"answer_tokens={self.answer_tokens} must be above 0.")
+    for loss in self.trained:
+      self.training(loss)  # raises for what it cannot be
     if self.store and not set(self.read) - set(MEANS):
       raise ValueError(f"store=True, and no method of {self.methods} reads activations.")
     self._check_composites()

