@@ -51,23 +51,18 @@ def test_a_page_says_all_and_escapes_texts(page, tmp_path):
   trials = pd.DataFrame(
     {
       "coefficient": [-0.1, 0.0, 0.1], "nll": [1.0, 0.5, 1.0], "kl": [0.2, 0.0, 0.1],
-      "degenerate": [0.5, 0.0, 0.25], "prompts": 4, "problem": ["an edit was not delivered", "", ""],
+      "degenerate": [0.5, 0.0, 0.25], "prompts": 4, "problem": ["not delivered", "", ""],
       "answer": ["<i>", "b", "c"], "fluent": [False, True, True], "largest": [False, False, True],
     }
   )  # fmt: skip
   file = write_page(dataclasses.replace(page, trials=trials), tmp_path / "pages" / "a.html")
   text = file.read_text()
   assert "<h1>a &lt;concept&gt;</h1>" in text and "&lt;b&gt;x&lt;/b&gt; | y" in text
-  assert "<td>0.85 [0.70, 1.00]</td><td>–</td><td>0.80 (0.70 to 0.90)</td>" in text.replace(
-    "\n", ""
-  )
+  cells = "<td>0.85 [0.70, 1.00]</td><td>–</td><td>0.80 (0.70 to 0.90)</td>"
+  assert cells in text.replace("\n", "")
   assert "0.85 (0.80 to 0.90)" in text and text.count("<details") == 9
-  assert (
-    "an edit was not delivered" in text
-    and "<td>1 of 4</td>" in text
-    and "<b>+0.1</b>" in text
-    and "&lt;i&gt;" in text
-  )
+  assert "not delivered" in text and "<td>1 of 4</td>" in text.replace("\n", "")
+  assert "<b>+0.1</b>" in text and "&lt;i&gt;" in text
   cosines = pd.DataFrame([[1.0, -0.25], [-0.25, 1.0]], ["x", "refusal"], ["x", "refusal"])
   cosines.attrs["block"] = 7
   index = write_index([(page, file)], tmp_path / "report.html", cosines, "told <so>").read_text()

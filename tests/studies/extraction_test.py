@@ -139,7 +139,7 @@ def test_an_extraction_goes_on_where_it_was(tiny, settings, tmp_path, monkeypatc
   for method in settings.methods:
     assert again[method]["calm"].hash == directions[method]["calm"].hash
   other = dataclasses.replace(settings, seed=1)
-  with pytest.raises(ValueError, match=r"holds another extraction \(\['settings', 'contrasts'\]"):
+  with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 now; contrasts: '"):
     run(tiny, other, tmp_path / "run")
 
 
@@ -375,7 +375,7 @@ def test_the_refusal_direction_is_found_or_it_is_said_why_not(
   ]
   monkeypatch.setattr(refusal_stage, "load_prompts", lambda name: pairs)
   found = study.find_refusal(tiny.model, settings, tmp_path / "a", progress=False)
-  assert found.direction is None and "0 of 8 answers are refusals" in found.problem
+  assert found.direction is None and "0 of the model's 8 answers" in found.problem
   again = study.find_refusal(tiny.model, settings, tmp_path / "a", progress=False)
   assert again.problem == found.problem and again.table.empty
   # Answers that hold the word which half of the harmful prompts are answered with are refusals.
