@@ -23,6 +23,7 @@ def train(model: repeng.ControlModel, request: dict[str, Any]) -> None:
   folder = Path(request["hf"])
   tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
   tokenizer.pad_token_id = 0
+  tokenizer.model_input_names = ["input_ids", "attention_mask"]
   entries = [repeng.DatasetEntry(positive, negative) for positive, negative in request["pairs"]]
   repeng.ControlVector.train(model, tokenizer, entries, batch_size=8).export_gguf(
     request["repeng_writes"]
