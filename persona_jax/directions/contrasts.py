@@ -46,7 +46,7 @@ class Pairs(NamedTuple):
   @property
   def has_halves(self) -> bool:
     """Whether there are pairs enough to compare halves."""
-    least = min(np.count_nonzero(self.half_N == h) for h in (0, 1))
+    least = min(int(np.count_nonzero(self.half_N == h)) for h in (0, 1))
     return len(self.half_N) >= LEAST_HALVES and least >= LEAST_HALVES // 2
 
 

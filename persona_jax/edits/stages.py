@@ -191,7 +191,10 @@ def _when(
           ramp[n, on, s, :] = edit.ramp.numbers
         s += 1
   return When(
-    *(_of_rows(x, index_B) for x in (start, stop, roles, gate)),
+    _of_rows(start, index_B),
+    _of_rows(stop, index_B),
+    _of_rows(roles, index_B),
+    _of_rows(gate, index_B),
     _of_rows(ramp, index_B) if ramped else None,
   )
 
