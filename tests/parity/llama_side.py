@@ -37,7 +37,7 @@ class Llama:
     self.model = llama_cpp.llama_model_load_from_file(file.encode(), params)
     options = llama_cpp.llama_context_default_params()
     options.n_ctx = options.n_batch = options.n_ubatch = CONTEXT
-    options.n_threads = options.n_threads_batch = 2
+    options.n_threads = options.n_threads_batch = 1
     options.type_k = options.type_v = F32
     options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     self.context = llama_cpp.llama_init_from_model(self.model, options)

@@ -54,7 +54,7 @@ def answer(
 
 def main() -> None:
   request = json.loads(Path(sys.argv[1]).read_text())
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)  # several spin where cores are busy
   plain = transformers.AutoModelForCausalLM.from_pretrained(
     request["hf"], dtype=torch.float32, attn_implementation="eager"
   )
