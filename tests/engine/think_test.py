@@ -8,6 +8,7 @@ import pytest
 import persona_jax as pj
 from persona_jax.edits.table import ALWAYS, ROLES
 from persona_jax.edits.window import after_thought
+from persona_jax.engine import encode as encoding
 from persona_jax.engine.rows import make_row
 
 PROMPT = pj.Raw("w5 w6 w7 w8")
@@ -48,11 +49,11 @@ def test_roles_follow_the_tags_and_only_at_the_beginning(tiny):
 @pytest.mark.parametrize("opened", [False, True])
 def test_decoding_edits_the_tokens_of_the_roles(tiny, think, tokens, opened, monkeypatch):
   if opened:
-    encode = pj.Model.encode
+    encode = encoding.encode_rendered
     monkeypatch.setattr(
-      pj.Model,
-      "encode",
-      lambda self, prompt: dataclasses.replace(encode(self, prompt), opens_thought=True),
+      encoding,
+      "encode_rendered",
+      lambda *rendered: dataclasses.replace(encode(*rendered), opens_thought=True),
     )
   kw = dict(max_new_tokens=STEPS, trace=True)
   (plain,) = tiny.model.generate([PROMPT], **kw)
@@ -71,11 +72,11 @@ def test_decoding_edits_the_tokens_of_the_roles(tiny, think, tokens, opened, mon
 @pytest.mark.parametrize("opened", [False, True])
 def test_windows_count_from_the_end_of_the_thought(tiny, think, start, stop, opened, monkeypatch):
   if opened:
-    encode = pj.Model.encode
+    encode = encoding.encode_rendered
     monkeypatch.setattr(
-      pj.Model,
-      "encode",
-      lambda self, prompt: dataclasses.replace(encode(self, prompt), opens_thought=True),
+      encoding,
+      "encode_rendered",
+      lambda *rendered: dataclasses.replace(encode(*rendered), opens_thought=True),
     )
   kw = dict(max_new_tokens=STEPS, trace=True)
   (plain,) = tiny.model.generate([PROMPT], **kw)

@@ -115,7 +115,10 @@ OTHER = pj.add(pj.Direction(np.ones((1, 3, 7)), "other"), 1.0, unit="raw", block
   [
     (dict(max_new_tokens=100000), "prompt 'a' of condition 'base': .* positions"),
     (dict(conditions=[pj.Condition("c", edits=OTHER)]), "condition 'c': direction 'other' has wid"),
-    (dict(prompts=[pj.Raw("")]), "prompt '0000' of condition 'base': .*has no tokens"),
+    (
+      dict(prompts=[pj.Raw("")], conditions=[pj.Condition("base")]),
+      "prompt '0000' of condition 'base': .*has no tokens",
+    ),
   ],
 )
 def test_a_grid_that_is_refused_leaves_no_directory(tiny, tmp_path, changes, message):
