@@ -15,7 +15,7 @@ from persona_jax.directions.refusal import (
   refusal_direction,
   select,
 )
-from persona_jax.directions.selection import separation
+from persona_jax.directions.separation import separation
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.next_tokens import next_logits, token_kl
 from tests.planted import world as planted

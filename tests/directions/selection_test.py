@@ -7,18 +7,16 @@ import pandas as pd
 import pytest
 
 import persona_jax as pj
-from persona_jax.directions import selection
+from persona_jax.directions import separation as separating
 from persona_jax.directions.selection import (
   Fluency,
   choose,
   fluent,
   largest_fluent,
   middle,
-  projections,
-  separation,
-  separation_of,
   try_coefficients,
 )
+from persona_jax.directions.separation import projections, separation, separation_of
 
 CHATS = [
   [
@@ -149,7 +147,7 @@ def test_intervals_draw_what_pairs_have_in_common():
 
 def test_weights_of_two_factors_multiply():
   rng = np.random.default_rng(0)
-  weight_BN = selection._weights(6, [[0, 0, 0, 1, 1, 1], list("abcabc")], 500, rng)
+  weight_BN = separating._weights(6, [[0, 0, 0, 1, 1, 1], list("abcabc")], 500, rng)
   assert (weight_BN[0] == 1).all() and (weight_BN.sum(axis=1) == 6).all()
   for w in weight_BN[1:]:
     table = w.reshape(2, 3)  # how often the row was drawn times how often the column was

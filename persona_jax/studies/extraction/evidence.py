@@ -10,7 +10,8 @@ import tqdm
 
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.formats.rows import blocks_of
-from persona_jax.directions.selection import choose, middle, projections, separation_of, wins
+from persona_jax.directions.selection import choose, middle
+from persona_jax.directions.separation import projections, separation_of, wins
 from persona_jax.engine.model import Model
 from persona_jax.runs.run import write_parquet
 from persona_jax.studies.extraction.contrasts import ChatPairs, Contrast

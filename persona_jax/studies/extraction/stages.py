@@ -54,9 +54,8 @@ def pairs(
   Raises:
     ValueError: no pair is left, or none of a wording.
   """
-  asked = contrast.pairs(getattr(contrast, part), settings.persona_in)
   if settings.source == "prompts":
-    return asked
+    return contrast.pairs(getattr(contrast, part), settings.persona_in)
   return answered(model, settings, contrast, part, directory, progress=progress)
 
 
