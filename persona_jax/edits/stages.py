@@ -147,8 +147,11 @@ def _distinct(
 
 
 def _of_rows(x_K: np.ndarray, index_B: np.ndarray) -> jax.Array:
-  """Return the numbers of each row, of those of what is distinct."""
-  return jnp.asarray(x_K if len(x_K) == len(index_B) else x_K[index_B])
+  """Return the numbers of each row, of those of what is distinct.
+
+  They are sent to the device as they are: `jnp.asarray` compiles a program for each new shape.
+  """
+  return jax.device_put(x_K if len(x_K) == len(index_B) else x_K[index_B])
 
 
 def add_stage(
@@ -250,7 +253,7 @@ def _norm_kept(
   if not key.keep_norm:
     return None
   has_B = np.asarray([bool(slots) for slots in slots_B]).reshape(-1, *(1 for _ in heads))
-  return jnp.asarray(np.broadcast_to(has_B, (len(slots_B), *heads)))
+  return jax.device_put(np.broadcast_to(has_B, (len(slots_B), *heads)))
 
 
 def shared_stage(
@@ -275,7 +278,7 @@ def shared_stage(
   edit, i = placed
   if key.kind == "affine":
     in_DR, bias_R, out_RD = (
-      jnp.asarray(edit.numbers[name][i, 0], jnp.float32) for name in ("in", "bias", "out")
+      jax.device_put(edit.numbers[name][i, 0].astype(np.float32)) for name in ("in", "bias", "out")
     )
     return AffineEdit(in_DR, bias_R, out_RD, **rest)
   assert edit.call is not None

@@ -124,7 +124,7 @@ def resolve(capture: Capture, arch: Arch) -> tuple[CaptureSpec, dict[int, jax.Ar
         f"{others}; pass allow_other_site=True if that is meant."
       )
   width = spec.width(arch)
-  return spec, {block: jnp.asarray(_units(directions, block, arch, width)) for block in blocks}
+  return spec, {block: jax.device_put(_units(directions, block, arch, width)) for block in blocks}
 
 
 def _array_bank(bank: np.ndarray | jax.Array, width: int) -> jax.Array:

@@ -18,6 +18,11 @@ def concrete(x: Any) -> np.ndarray | None:
   return None if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(x)) else np.asarray(x)
 
 
+def _placed(x: np.ndarray | jax.Array) -> jax.Array:
+  """Return an array of JAX's; numpy's is sent as it is, for which no program is compiled."""
+  return jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
+
+
 def checked_tokens(tokens_BT: Any, vocab_size: int) -> jax.Array:
   """Return token ids [B, T] as an array of JAX.
 
@@ -36,7 +41,7 @@ def checked_tokens(tokens_BT: Any, vocab_size: int) -> jax.Array:
       raise ValueError(
         f"tokens_BT holds ids from {low} to {high}; the vocabulary is [0, {vocab_size})."
       )
-  return jnp.asarray(array)
+  return _placed(array)
 
 
 def checked_lengths(
@@ -82,7 +87,7 @@ def _integers(name: str, value_B: Any, b: int) -> jax.Array:
     raise ValueError(f"{name} has shape {array.shape}; tokens_BT has {b} rows.")
   if not jnp.issubdtype(array.dtype, jnp.integer):
     raise ValueError(f"{name} holds {array.dtype}; lengths are integers.")
-  return jnp.asarray(array)
+  return _placed(array)
 
 
 def checked_roles(roles_BT: Any, shape_BT: tuple[int, int]) -> jax.Array:
@@ -101,4 +106,4 @@ def checked_roles(roles_BT: Any, shape_BT: tuple[int, int]) -> jax.Array:
     unknown = np.setdiff1d(given, list(ROLES.values())).tolist()
     if unknown:
       raise ValueError(f"roles_BT holds {unknown[:8]}; roles are {ROLES}.")
-  return jnp.asarray(array, jnp.int32)
+  return _placed(array.astype(np.int32))

@@ -305,6 +305,23 @@ def nine_edits():
   return [pj.ablate(direction(i), blocks=1) for i in range(9)]
 
 
+def test_a_table_is_laid_out_without_a_program():
+  compiled = []
+
+  def heard(event: str, seconds: float, **_) -> None:
+    if event.endswith("backend_compile_duration"):
+      compiled.append(event)
+
+  rows = [[make(direction(n))] for n, (make, _) in enumerate(OPERATIONS.values())]
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  try:
+    pj.compile_edits(Arch(), [*rows, *[[]] * 23])  # as many rows as no other table has
+    pj.compile_edits(Arch(), [row for row in rows for _ in range(2)])
+  finally:
+    jax.monitoring.unregister_event_duration_listener(heard)
+  assert not compiled
+
+
 def test_scale_of_the_edits_site_is_taken():
   edit = add_with(
     unit="resid", site="mlp_out", scale=scale_of(site="mlp_out"), allow_other_site=True

@@ -21,9 +21,9 @@ def record() -> dict:
   return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("how", "count"), [("moved", 40), ("default", 4)])
-def test_a_model_on_the_second_device_runs_there(record, how, count):
-  assert record[how]["tokens"] == [ids[:count] for ids in record["first"]["tokens"]]
+@pytest.mark.parametrize("how", ["moved", "default"])
+def test_a_model_on_the_second_device_runs_there(record, how):
+  assert record[how]["tokens"] == record["first"]["tokens"]
   assert record[how]["scores"] == pytest.approx(record["first"]["scores"], rel=1e-5)
   assert record[how]["reads"] == pytest.approx(record["first"]["reads"], rel=1e-5)
   assert record[how]["devices"] == [1]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.engine import batches, generate, programs, score, stream
+from persona_jax.engine import batches, generate, score, stream
 from persona_jax.engine.halving import Halving, Limit, cut_to_fit, is_out_of_memory
 from persona_jax.engine.need import Need
+from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tree import ALL_SHARED
 
@@ -272,11 +273,11 @@ def test_a_program_that_ran_out_of_memory_keeps_no_arrays_of_the_tile(tiny, monk
   def run(numbers):
     gc.collect()
     alive.append(sum(x.nbytes for x in jax.live_arrays()))
-    return generate.generate_tile(tiny.model, [rows[n] for n in numbers], Settings(3))
+    return generate.generate_tile(tiny.model, [rows[n] for n in numbers], settings)
 
+  settings = Settings(3, Sampling(0.9))  # whose programs no other test has
   rows = score.encode_rows(tiny.model, PROMPTS[:4] * 2, None)
-  generate.generate_tile(tiny.model, rows[:4], Settings(3))  # what is made once and stays
-  programs.PROGRAMS.clear()
+  generate.generate_tile(tiny.model, rows[:4], settings)  # what is made once and stays
   monkeypatch.setattr(Need, "compile", compile)
   with pytest.warns(UserWarning, match=f"8 {HALVED}"):
     assert len([g for part in Halving(run, str)(range(8)) for g in part]) == 8

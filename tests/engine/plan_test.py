@@ -108,8 +108,8 @@ def test_passes_are_near_the_least_there_are(tiny, block, tokens, fewer):
   assert plan.passes <= 1.1 * plan.least_passes
   np.testing.assert_allclose(plan.unshared_passes / plan.passes, fewer, rtol=1e-6)
   _, rows = grid_rows(tiny.model, asked)
-  _, work = generating.run_tile(tiny.model, rows, grid_settings(tiny.model, asked))
-  assert work.passes == plan.passes and work.padded_passes == plan.tiles[0].padded_passes
+  ran = prefill(tiny.model, Tree(rows, [len(row.ids) - 1 for row in rows]))
+  assert ran.passes == plan.passes and ran.padded_passes == plan.tiles[0].padded_passes
 
 
 def test_announced_programs_are_those_of_the_run(tiny, tmp_path):
@@ -146,11 +146,12 @@ def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_pa
   asked = dataclasses.replace(grid(tiny, steered(tiny, 2), prompts=4), max_new_tokens=40)
   text = str(pj.plan(model, asked))
   assert "if answers end early, batches shrink to 4, 1 rows" in text
+  asked = dataclasses.replace(grid(tiny, steered(tiny, 2), prompts=2), max_new_tokens=40)
   plan = pj.plan(model, asked, early_ends=True)
   assert f"{len(plan.early_needs)} more may be needed if answers end early" in str(plan)
   table = pj.compile(model, plan)
-  # Two smaller sizes, each with caches of 32 and of 40 slots.
-  assert [p.name for p in table.early].count("decode") == 4
+  # A smaller size, with caches of 32 and of 40 slots.
+  assert [p.name for p in table.early].count("decode") == 2
   before = set(PROGRAMS._entries)
   run = pj.run(model, asked, out=tmp_path / "run", progress=False)
   assert (run.table()["n_tokens"] < 40).mean() > 0.5
@@ -210,9 +211,12 @@ def test_gates_are_taken_as_on_and_named(tiny):
 def test_programs_that_read_for_gates_are_announced(tiny, tmp_path):
   probe = pj.Probe(tiny.direction(), 1, above=-1e9)  # on for every prompt, as is announced
   edits = pj.add(tiny.direction(), 1.0, unit="unit", blocks=1).when(probe)
-  asked = grid(tiny, [pj.Condition("none"), pj.Condition("gated", edits=edits)])
-  PROGRAMS.clear()
+  conditions = [pj.Condition("none"), pj.Condition("gated", edits=edits)]
+  # Of lengths that no other test has.
+  prompts = [pj.Raw(f"{STEM} {STEM} {STEM} w{i}") for i in (5, 6)]
+  asked = pj.Grid(prompts, conditions, max_new_tokens=3)
   plan = pj.plan(tiny.model, asked)
+  assert not any(need.key in PROGRAMS._entries for need in plan.gate_needs if need.name == "block")
   assert {"add reads", "mean of reads"} <= {need.name for need in plan.gate_needs}
   pj.compile(tiny.model, plan)
   before = len(PROGRAMS)

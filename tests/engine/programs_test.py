@@ -304,8 +304,7 @@ def empty_disk_cache(tmp_path):
 def test_the_same_grid_again_reads_all_its_programs_from_disk(tiny, tmp_path, empty_disk_cache):
   edit = pj.add(tiny.direction(), 2.0, unit="unit", blocks=1, tokens="all")
   conditions = [pj.Condition("none"), pj.Condition("steered", edits=edit)]
-  # Of lengths that no other test has.
-  grid = pj.Grid([pj.Raw("w5 w6 " * 51), pj.Raw("w9 w8 " * 57)], conditions, max_new_tokens=3)
+  grid = pj.Grid([pj.Raw("w5 w6 " * 51)], conditions, max_new_tokens=3)  # as no other test has it
   events: collections.Counter[str] = collections.Counter()
 
   def heard(event: str, **_) -> None:
@@ -328,10 +327,16 @@ def test_the_same_grid_again_reads_all_its_programs_from_disk(tiny, tmp_path, em
     jax.monitoring.unregister_event_listener(heard)
 
 
-def test_a_directory_and_a_threshold_of_the_users_own_are_kept(tmp_path):
-  own, seconds = tmp_path / "own", {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}
-  assert run_script(3, JAX_COMPILATION_CACHE_DIR=str(own), **seconds) == own
+def test_a_directory_and_a_threshold_of_the_users_own_are_kept(tmp_path, empty_disk_cache):
+  own = tmp_path / "programs"
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1000)
+  assert keep_on_disk() == own
+  Live()("thrice", jax.jit(lambda x: 3 * x), np.ones(7, np.float32))
   assert not programs_in(own)  # of a program that compiles in some hundredths
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # as JAX leaves it
+  assert keep_on_disk() == own
+  Live()("fourfold", jax.jit(lambda x: 4 * x), np.ones(7, np.float32))
+  assert len(programs_in(own)) == 1
 
 
 def test_a_cache_that_is_off_stays_off():

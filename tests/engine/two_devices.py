@@ -23,7 +23,7 @@ from persona_jax.engine.need import Need  # noqa: E402
 from persona_jax.engine.programs import PROGRAMS  # noqa: E402
 from tests.fixtures import Tiny, make_tiny  # noqa: E402
 
-PROMPTS = [pj.Raw(f"w5 w6 w7 w{i}") for i in range(5, 10)]
+PROMPTS = [pj.Raw(f"w5 w6 w7 w{i}") for i in range(5, 8)]
 
 
 def devices_of(compiled: object) -> set[int]:
@@ -31,11 +31,12 @@ def devices_of(compiled: object) -> set[int]:
   return {device.id for sharding in shardings for device in sharding.device_set}
 
 
-def work(tiny: Tiny, model: pj.Model, new_tokens: int = 4) -> dict[str, object]:
+def work(tiny: Tiny, model: pj.Model) -> dict[str, object]:
   PROGRAMS.clear()
-  edits = [pj.add(tiny.direction(), float(c), unit="unit", blocks=1) for c in range(5)]
-  answers = model.generate(PROMPTS, edits=edits, max_new_tokens=new_tokens)
-  scores = model.score(PROMPTS, ["w8 w9"] * 5, edits=edits)
+  edits = [pj.add(tiny.direction(), float(c), unit="unit", blocks=1) for c in range(len(PROMPTS))]
+  # More tokens than one segment has, so that programs are made ahead.
+  answers = model.generate(PROMPTS, edits=edits, max_new_tokens=40)
+  scores = model.score(PROMPTS, ["w8 w9"] * len(PROMPTS), edits=edits)
   reads = model.capture(PROMPTS, pj.Capture(("resid_post",), [1], "mean"))
   (value,) = jax.tree.leaves(reads)[:1]
   ids = set()
@@ -67,6 +68,10 @@ def planned(tiny: Tiny, model: pj.Model) -> dict[str, object]:
 
 def main() -> None:
   second = jax.devices()[1]
+  # Of the second device there are many programs twice.
+  jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_enable_compilation_cache", True)
   tiny = make_tiny(Path(tempfile.mkdtemp()), blocks=2)
   ahead: list[Need] = []
   prepare = PROGRAMS.prepare
@@ -80,10 +85,9 @@ def main() -> None:
     return prepare(needs)
 
   PROGRAMS.prepare = noted  # type: ignore[method-assign]
-  # More tokens than one segment has, so that programs are made ahead.
-  out: dict[str, object] = {"first": work(tiny, tiny.model, 40)}
+  out: dict[str, object] = {"first": work(tiny, tiny.model)}
   moved = jax.device_put(tiny.model, second)
-  out["moved"] = work(tiny, moved, 40)
+  out["moved"] = work(tiny, moved)
   out["plan"] = planned(tiny, moved)
   with jax.default_device(second):
     there = pj.load(tiny.directory)

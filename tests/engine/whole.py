@@ -4,6 +4,7 @@ It shares nothing, has no cache, and is compiled once. What the engine computes 
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 
@@ -60,24 +61,32 @@ def whole_logprobs(
   ]
 
 
+_SEEN: dict[int, np.ndarray] = {}  # by step of decoding, logits [B, V]
+_choose, _segment = decode.choose, inspect.unwrap(decode.segment)
+
+
+def _noting(sampling, logits_BV, key_B, step, **options):
+  jax.debug.callback(lambda t, x_BV: _SEEN.update({int(t): np.array(x_BV)}), step, logits_BV)
+  return _choose(sampling, logits_BV, key_B, step, **options)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("arch", "sampling", "resid_dtype", "fused", "trace"),
+  donate_argnums=5,
+)
+def _noted_segment(*args, **options):  # another function, so that it has programs of its own
+  return _segment(*args, **options)
+
+
 @contextlib.contextmanager
 def _noted_logits() -> Iterator[dict[int, np.ndarray]]:
   """Note the logits [B, V] of each step of decoding, rows as they stand in the batch."""
-  seen: dict[int, np.ndarray] = {}
-  choose, unwrapped = decode.choose, inspect.unwrap(decode.segment)
-
-  def noting(sampling, logits_BV, key_B, step, **options):
-    jax.debug.callback(lambda t, x_BV: seen.update({int(t): np.array(x_BV)}), step, logits_BV)
-    return choose(sampling, logits_BV, key_B, step, **options)
-
-  def segment(*args, **options):  # another function, so that it has programs of its own
-    return unwrapped(*args, **options)
-
-  static = ("arch", "sampling", "resid_dtype", "fused", "trace")
+  _SEEN.clear()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(decode, "choose", noting)
-    patch.setattr(decode, "segment", jax.jit(segment, static_argnames=static, donate_argnums=5))
-    yield seen
+    patch.setattr(decode, "choose", _noting)
+    patch.setattr(decode, "segment", _noted_segment)
+    yield _SEEN
     jax.effects_barrier()
 
 
