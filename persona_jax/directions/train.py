@@ -4,11 +4,14 @@
   step, the vector makes the preferred answer likelier than the other by s, relative to the unedited
   model: -log σ(s β [Δ log p(preferred) - Δ log p(other)]).
 * "likelihood": the answers become likely: mean -log p(answer) a token (Subramani et al. 2022).
+
+What the blocks up to the vector's compute does not depend on it. It is computed once for each
+example and kept, so a step runs the blocks above alone, and the head at the answers' tokens.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,15 +23,20 @@ import orbax.checkpoint as ocp
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.direction import Direction
+from persona_jax.edits.apply import apply_site
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.operations import add
-from persona_jax.edits.table import EditTable
-from persona_jax.engine.forward import forward
+from persona_jax.edits.table import Site
+from persona_jax.engine.forward import head, run_blocks, token_info
 from persona_jax.engine.model import Model
-from persona_jax.engine.rows import length_bucket
+from persona_jax.engine.rows import length_bucket, round_up
 from persona_jax.personas.chat import Prompt
 
 Loss = Literal["preference", "likelihood"]
+
+_TRUNK_BYTES = (
+  4 << 30
+)  # of activations that are kept on the host; beyond, each step computes its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +97,22 @@ class Example(NamedTuple):
 
 
 class _Batch(NamedTuple):
-  """Rows of prompts with answers, as arrays; `answer_BT` marks the answers' tokens."""
+  """Rows of prompts with answers, as arrays.
+
+  Attributes:
+    ids_BT, roles_BT, length_B, prompt_B: the rows, as `pj.forward` takes them.
+    at_BA: positions by which the answers' tokens are chosen.
+    next_BA: those tokens.
+    counted_BA: which of them there are.
+  """
 
   ids_BT: Any
   roles_BT: Any
   length_B: Any
   prompt_B: Any
-  answer_BT: Any
+  at_BA: Any
+  next_BA: Any
+  counted_BA: Any
 
 
 class _State(NamedTuple):
@@ -150,10 +167,9 @@ def train_direction(
     "training": dataclasses.asdict(training),
     "data_hash": content_hash([list(example) for example in examples]),
   }
-  table = _table(model, block, training)
-  reference_B = None
-  if training.loss == "preference":
-    reference_B = _reference(model, rows, training.batch)
+  site = _site(model, block, training)
+  trunk = _Trunk(model, rows, block, len(site.add.u_BWD))  # type: ignore[union-attr]
+  reference_B = trunk.logprobs() if training.loss == "preference" else None
   optimizer = training.optimizer()
   vector_D = jnp.zeros(arch.width, jnp.float32)
   state = _State(vector_D, optimizer.init(vector_D), jnp.int32(0))
@@ -165,11 +181,12 @@ def train_direction(
     for step in range(int(state.step), training.steps):
       chosen, sign = order[step]
       index = (chosen[:, None] * per_example + np.arange(per_example)).reshape(-1)
-      batch = _Batch(*(x[index] for x in rows))
+      h_BTD, batch = trunk.of(index)
       reference = None if reference_B is None else reference_B[index]
       state, loss = _step(
-        model, table, state, batch, reference, np.float32(sign), training=training, block=block
-      )
+        model, site, state, h_BTD, batch, reference, np.float32(sign),
+        training=training, block=block,
+      )  # fmt: skip
       losses.append(float(loss))
       if not np.isfinite(losses[-1]):
         raise ValueError(f"the loss of step {step} is {losses[-1]}; try a smaller learning_rate.")
@@ -227,76 +244,115 @@ def _batch_of(model: Model, examples: Sequence[Example], loss: Loss) -> _Batch:
     )
     for answer in answers:
       rows.append(model.encode([*asked, {"role": "assistant", "content": answer}]))
-  size = length_bucket(max(len(row.ids) for row in rows))
+  # Of few lengths, so that the vectors of a study share their programs.
+  size = round_up(length_bucket(max(len(row.ids) for row in rows)), 32)
   ids_BT, roles_BT = np.zeros((2, len(rows), size), np.int32)
-  answer_BT = np.zeros((len(rows), size), bool)
-  for b, row in enumerate(rows):
-    ids_BT[b, : len(row.ids)], roles_BT[b, : len(row.ids)] = row.ids, row.roles
-    answer_BT[b, row.prompt_length : len(row.ids)] = True
   length_B = np.asarray([len(row.ids) for row in rows], np.int32)
   prompt_B = np.asarray([row.prompt_length for row in rows], np.int32)
-  if not answer_BT.any(axis=1).all():
-    raise ValueError(
-      f"examples {np.flatnonzero(~answer_BT.any(axis=1))[:5].tolist()} have no answer."
-    )
-  return _Batch(ids_BT, roles_BT, length_B, prompt_B, answer_BT)
+  if (empty := np.flatnonzero(length_B <= prompt_B)).size:
+    raise ValueError(f"rows {empty[:5].tolist()} of the examples have no answer.")
+  at_BA = prompt_B[:, None] - 1 + np.arange(round_up(int((length_B - prompt_B).max()), 8))
+  counted_BA = at_BA < length_B[:, None] - 1
+  at_BA = np.minimum(at_BA, length_B[:, None] - 2).astype(np.int32)
+  for b, row in enumerate(rows):
+    ids_BT[b, : len(row.ids)], roles_BT[b, : len(row.ids)] = row.ids, row.roles
+  next_BA = np.take_along_axis(ids_BT, at_BA + 1, axis=1)
+  return _Batch(ids_BT, roles_BT, length_B, prompt_B, at_BA, next_BA, counted_BA)
 
 
-def _table(model: Model, block: int, training: Training) -> EditTable:
-  """Return a table of a vector for every row of a batch, to be replaced."""
+def _site(model: Model, block: int, training: Training) -> Site:
+  """Return the edit of a vector, to be replaced, in every row of a batch."""
   rows = training.batch * (2 if training.loss == "preference" else 1)
   shape = (1, model.arch.num_blocks, model.arch.width)
   edit = add(
     Direction(np.ones(shape), "to train"), 1.0, unit="raw", blocks=block, tokens=training.tokens
   )
-  return compile_edits(model, [[edit]] * rows)
+  return compile_edits(model, [[edit]] * rows).sites["resid_post", block]
 
 
-def _with_vector(table: EditTable, block: int, vector_D: jax.Array, rows: int) -> EditTable:
-  """Return the table with another vector, for the first rows of it."""
-  cut = jax.tree.map(lambda x: x[:rows], table)
-  site = cut.sites["resid_post", block]
-  assert site.add is not None
-  u_BWD = jnp.broadcast_to(vector_D, site.add.u_BWD.shape)
-  new = site._replace(add=site.add._replace(u_BWD=u_BWD))
-  return EditTable({("resid_post", block): new})
+def _with_vector(site: Site, vector_D: jax.Array, rows: int) -> Site:
+  """Return the edit with another vector, for the first rows of it."""
+  cut = jax.tree.map(lambda x: x[:rows], site)
+  assert cut.add is not None
+  u_BWD = jnp.broadcast_to(vector_D, cut.add.u_BWD.shape)
+  new: Site = cut._replace(add=cut.add._replace(u_BWD=u_BWD))
+  return new
 
 
-def _answer_logprobs(model: Model, batch: _Batch, edits: EditTable | None) -> jax.Array:
-  """Return the log-probability of each row's answer, float32 [B]."""
-  logits_BTV, _ = forward(
-    model,
-    batch.ids_BT,
-    edits,
-    lengths_B=batch.length_B,
-    prompt_lengths_B=batch.prompt_B,
-    roles_BT=batch.roles_BT,
-  )
-  assert logits_BTV is not None
-  logprob_BTV = jax.nn.log_softmax(logits_BTV[:, :-1])
-  next_BT = jnp.take_along_axis(logprob_BTV, batch.ids_BT[:, 1:, None], axis=-1)[..., 0]
-  return jnp.sum(jnp.where(batch.answer_BT[:, 1:], next_BT, 0.0), axis=1)
+@functools.partial(jax.jit, static_argnames=("block",))
+def _trunk(model: Model, batch: _Batch, *, block: int) -> jax.Array:
+  """Return what a block gives without the vector, [B, T, D] in `resid_dtype`."""
+  return _blocks(model, batch, model.embed(batch.ids_BT), range(block + 1))
 
 
-_plain_logprobs = jax.jit(functools.partial(_answer_logprobs, edits=None))
+def _blocks(model: Model, batch: _Batch, h_BTD: jax.Array, blocks: range) -> jax.Array:
+  t = batch.ids_BT.shape[1]
+  position_BT = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), batch.ids_BT.shape)
+  tokens = token_info(batch.length_B, batch.prompt_B, batch.roles_BT, t)
+  return run_blocks(model.arch, model.params, h_BTD, position_BT, tokens, blocks=blocks).h_BTD
 
 
-def _reference(model: Model, rows: _Batch, size: int) -> np.ndarray:
-  """Return the answers' log-probabilities under the unedited model, [B]."""
-  count, step = len(rows.ids_BT), 2 * size
-  parts = []
-  for first in range(0, count, step):
-    index = np.minimum(np.arange(first, first + step), count - 1)  # one shape for all
-    logprob_B = _plain_logprobs(model, _Batch(*(x[index] for x in rows)))
-    parts.append(np.asarray(logprob_B)[: count - first])
-  return np.concatenate(parts)
+def _answer_logprobs(
+  model: Model, h_BTD: jax.Array, batch: _Batch, site: Site | None, block: int
+) -> jax.Array:
+  """Return the log-probability of each row's answer, float32 [B], of what a block gave."""
+  if site is not None:
+    t = batch.ids_BT.shape[1]
+    tokens = token_info(batch.length_B, batch.prompt_B, batch.roles_BT, t)
+    h_BTD, _ = apply_site(site, h_BTD, tokens)
+  h_BTD = _blocks(model, batch, h_BTD, range(block + 1, model.arch.num_blocks))
+  h_BAD = jnp.take_along_axis(h_BTD, batch.at_BA[..., None], axis=1)
+  logprob_BAV = jax.nn.log_softmax(head(model.params, h_BAD, arch=model.arch))
+  next_BA = jnp.take_along_axis(logprob_BAV, batch.next_BA[..., None], axis=-1)[..., 0]
+  return jnp.sum(jnp.where(batch.counted_BA, next_BA, 0.0), axis=1)
+
+
+_plain_logprobs = jax.jit(
+  functools.partial(_answer_logprobs, site=None), static_argnames=("block",)
+)
+
+
+class _Trunk:
+  """What the blocks up to the vector's give for each row: kept on the host if there is room."""
+
+  def __init__(self, model: Model, rows: _Batch, block: int, size: int):
+    self._model, self._rows, self._block, self._size = model, rows, block, size
+    self._kept: np.ndarray | None = None
+    width = model.arch.width * np.dtype(model.resid_dtype).itemsize
+    if rows.ids_BT.size * width <= _TRUNK_BYTES:
+      self._kept = np.concatenate([h[:count] for h, _, count in self._pieces()])
+
+  def _pieces(self) -> Iterator[tuple[np.ndarray, _Batch, int]]:
+    """Give what is there of every row, as many rows at a time as a step has, and how many count."""
+    count = len(self._rows.ids_BT)
+    for first in range(0, count, self._size):
+      index = np.minimum(np.arange(first, first + self._size), count - 1)  # one shape for all
+      h_BTD, batch = self.of(index)
+      yield np.asarray(h_BTD), batch, count - first
+
+  def of(self, index: np.ndarray) -> tuple[np.ndarray | jax.Array, _Batch]:
+    """Return what is given for some rows, and the rows."""
+    batch = _Batch(*(x[index] for x in self._rows))
+    if self._kept is not None:
+      return self._kept[index], batch
+    return _trunk(self._model, batch, block=self._block), batch
+
+  def logprobs(self) -> np.ndarray:
+    """Return the answers' log-probabilities under the unedited model, [B]."""
+    return np.concatenate(
+      [
+        np.asarray(_plain_logprobs(self._model, h_BTD, batch, block=self._block))[:count]
+        for h_BTD, batch, count in self._pieces()
+      ]
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("training", "block"))
 def _step(
   model: Model,
-  table: EditTable,
+  site: Site,
   state: _State,
+  h_BTD: jax.Array,
   batch: _Batch,
   reference_B: jax.Array | None,
   sign: jax.Array,
@@ -307,10 +363,10 @@ def _step(
   rows = batch.ids_BT.shape[0]
 
   def loss_of(vector_D: jax.Array) -> jax.Array:
-    edits = _with_vector(table, block, sign * vector_D, rows)
-    logprob_B = _answer_logprobs(model, batch, edits)
+    edit = _with_vector(site, sign * vector_D, rows)
+    logprob_B = _answer_logprobs(model, h_BTD, batch, edit, block)
     if reference_B is None:
-      return -jnp.sum(logprob_B) / jnp.sum(batch.answer_BT)
+      return -jnp.sum(logprob_B) / jnp.sum(batch.counted_BA)
     gain_B2 = (logprob_B - reference_B).reshape(-1, 2)
     return -jnp.mean(jax.nn.log_sigmoid(sign * training.beta * (gain_B2[:, 0] - gain_B2[:, 1])))
 

@@ -304,14 +304,9 @@ def forward(
     if not traced and needs_roles(edits):
       raise ValueError("the edits' windows ask for token roles; pass roles_BT.")
   lengths_B, ends_B = checked_lengths(lengths_B, prompt_lengths_B, (b, t), arch.max_positions)
-  position_T = jnp.arange(t, dtype=jnp.int32)
-  offset_BT = position_T - ends_B[:, None].astype(jnp.int32)
-  if roles_BT is None:
-    roles_BT = jnp.where(offset_BT >= 0, ROLES["assistant"], ROLES["user"]).astype(jnp.int32)
-  else:
+  if roles_BT is not None:
     roles_BT = checked_roles(roles_BT, (b, t))
-  valid_BT = position_T < lengths_B[:, None]
-  tokens = TokenInfo(offset_BT, roles_BT, valid_BT, _after_thought(roles_BT))
+  tokens = token_info(lengths_B, ends_B, roles_BT, t)
   spec, banks = (None, None) if capture is None else resolve(capture, arch)
 
   out = run_rows(model, tokens_BT, tokens, edits=edits, spec=spec, banks=banks)
@@ -321,6 +316,21 @@ def forward(
   if logits == "last":
     h_BTD = jnp.take_along_axis(h_BTD, jnp.maximum(lengths_B - 1, 0)[:, None, None], axis=1)[:, 0]
   return head(params, h_BTD, arch=arch), out.reads
+
+
+def token_info(
+  lengths_B: jax.Array, ends_B: jax.Array, roles_BT: jax.Array | None, num_tokens: int
+) -> TokenInfo:
+  """Return what windows need to know of left-aligned rows, of their lengths and prompts' ends.
+
+  Without roles, a prompt is the user's and what follows it the assistant's.
+  """
+  position_T = jnp.arange(num_tokens, dtype=jnp.int32)
+  offset_BT = position_T - ends_B[:, None].astype(jnp.int32)
+  if roles_BT is None:
+    roles_BT = jnp.where(offset_BT >= 0, ROLES["assistant"], ROLES["user"]).astype(jnp.int32)
+  valid_BT = position_T < lengths_B[:, None]
+  return TokenInfo(offset_BT, roles_BT, valid_BT, _after_thought(roles_BT))
 
 
 def _after_thought(roles_BT: jax.Array) -> jax.Array:

@@ -106,10 +106,10 @@ def draw(page: DirectionPage) -> Figure:
         low = np.maximum(table[name] - table[f"{name}_low"], 0.0)
         high = np.maximum(table[f"{name}_high"] - table[name], 0.0)
         axes.errorbar(table["block"], table[name], yerr=[low, high], color=look["color"], capsize=3)
-      else:
+      elif n == 0:  # of one: of several they hide each other
         axes.fill_between(
           table["block"], table[f"{name}_low"], table[f"{name}_high"],
-          color=look["color"], alpha=0.12, lw=0,
+          color=look["color"], alpha=0.15, lw=0,
         )  # fmt: skip
     if line.reliability_L is not None and not np.isnan(line.reliability_L).all():
       by_block = line.reliability_L
@@ -192,7 +192,7 @@ def write_index(
     title="Directions",
     page=None,
     lines=lines,
-    columns=("direction", *_COLUMNS),
+    columns=("direction", *(name for name in _COLUMNS if name != "why")),
     cosines=[(name, [f"{c:+.2f}" for c in row]) for name, row in cosines.iterrows()],
     block=cosines.attrs["block"],
     told=told,

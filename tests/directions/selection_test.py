@@ -145,6 +145,39 @@ def test_intervals_draw_what_pairs_have_in_common():
     separation_of(x_N1, y_N1, factors=[[1, 2, 3]])
 
 
+def test_intervals_are_corrected_for_the_bias_of_their_draws():
+  drawn = np.arange(1000.0)
+  # Half lie below the estimate: plain percentiles.
+  np.testing.assert_allclose(
+    separating._interval(499.5, drawn, 0.95), np.quantile(drawn, [0.025, 0.975])
+  )
+  # A tenth: Φ⁻¹(0.1) = -1.2816, so the percentiles are Φ(-2.5631 ± 1.9600).
+  np.testing.assert_allclose(
+    separating._interval(99.5, drawn, 0.95), np.quantile(drawn, [3.05e-06, 0.27320]), atol=0.02
+  )
+  np.testing.assert_array_equal(separating._interval(3.0, np.full(9, 3.0), 0.95), (3.0, 3.0))
+  assert np.isnan(separating._interval(np.nan, drawn, 0.95)).all()
+  np.testing.assert_array_equal(
+    separating._interval(-1.0, np.asarray([np.nan, 2.0]), 0.95), (2.0, 2.0)
+  )
+
+
+def test_intervals_of_crossed_pairs_hold_the_truth_as_often_as_they_say():
+  rng, held = np.random.default_rng(0), []
+  questions, wordings = (x.ravel() for x in np.meshgrid(range(20), range(5), indexing="ij"))
+  for _ in range(100):
+    x_N, y_N = (
+      rng.normal(0, 0.5, 20)[questions] + rng.normal(0, 0.3, 5)[wordings] + rng.normal(0, 0.8, 100)
+      for _ in range(2)
+    )
+    (row,) = separation_of(
+      5 + x_N[:, None], y_N[:, None], factors=(questions, wordings), draws=500
+    ).itertuples()
+    assert row.d_low < row.d < row.d_high
+    held.append(row.d_low <= 5 / np.sqrt(0.5**2 + 0.3**2 + 0.8**2) <= row.d_high)
+  assert np.mean(held) >= 0.9
+
+
 def test_weights_of_two_factors_multiply():
   rng = np.random.default_rng(0)
   weight_BN = separating._weights(6, [[0, 0, 0, 1, 1, 1], list("abcabc")], 500, rng)

@@ -1,11 +1,14 @@
 """Vectors trained by gradient: the loss against its definition, and checkpoints that go on."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import persona_jax as pj
 from persona_jax.directions import train
 from persona_jax.directions.train import Example, Training, train_direction
+from persona_jax.edits.table import EditTable
 
 EXAMPLES = [Example(f"w{5 + n} w9", f"w{40 + n} w{20 + n}", f"w{60 + n} w7") for n in range(5)]
 QUICK = Training(steps=12, batch=3, learning_rate=0.05, every=4)
@@ -85,18 +88,58 @@ def test_the_preference_loss_is_that_of_bipo(tiny):
   d = pj.Direction(v_SLD, "v")
   rows = train._batch_of(tiny.model, EXAMPLES, "preference")
   training = Training(batch=5, beta=0.3)
-  reference = train._reference(tiny.model, rows, 5)
-  table = train._table(tiny.model, 1, training)
+  site = train._site(tiny.model, 1, training)
+  trunk = train._Trunk(tiny.model, rows, 1, 10)
+  reference, (h_BTD, batch) = trunk.logprobs(), trunk.of(np.arange(10))
   state = train._State(vector, training.optimizer().init(vector), np.int32(0))
   for sign in (1.0, -1.0):
     _, loss = train._step(
-      tiny.model, table, state, rows, reference, np.float32(sign), training=training, block=1
-    )
+      tiny.model, site, state, h_BTD, batch, reference, np.float32(sign),
+      training=training, block=1,
+    )  # fmt: skip
     edits = [pj.add(d, sign, unit="raw", blocks=1, tokens="all")] * 5
     others = [Example(e.prompt, e.other) for e in EXAMPLES]
     change = [in_chat(tiny, side, edits) - in_chat(tiny, side) for side in (EXAMPLES, others)]
     theirs = -np.log(1 / (1 + np.exp(-sign * 0.3 * (change[0] - change[1])))).mean()
     assert float(loss) == pytest.approx(theirs, rel=1e-3)
+
+
+def test_what_is_computed_in_each_step_is_what_was_kept(tiny, monkeypatch):
+  kept = train_direction(tiny.model, EXAMPLES, 1, QUICK)
+  monkeypatch.setattr(train, "_TRUNK_BYTES", 0)
+  anew = train_direction(tiny.model, EXAMPLES, 1, QUICK)
+  np.testing.assert_allclose(anew.vectors_SLD, kept.vectors_SLD, atol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_whole_model(tiny):
+  """Plain likelihood, its gradient by `pj.forward` of unpadded rows."""
+  examples = [Example(e.prompt, e.preferred) for e in EXAMPLES]
+  rows = [tiny.model.encode(chat) for chat in chats(examples)]
+  v_D = np.random.default_rng(1).normal(size=tiny.model.arch.width).astype(np.float32)
+  training = Training(loss="likelihood", batch=5)
+  site = train._site(tiny.model, 2, training)  # the last block: nothing runs above it
+  trunk = train._Trunk(tiny.model, train._batch_of(tiny.model, examples, "likelihood"), 2, 5)
+  h_BTD, batch = trunk.of(np.arange(5))
+
+  @jax.jit
+  def ours(v_D):
+    return train._answer_logprobs(tiny.model, h_BTD, batch, train._with_vector(site, v_D, 5), 2)
+
+  ids_BT, roles_BT = np.asarray([[row.ids, row.roles] for row in rows], np.int32).swapaxes(0, 1)
+  at = rows[0].prompt_length  # of all, as their lengths are
+
+  @jax.jit
+  def theirs(v_D):
+    table = EditTable({("resid_post", 2): train._with_vector(site, v_D, 5)})
+    logits_BTV, _ = pj.forward(
+      tiny.model, ids_BT, table, prompt_lengths_B=np.full(5, at), roles_BT=roles_BT
+    )
+    logprob_BTV = jax.nn.log_softmax(logits_BTV[:, at - 1 : -1])
+    return jnp.take_along_axis(logprob_BTV, ids_BT[:, at:, None], axis=-1).sum((1, 2))
+
+  np.testing.assert_allclose(ours(v_D), theirs(v_D), atol=1e-4)
+  gradients = [jax.grad(lambda v_D, f=f: f(v_D).sum())(v_D) for f in (ours, theirs)]
+  np.testing.assert_allclose(*gradients, atol=1e-4, rtol=1e-4)
 
 
 def test_training_that_was_interrupted_ends_as_if_it_was_not(tiny, tmp_path):
