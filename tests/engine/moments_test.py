@@ -96,7 +96,7 @@ def test_covariance_and_edits(tiny, reduce):
     [None, pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"), pj.ablate(d, blocks=2)][n % 3]
     for n in range(24)
   ]
-  capture = pj.Capture(SITES, blocks=[1, 2], reduce=reduce)
+  capture = pj.Capture(SITES, blocks=1, reduce=reduce)
   moments = tiny.model.moments(PROMPTS, capture, groups=LABELS, edits=edits, covariance=True)
   check(moments, tiny.model.capture(PROMPTS, capture, edits=edits))
   diagonal = np.diagonal(moments.covariance[PLACE], axis1=1, axis2=2)
@@ -132,7 +132,7 @@ def test_order_and_sharing_change_nothing(tiny, monkeypatch):
 
 
 def test_streams_come_in_pieces_and_full_tiles(tiny, monkeypatch):
-  capture = pj.Capture(reduce="all")
+  capture = pj.Capture(blocks=1, reduce="all")
   expected = tiny.model.moments(PROMPTS, capture, groups=LABELS)
   monkeypatch.setattr(stream, "_PIECE", 7)
   monkeypatch.setattr(batches, "TILE_TOKENS", 32)
@@ -150,7 +150,7 @@ def test_streams_come_in_pieces_and_full_tiles(tiny, monkeypatch):
 
 
 def test_shards_merge_to_the_whole(tiny):
-  capture = pj.Capture(SITES, reduce="mean")
+  capture = pj.Capture(SITES, blocks=1, reduce="mean")
   whole = tiny.model.moments(PROMPTS, capture, groups=LABELS, covariance=True)
   ends = [0, 2, 11, 24]  # the first shard has no label 7
   shards = [

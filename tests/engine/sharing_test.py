@@ -129,7 +129,7 @@ def test_lanes_change_nothing(tiny, unshared, monkeypatch):
   monkeypatch.setattr(lanes, "LANE_SLOTS", 0)
   rows = grid_rows(tiny)
   kept = [n for n in some_of(0, 2, 4, 5) if rows[n].ids != rows[1].ids or n < 10]
-  ours, _ = generate_and_compare_all_logits(tiny, [rows[n] for n in kept], TRACED)
+  ours = generate_tile(tiny.model, [rows[n] for n in kept], TRACED)
   compare(ours, [unshared[n] for n in kept])
   plan = plan_tile(tiny.model, rows, kept, TRACED)
   assert any(len({m for _, m in shapes}) > 1 for shapes in plan.lanes.values()), plan.lanes
@@ -273,7 +273,7 @@ def test_what_is_read_without_sharing_is_the_same(tiny, off, options):
 @pytest.mark.parametrize("reduce", ["last", "all"])
 def test_moments_without_sharing_are_the_same_and_cost_what_they_must(tiny, reduce):
   prompts, edits = read_rows(tiny, PROMPTS[1:4])
-  what = pj.Capture("resid_post", reduce=reduce)
+  what = pj.Capture(blocks=2, reduce=reduce)
   ours, alone = (
     moments(tiny.model, prompts, what, edits=edits, sharing=sharing)
     for sharing in (Sharing(), OFF["nothing"])

@@ -33,11 +33,11 @@ def devices_of(compiled: object) -> set[int]:
 
 def work(tiny: Tiny, model: pj.Model) -> dict[str, object]:
   PROGRAMS.clear()
-  edits = [pj.add(tiny.direction(), float(c), unit="unit", blocks=1) for c in range(len(PROMPTS))]
+  edits = [pj.add(tiny.direction(), float(c), unit="unit", blocks=0) for c in range(len(PROMPTS))]
   # More tokens than one segment has, so that programs are made ahead.
   answers = model.generate(PROMPTS, edits=edits, max_new_tokens=40)
   scores = model.score(PROMPTS, ["w8 w9"] * len(PROMPTS), edits=edits)
-  reads = model.capture(PROMPTS, pj.Capture(("resid_post",), [1], "mean"))
+  reads = model.capture(PROMPTS, pj.Capture(("resid_post",), [0], "mean"))
   (value,) = jax.tree.leaves(reads)[:1]
   ids = set()
   for entry in list(PROGRAMS._entries.values()):
@@ -54,7 +54,7 @@ def planned(tiny: Tiny, model: pj.Model) -> dict[str, object]:
   PROGRAMS.clear()
   # No answer ends early, which a plan does not foresee.
   model = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, eos_ids=()))
-  edits = pj.add(tiny.direction(), 1.0, unit="unit", blocks=1)
+  edits = pj.add(tiny.direction(), 1.0, unit="unit", blocks=0)
   grid = pj.Grid(PROMPTS, [pj.Condition("c", edits=edits)], max_new_tokens=4)
   plan = pj.plan(model, grid)
   pj.compile(model, plan)
@@ -72,7 +72,7 @@ def main() -> None:
   jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_enable_compilation_cache", True)
-  tiny = make_tiny(Path(tempfile.mkdtemp()), blocks=2)
+  tiny = make_tiny(Path(tempfile.mkdtemp()), blocks=1)
   ahead: list[Need] = []
   prepare = PROGRAMS.prepare
 
