@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+from scipy.special import ndtr, ndtri
 
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.formats.rows import blocks_of
@@ -123,9 +123,10 @@ def separation_of(
   The intervals are of a bootstrap over pairs or, where pairs have something in common, over that:
   levels of every factor are drawn by themselves and their weights multiplied (the crossed, or
   "pigeonhole", bootstrap: Owen 2007, Ann. Appl. Stat. 1: 386-411). Pairs of one question are no
-  independent evidence. Percentiles are corrected for bias (Efron 1987, JASA 82: 171-185): draws
-  repeat questions, have less spread than all of them, and d's lie far above the estimate. Of few
-  questions 95 % intervals still hold the truth less often than they say (docs/directions.md).
+  independent evidence. Percentiles are corrected for bias (BC of Efron 1987, JASA 82: 171-185,
+  without the acceleration): draws repeat questions, have less spread than all of them, and their d
+  lies far above the estimate. Of few questions, of three or four without wordings above all,
+  intervals hold the truth less often than they say (docs/directions.md).
 
   Args:
     x_NK, y_NK: projections of positives and negatives at K blocks.
@@ -159,9 +160,9 @@ def _interval(estimate: float, drawn_B: np.ndarray, confidence: float) -> tuple[
   if not len(drawn_B) or np.isnan(estimate):
     return np.nan, np.nan
   below = (drawn_B < estimate).mean() + 0.5 * (drawn_B == estimate).mean()
-  shift = scipy.stats.norm.ppf(np.clip(below, 1 / len(drawn_B), 1 - 1 / len(drawn_B)))
-  tails = scipy.stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-  low, high = np.quantile(drawn_B, scipy.stats.norm.cdf(2 * shift + tails))
+  shift = ndtri(np.clip(below, 1 / len(drawn_B), 1 - 1 / len(drawn_B)))
+  tails = ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+  low, high = np.quantile(drawn_B, ndtr(2 * shift + tails))
   return float(low), float(high)
 
 

@@ -11,6 +11,7 @@ example and kept, so a step runs the blocks above alone, and the head at the ans
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
+from persona_jax import sharding
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.direction import Direction
 from persona_jax.edits.apply import apply_site
@@ -34,9 +36,8 @@ from persona_jax.personas.chat import Prompt
 
 Loss = Literal["preference", "likelihood"]
 
-_TRUNK_BYTES = (
-  4 << 30
-)  # of activations that are kept on the host; beyond, each step computes its own
+# Of activations that are kept on the host; beyond, each step computes its own.
+_TRUNK_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,20 +168,24 @@ def train_direction(
     "training": dataclasses.asdict(training),
     "data_hash": content_hash([list(example) for example in examples]),
   }
-  site = _site(model, block, training)
-  trunk = _Trunk(model, rows, block, len(site.add.u_BWD))  # type: ignore[union-attr]
-  reference_B = trunk.logprobs() if training.loss == "preference" else None
   optimizer = training.optimizer()
   vector_D = jnp.zeros(arch.width, jnp.float32)
   state = _State(vector_D, optimizer.init(vector_D), jnp.int32(0))
   manager, state = _restored(checkpoints, state, about, training.every)
-  order = _order(len(examples), training)
   per_example = 2 if training.loss == "preference" else 1
+  order = [
+    ((chosen[:, None] * per_example + np.arange(per_example)).reshape(-1), sign)
+    for chosen, sign in _order(len(examples), training)
+  ]
+  size = training.batch * per_example
+  site = _site(model, block, training, size)
+  used = np.unique([index for index, _ in order[int(state.step) :]]).astype(int)
+  trunk = _Trunk(model, rows, block, size, used)
+  reference_B = trunk.logprobs() if training.loss == "preference" else None
   losses: list[float] = []
   try:
     for step in range(int(state.step), training.steps):
-      chosen, sign = order[step]
-      index = (chosen[:, None] * per_example + np.arange(per_example)).reshape(-1)
+      index, sign = order[step]
       h_BTD, batch = trunk.of(index)
       reference = None if reference_B is None else reference_B[index]
       state, loss = _step(
@@ -245,12 +250,13 @@ def _batch_of(model: Model, examples: Sequence[Example], loss: Loss) -> _Batch:
     for answer in answers:
       rows.append(model.encode([*asked, {"role": "assistant", "content": answer}]))
   # Of few lengths, so that the vectors of a study share their programs.
-  size = round_up(length_bucket(max(len(row.ids) for row in rows)), 32)
+  size = round_up(length_bucket(max(len(row.ids) for row in rows)), 16)
   ids_BT, roles_BT = np.zeros((2, len(rows), size), np.int32)
   length_B = np.asarray([len(row.ids) for row in rows], np.int32)
   prompt_B = np.asarray([row.prompt_length for row in rows], np.int32)
   if (empty := np.flatnonzero(length_B <= prompt_B)).size:
-    raise ValueError(f"rows {empty[:5].tolist()} of the examples have no answer.")
+    numbers = np.unique(empty // (len(rows) // len(examples)))
+    raise ValueError(f"examples {numbers[:5].tolist()} have an answer of no token.")
   at_BA = prompt_B[:, None] - 1 + np.arange(round_up(int((length_B - prompt_B).max()), 8))
   counted_BA = at_BA < length_B[:, None] - 1
   at_BA = np.minimum(at_BA, length_B[:, None] - 2).astype(np.int32)
@@ -260,9 +266,8 @@ def _batch_of(model: Model, examples: Sequence[Example], loss: Loss) -> _Batch:
   return _Batch(ids_BT, roles_BT, length_B, prompt_B, at_BA, next_BA, counted_BA)
 
 
-def _site(model: Model, block: int, training: Training) -> Site:
+def _site(model: Model, block: int, training: Training, rows: int) -> Site:
   """Return the edit of a vector, to be replaced, in every row of a batch."""
-  rows = training.batch * (2 if training.loss == "preference" else 1)
   shape = (1, model.arch.num_blocks, model.arch.width)
   edit = add(
     Direction(np.ones(shape), "to train"), 1.0, unit="raw", blocks=block, tokens=training.tokens
@@ -289,6 +294,7 @@ def _blocks(model: Model, batch: _Batch, h_BTD: jax.Array, blocks: range) -> jax
   t = batch.ids_BT.shape[1]
   position_BT = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), batch.ids_BT.shape)
   tokens = token_info(batch.length_B, batch.prompt_B, batch.roles_BT, t)
+  h_BTD = sharding.constrain(h_BTD, "BTD", model.mesh)  # kept arrays are whole
   return run_blocks(model.arch, model.params, h_BTD, position_BT, tokens, blocks=blocks).h_BTD
 
 
@@ -313,38 +319,41 @@ _plain_logprobs = jax.jit(
 
 
 class _Trunk:
-  """What the blocks up to the vector's give for each row: kept on the host if there is room."""
+  """What the blocks up to the vector's give for the rows that are used, kept if there is room."""
 
-  def __init__(self, model: Model, rows: _Batch, block: int, size: int):
-    self._model, self._rows, self._block, self._size = model, rows, block, size
+  def __init__(self, model: Model, rows: _Batch, block: int, size: int, used: np.ndarray):
+    self._model, self._rows, self._block, self._size, self._used = model, rows, block, size, used
+    self._place = np.zeros(len(rows.ids_BT), int)
+    self._place[used] = np.arange(len(used))
     self._kept: np.ndarray | None = None
-    width = model.arch.width * np.dtype(model.resid_dtype).itemsize
-    if rows.ids_BT.size * width <= _TRUNK_BYTES:
-      self._kept = np.concatenate([h[:count] for h, _, count in self._pieces()])
+    shape = (len(used), rows.ids_BT.shape[1], model.arch.width)
+    dtype = np.dtype(model.resid_dtype)
+    if math.prod(shape) * dtype.itemsize <= _TRUNK_BYTES:
+      kept = np.empty(shape, dtype)
+      for index in self._pieces():
+        kept[self._place[index]], _ = self.of(index)
+      self._kept = kept
 
-  def _pieces(self) -> Iterator[tuple[np.ndarray, _Batch, int]]:
-    """Give what is there of every row, as many rows at a time as a step has, and how many count."""
-    count = len(self._rows.ids_BT)
-    for first in range(0, count, self._size):
-      index = np.minimum(np.arange(first, first + self._size), count - 1)  # one shape for all
-      h_BTD, batch = self.of(index)
-      yield np.asarray(h_BTD), batch, count - first
+  def _pieces(self) -> Iterator[np.ndarray]:
+    """Give the rows that are used, as many at a time as a step has."""
+    for first in range(0, len(self._used), self._size):
+      # Of one shape: the last row fills the last piece.
+      yield self._used[np.minimum(np.arange(first, first + self._size), len(self._used) - 1)]
 
   def of(self, index: np.ndarray) -> tuple[np.ndarray | jax.Array, _Batch]:
     """Return what is given for some rows, and the rows."""
     batch = _Batch(*(x[index] for x in self._rows))
     if self._kept is not None:
-      return self._kept[index], batch
+      return self._kept[self._place[index]], batch
     return _trunk(self._model, batch, block=self._block), batch
 
   def logprobs(self) -> np.ndarray:
-    """Return the answers' log-probabilities under the unedited model, [B]."""
-    return np.concatenate(
-      [
-        np.asarray(_plain_logprobs(self._model, h_BTD, batch, block=self._block))[:count]
-        for h_BTD, batch, count in self._pieces()
-      ]
-    )
+    """Return the answers' log-probabilities under the unedited model, [B]; 0 of unused rows."""
+    out_B = np.zeros(len(self._rows.ids_BT), np.float32)
+    for index in self._pieces():
+      h_BTD, batch = self.of(index)
+      out_B[index] = _plain_logprobs(self._model, h_BTD, batch, block=self._block)
+    return out_B
 
 
 @functools.partial(jax.jit, static_argnames=("training", "block"))

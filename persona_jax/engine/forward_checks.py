@@ -19,8 +19,11 @@ def concrete(x: Any) -> np.ndarray | None:
 
 
 def _placed(x: np.ndarray | jax.Array) -> jax.Array:
-  """Return an array of JAX's; numpy's is sent as it is, for which no program is compiled."""
-  return jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
+  """Return an array of JAX's; numpy's is sent as it is, for which no program is compiled.
+
+  It is copied: a CPU would read the caller's own memory, who may write the next batch there.
+  """
+  return jax.device_put(x.copy()) if isinstance(x, np.ndarray) else jnp.asarray(x)
 
 
 def checked_tokens(tokens_BT: Any, vocab_size: int) -> jax.Array:

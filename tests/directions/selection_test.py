@@ -162,20 +162,26 @@ def test_intervals_are_corrected_for_the_bias_of_their_draws():
   )
 
 
-def test_intervals_of_crossed_pairs_hold_the_truth_as_often_as_they_say():
-  rng, held = np.random.default_rng(0), []
-  questions, wordings = (x.ravel() for x in np.meshgrid(range(20), range(5), indexing="ij"))
-  for _ in range(100):
+def test_corrected_intervals_hold_the_truth_more_often_and_are_narrower():
+  rng, found = np.random.default_rng(0), []
+  questions, wordings = (x.ravel() for x in np.meshgrid(range(12), range(3), indexing="ij"))
+  for seed in range(80):
     x_N, y_N = (
-      rng.normal(0, 0.5, 20)[questions] + rng.normal(0, 0.3, 5)[wordings] + rng.normal(0, 0.8, 100)
+      rng.normal(0, 0.8, 12)[questions] + rng.normal(0, 0.5, 3)[wordings] + rng.normal(0, 0.3, 36)
       for _ in range(2)
     )
+    x_N += 5
     (row,) = separation_of(
-      5 + x_N[:, None], y_N[:, None], factors=(questions, wordings), draws=500
+      x_N[:, None], y_N[:, None], factors=(questions, wordings), draws=500, seed=seed
     ).itertuples()
     assert row.d_low < row.d < row.d_high
-    held.append(row.d_low <= 5 / np.sqrt(0.5**2 + 0.3**2 + 0.8**2) <= row.d_high)
-  assert np.mean(held) >= 0.9
+    weight_BN = separating._weights(36, (questions, wordings), 500, np.random.default_rng(seed))
+    plain = np.nanquantile(separating._effects(x_N, y_N, weight_BN)[1:], [0.025, 0.975])
+    truth = 5 / np.sqrt(0.8**2 + 0.5**2 + 0.3**2)
+    for low, high in ((row.d_low, row.d_high), plain):
+      found.append((low <= truth <= high, high - low))
+  held, width = np.asarray(found).reshape(80, 2, 2).mean(axis=0).T
+  assert held[0] > held[1] + 0.05 and width[0] < width[1] * 0.9
 
 
 def test_weights_of_two_factors_multiply():

@@ -1,5 +1,7 @@
 """Vectors trained by gradient: the loss against its definition, and checkpoints that go on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,8 +90,8 @@ def test_the_preference_loss_is_that_of_bipo(tiny):
   d = pj.Direction(v_SLD, "v")
   rows = train._batch_of(tiny.model, EXAMPLES, "preference")
   training = Training(batch=5, beta=0.3)
-  site = train._site(tiny.model, 1, training)
-  trunk = train._Trunk(tiny.model, rows, 1, 10)
+  site = train._site(tiny.model, 1, training, 10)
+  trunk = train._Trunk(tiny.model, rows, 1, 10, np.arange(10))
   reference, (h_BTD, batch) = trunk.logprobs(), trunk.of(np.arange(10))
   state = train._State(vector, training.optimizer().init(vector), np.int32(0))
   for sign in (1.0, -1.0):
@@ -102,6 +104,29 @@ def test_the_preference_loss_is_that_of_bipo(tiny):
     change = [in_chat(tiny, side, edits) - in_chat(tiny, side) for side in (EXAMPLES, others)]
     theirs = -np.log(1 / (1 + np.exp(-sign * 0.3 * (change[0] - change[1])))).mean()
     assert float(loss) == pytest.approx(theirs, rel=1e-3)
+
+
+def test_only_what_is_trained_on_is_computed(tiny, monkeypatch):
+  seen, real = [], train._trunk
+
+  def noted(model, batch, *, block):
+    seen.extend(map(tuple, batch.ids_BT.tolist()))
+    return real(model, batch, block=block)
+
+  monkeypatch.setattr(train, "_trunk", noted)
+  training = Training(loss="likelihood", steps=2, batch=1, learning_rate=0.05)
+  train_direction(tiny.model, [Example(e.prompt, e.preferred) for e in EXAMPLES], 1, training)
+  assert len(seen) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_of_other_lengths_are_counted_whole(tiny, dtype):
+  model = pj.load(tiny.directory, dtype=dtype)
+  examples = [Example("w5 w9", " ".join(["w40 w21 w33"] * n)) for n in (1, 2, 4)]
+  rows = train._batch_of(model, examples, "likelihood")
+  ours = train._Trunk(model, rows, 1, 2, np.arange(3)).logprobs()  # in pieces of two rows
+  theirs = in_chat(dataclasses.replace(tiny, model=model), examples)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4 if dtype == "float32" else 0.02)
 
 
 def test_what_is_computed_in_each_step_is_what_was_kept(tiny, monkeypatch):
@@ -117,9 +142,9 @@ def test_the_gradient_is_that_of_the_whole_model(tiny):
   rows = [tiny.model.encode(chat) for chat in chats(examples)]
   v_D = np.random.default_rng(1).normal(size=tiny.model.arch.width).astype(np.float32)
   training = Training(loss="likelihood", batch=5)
-  site = train._site(tiny.model, 2, training)  # the last block: nothing runs above it
-  trunk = train._Trunk(tiny.model, train._batch_of(tiny.model, examples, "likelihood"), 2, 5)
-  h_BTD, batch = trunk.of(np.arange(5))
+  site = train._site(tiny.model, 2, training, 5)  # the last block: nothing runs above it
+  everything = train._batch_of(tiny.model, examples, "likelihood")
+  h_BTD, batch = train._Trunk(tiny.model, everything, 2, 5, np.arange(5)).of(np.arange(5))
 
   @jax.jit
   def ours(v_D):

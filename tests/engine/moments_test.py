@@ -93,7 +93,7 @@ def test_moments_are_those_of_captured_activations(tiny, options):
 def test_covariance_and_edits(tiny, reduce):
   d = tiny.direction(0, norm=6.0)
   edits = [
-    [None, pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"), pj.ablate(d, blocks=2)][n % 3]
+    [None, pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"), pj.ablate(d, blocks=1)][n % 3]
     for n in range(24)
   ]
   capture = pj.Capture(SITES, blocks=1, reduce=reduce)

@@ -112,6 +112,13 @@ def test_passes_are_near_the_least_there_are(tiny, block, tokens, fewer):
   assert ran.passes == plan.passes and ran.padded_passes == plan.tiles[0].padded_passes
 
 
+def test_the_work_of_a_tile_is_that_of_the_plan(tiny):
+  asked = grid(tiny, [pj.Condition("none"), *steered(tiny, 6)], prompts=4)
+  plan, (_, rows) = pj.plan(tiny.model, asked), grid_rows(tiny.model, asked)
+  _, work = generating.run_tile(tiny.model, rows, grid_settings(tiny.model, asked))
+  assert work.passes == plan.passes and work.padded_passes == plan.tiles[0].padded_passes
+
+
 def test_announced_programs_are_those_of_the_run(tiny, tmp_path):
   asked = grid(tiny, [pj.Condition("none"), *steered(tiny, 6)], prompts=4)
   plan = pj.plan(tiny.model, asked)
@@ -146,11 +153,13 @@ def test_programs_of_answers_that_end_early_are_listed_if_asked_for(tiny, tmp_pa
   asked = dataclasses.replace(grid(tiny, steered(tiny, 2), prompts=4), max_new_tokens=40)
   text = str(pj.plan(model, asked))
   assert "if answers end early, batches shrink to 4, 1 rows" in text
+  early = pj.plan(model, asked, early_ends=True).early_needs
+  # Two smaller sizes, each with caches of 32 and of 40 slots; fewer rows have one.
+  assert [need.name for need in early].count("decode") == 4
   asked = dataclasses.replace(grid(tiny, steered(tiny, 2), prompts=2), max_new_tokens=40)
   plan = pj.plan(model, asked, early_ends=True)
   assert f"{len(plan.early_needs)} more may be needed if answers end early" in str(plan)
   table = pj.compile(model, plan)
-  # A smaller size, with caches of 32 and of 40 slots.
   assert [p.name for p in table.early].count("decode") == 2
   before = set(PROGRAMS._entries)
   run = pj.run(model, asked, out=tmp_path / "run", progress=False)

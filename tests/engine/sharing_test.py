@@ -229,6 +229,7 @@ def read_rows(tiny, prompts=PROMPTS):
     None,
     pj.add(d, 1.0, unit="raw", blocks=1, tokens="all"),
     pj.add(d, 1.0, unit="raw", blocks=2, tokens="all"),
+    pj.ablate(d, blocks=2, tokens="last:1"),
   ]
   pairs = [(p, e) for p in prompts for e in edits]
   return [p for p, _ in pairs], [e for _, e in pairs]
@@ -299,8 +300,8 @@ def test_a_plan_without_sharing_counts_every_row_whole(tiny):
 
 
 def test_tiles_of_many_chunks_and_pieces(tiny, unshared, monkeypatch):
-  monkeypatch.setattr(prefilling, "BATCH_TOKENS", 160)
-  rows, numbers = grid_rows(tiny), some_of(0, 2)
+  monkeypatch.setattr(prefilling, "BATCH_TOKENS", 64)
+  rows, numbers = grid_rows(tiny), some_of(0, 2, 4)
   ours = generate_tile(tiny.model, [rows[n] for n in numbers], TRACED)
   compare(ours, [unshared[n] for n in numbers])
 

@@ -86,8 +86,10 @@ def _noted_logits() -> Iterator[dict[int, np.ndarray]]:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(decode, "choose", _noting)
     patch.setattr(decode, "segment", _noted_segment)
-    yield _SEEN
-    jax.effects_barrier()
+    try:
+      yield _SEEN
+    finally:  # what is still to come belongs to these rows
+      jax.effects_barrier()
 
 
 def generate_with_logits(

@@ -3,7 +3,8 @@
 Prints one JSON line a family and mesh: relative errors of logits and residuals, whether greedy
 tokens are the same, and into how many parts parameters and rows were split. Then one line a mesh
 for the edit kernel, whose rows are split over the devices ("kernel" as argument), or one for the
-attention kernel, whose rows and heads are ("attention").
+attention kernel, whose rows and heads are ("attention"), or for a vector that is trained with rows
+split over four devices ("training").
 """
 
 import json
@@ -22,15 +23,18 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import persona_jax as pj  # noqa: E402
+from persona_jax.directions import train  # noqa: E402
+from persona_jax.directions.train import Example, Training, train_direction  # noqa: E402
 from persona_jax.engine import generate, memory, plan, segments  # noqa: E402
 from persona_jax.engine.need import tree_bytes  # noqa: E402
 from persona_jax.models import attention, families, layers  # noqa: E402
 from persona_jax.models.fused_attention import FusedAttention  # noqa: E402
 from persona_jax.models.params import stored_shape  # noqa: E402
+from tests.fixtures import TEMPLATE  # noqa: E402
 from tests.parity.checks import relative_error  # noqa: E402
 from tests.reference.checkpoint_writer import write_checkpoint  # noqa: E402
 from tests.reference.random_families import CONFIGS, random_tensors  # noqa: E402
-from tests.reference.random_llama import vocabulary  # noqa: E402
+from tests.reference.random_llama import random_llama, vocabulary  # noqa: E402
 
 # Heads, feed-forward width and vocabulary divide by 8; the two key heads only by 2.
 SIZES = {
@@ -125,6 +129,29 @@ def attention_error() -> float:
   return float(jnp.abs(outs[1] - jax.device_put(outs[0], outs[1].sharding)).max())
 
 
+def training_record() -> dict[str, object]:
+  """Trains a vector on one device and on four: how far apart, and a step's work on each device."""
+  examples = [Example(f"w{5 + n} w9", f"w{40 + n} w{20 + n}", f"w{60 + n} w7") for n in range(8)]
+  training = Training(steps=4, batch=4, learning_rate=0.05)
+  vectors, flops, real = [], [], train._step
+
+  def counted(*args, **options):
+    flops.append(real.lower(*args, **options).compile().cost_analysis()["flops"])
+    return real(*args, **options)
+
+  with tempfile.TemporaryDirectory() as folder:
+    write_checkpoint(Path(folder), *random_llama(), vocabulary(random_llama()[0]), TEMPLATE)
+    for mesh in (None, pj.make_mesh(4, 1)):
+      model = pj.load(folder, dtype="float32", mesh=mesh)
+      train._step = counted
+      vectors.append(train_direction(model, examples, 1, training).vectors_SLD)
+      train._step = real
+  return {
+    "error": relative_error(vectors[1], vectors[0]), "size": float(np.linalg.norm(vectors[0])),
+    "share": flops[-1] / flops[0],
+  }  # fmt: skip
+
+
 def memory_records() -> list[dict[str, object]]:
   """Compares the bytes that a plan counts on one device with those that lie there."""
   records: list[dict[str, object]] = []
@@ -168,6 +195,9 @@ def main() -> None:
     return
   if sys.argv[1:] == ["attention"]:
     print(json.dumps({"error": attention_error()}))
+    return
+  if sys.argv[1:] == ["training"]:
+    print(json.dumps(training_record()))
     return
   if sys.argv[1:] == ["kernel"]:
     for record in kernel_errors():

@@ -57,6 +57,12 @@ def test_edit_kernel_runs_on_each_device_s_rows():
     assert record["error"] <= 1e-4 < 1 < record["effect"], record
 
 
+def test_a_vector_is_trained_with_rows_split_over_devices():
+  (record,) = run_script("training")
+  assert record["error"] <= 1e-4 and record["size"] > 0.01
+  assert record["share"] < 0.3  # of a step's work, on each of four devices
+
+
 def test_attention_kernel_runs_on_each_device_s_rows_and_heads():
   (record,) = run_script("attention")
   assert record["error"] <= 2e-6
