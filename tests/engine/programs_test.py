@@ -158,7 +158,7 @@ def test_programs_that_are_dropped_are_given_back():
   fn = jax.jit(lambda x: jnp.sort(x) * 3)
   live("sort", fn, np.ones(3))
   before = executables()
-  for n in range(4, 12):
+  for n in range(4, 8):
     live("sort", fn, np.ones(n))
   assert len(live) == 1 and executables() <= before
   live.clear()
