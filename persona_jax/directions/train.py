@@ -5,14 +5,12 @@
   model: -log σ(s β [Δ log p(preferred) - Δ log p(other)]).
 * "likelihood": the answers become likely: mean -log p(answer) a token (Subramani et al. 2022).
 
-What the blocks up to the vector's compute does not depend on it. It is computed once for each
-example and kept, so a step runs the blocks above alone, and the head at the answers' tokens.
+A step runs the blocks above the vector alone (`directions.trunk`).
 """
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,22 +20,16 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from persona_jax import sharding
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.direction import Direction
-from persona_jax.edits.apply import apply_site
+from persona_jax.directions.trunk import Batch, Trunk, answer_logprobs, batch_of
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.operations import add
 from persona_jax.edits.table import Site
-from persona_jax.engine.forward import head, run_blocks, token_info
 from persona_jax.engine.model import Model
-from persona_jax.engine.rows import length_bucket, round_up
 from persona_jax.personas.chat import Prompt
 
 Loss = Literal["preference", "likelihood"]
-
-# Of activations that are kept on the host; beyond, each step computes its own.
-_TRUNK_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,25 +87,6 @@ class Example(NamedTuple):
   prompt: Prompt
   preferred: str
   other: str | None = None
-
-
-class _Batch(NamedTuple):
-  """Rows of prompts with answers, as arrays.
-
-  Attributes:
-    ids_BT, roles_BT, length_B, prompt_B: the rows, as `pj.forward` takes them.
-    at_BA: positions by which the answers' tokens are chosen.
-    next_BA: those tokens.
-    counted_BA: which of them there are.
-  """
-
-  ids_BT: Any
-  roles_BT: Any
-  length_B: Any
-  prompt_B: Any
-  at_BA: Any
-  next_BA: Any
-  counted_BA: Any
 
 
 class _State(NamedTuple):
@@ -180,7 +153,7 @@ def train_direction(
   size = training.batch * per_example
   site = _site(model, block, training, size)
   used = np.unique([index for index, _ in order[int(state.step) :]]).astype(int)
-  trunk = _Trunk(model, rows, block, size, used)
+  trunk = Trunk(model, rows, block, size, used)
   reference_B = trunk.logprobs() if training.loss == "preference" else None
   losses: list[float] = []
   try:
@@ -232,7 +205,7 @@ def _order(count: int, training: Training) -> list[tuple[np.ndarray, float]]:
   return out
 
 
-def _batch_of(model: Model, examples: Sequence[Example], loss: Loss) -> _Batch:
+def _batch_of(model: Model, examples: Sequence[Example], loss: Loss) -> Batch:
   """Return all rows: of each example the preferred answer and, for preferences, the other."""
   if not examples:
     raise ValueError("there are no examples to train on.")
@@ -249,21 +222,10 @@ def _batch_of(model: Model, examples: Sequence[Example], loss: Loss) -> _Batch:
     )
     for answer in answers:
       rows.append(model.encode([*asked, {"role": "assistant", "content": answer}]))
-  # Of few lengths, so that the vectors of a study share their programs.
-  size = round_up(length_bucket(max(len(row.ids) for row in rows)), 16)
-  ids_BT, roles_BT = np.zeros((2, len(rows), size), np.int32)
-  length_B = np.asarray([len(row.ids) for row in rows], np.int32)
-  prompt_B = np.asarray([row.prompt_length for row in rows], np.int32)
-  if (empty := np.flatnonzero(length_B <= prompt_B)).size:
-    numbers = np.unique(empty // (len(rows) // len(examples)))
-    raise ValueError(f"examples {numbers[:5].tolist()} have an answer of no token.")
-  at_BA = prompt_B[:, None] - 1 + np.arange(round_up(int((length_B - prompt_B).max()), 8))
-  counted_BA = at_BA < length_B[:, None] - 1
-  at_BA = np.minimum(at_BA, length_B[:, None] - 2).astype(np.int32)
-  for b, row in enumerate(rows):
-    ids_BT[b, : len(row.ids)], roles_BT[b, : len(row.ids)] = row.ids, row.roles
-  next_BA = np.take_along_axis(ids_BT, at_BA + 1, axis=1)
-  return _Batch(ids_BT, roles_BT, length_B, prompt_B, at_BA, next_BA, counted_BA)
+  if empty := [b for b, row in enumerate(rows) if len(row.ids) <= row.prompt_length]:
+    numbers = sorted({b // (len(rows) // len(examples)) for b in empty})
+    raise ValueError(f"examples {numbers[:5]} have an answer of no token.")
+  return batch_of(rows)
 
 
 def _site(model: Model, block: int, training: Training, rows: int) -> Site:
@@ -284,85 +246,13 @@ def _with_vector(site: Site, vector_D: jax.Array, rows: int) -> Site:
   return new
 
 
-@functools.partial(jax.jit, static_argnames=("block",))
-def _trunk(model: Model, batch: _Batch, *, block: int) -> jax.Array:
-  """Return what a block gives without the vector, [B, T, D] in `resid_dtype`."""
-  return _blocks(model, batch, model.embed(batch.ids_BT), range(block + 1))
-
-
-def _blocks(model: Model, batch: _Batch, h_BTD: jax.Array, blocks: range) -> jax.Array:
-  t = batch.ids_BT.shape[1]
-  position_BT = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), batch.ids_BT.shape)
-  tokens = token_info(batch.length_B, batch.prompt_B, batch.roles_BT, t)
-  h_BTD = sharding.constrain(h_BTD, "BTD", model.mesh)  # kept arrays are whole
-  return run_blocks(model.arch, model.params, h_BTD, position_BT, tokens, blocks=blocks).h_BTD
-
-
-def _answer_logprobs(
-  model: Model, h_BTD: jax.Array, batch: _Batch, site: Site | None, block: int
-) -> jax.Array:
-  """Return the log-probability of each row's answer, float32 [B], of what a block gave."""
-  if site is not None:
-    t = batch.ids_BT.shape[1]
-    tokens = token_info(batch.length_B, batch.prompt_B, batch.roles_BT, t)
-    h_BTD, _ = apply_site(site, h_BTD, tokens)
-  h_BTD = _blocks(model, batch, h_BTD, range(block + 1, model.arch.num_blocks))
-  h_BAD = jnp.take_along_axis(h_BTD, batch.at_BA[..., None], axis=1)
-  logprob_BAV = jax.nn.log_softmax(head(model.params, h_BAD, arch=model.arch))
-  next_BA = jnp.take_along_axis(logprob_BAV, batch.next_BA[..., None], axis=-1)[..., 0]
-  return jnp.sum(jnp.where(batch.counted_BA, next_BA, 0.0), axis=1)
-
-
-_plain_logprobs = jax.jit(
-  functools.partial(_answer_logprobs, site=None), static_argnames=("block",)
-)
-
-
-class _Trunk:
-  """What the blocks up to the vector's give for the rows that are used, kept if there is room."""
-
-  def __init__(self, model: Model, rows: _Batch, block: int, size: int, used: np.ndarray):
-    self._model, self._rows, self._block, self._size, self._used = model, rows, block, size, used
-    self._place = np.zeros(len(rows.ids_BT), int)
-    self._place[used] = np.arange(len(used))
-    self._kept: np.ndarray | None = None
-    shape = (len(used), rows.ids_BT.shape[1], model.arch.width)
-    dtype = np.dtype(model.resid_dtype)
-    if math.prod(shape) * dtype.itemsize <= _TRUNK_BYTES:
-      kept = np.empty(shape, dtype)
-      for index in self._pieces():
-        kept[self._place[index]], _ = self.of(index)
-      self._kept = kept
-
-  def _pieces(self) -> Iterator[np.ndarray]:
-    """Give the rows that are used, as many at a time as a step has."""
-    for first in range(0, len(self._used), self._size):
-      # Of one shape: the last row fills the last piece.
-      yield self._used[np.minimum(np.arange(first, first + self._size), len(self._used) - 1)]
-
-  def of(self, index: np.ndarray) -> tuple[np.ndarray | jax.Array, _Batch]:
-    """Return what is given for some rows, and the rows."""
-    batch = _Batch(*(x[index] for x in self._rows))
-    if self._kept is not None:
-      return self._kept[self._place[index]], batch
-    return _trunk(self._model, batch, block=self._block), batch
-
-  def logprobs(self) -> np.ndarray:
-    """Return the answers' log-probabilities under the unedited model, [B]; 0 of unused rows."""
-    out_B = np.zeros(len(self._rows.ids_BT), np.float32)
-    for index in self._pieces():
-      h_BTD, batch = self.of(index)
-      out_B[index] = _plain_logprobs(self._model, h_BTD, batch, block=self._block)
-    return out_B
-
-
 @functools.partial(jax.jit, static_argnames=("training", "block"))
 def _step(
   model: Model,
   site: Site,
   state: _State,
   h_BTD: jax.Array,
-  batch: _Batch,
+  batch: Batch,
   reference_B: jax.Array | None,
   sign: jax.Array,
   *,
@@ -373,7 +263,7 @@ def _step(
 
   def loss_of(vector_D: jax.Array) -> jax.Array:
     edit = _with_vector(site, sign * vector_D, rows)
-    logprob_B = _answer_logprobs(model, h_BTD, batch, edit, block)
+    logprob_B = answer_logprobs(model, h_BTD, batch, edit, block)
     if reference_B is None:
       return -jnp.sum(logprob_B) / jnp.sum(batch.counted_BA)
     gain_B2 = (logprob_B - reference_B).reshape(-1, 2)

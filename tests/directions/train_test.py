@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.directions import train
+from persona_jax.directions import train, trunk
 from persona_jax.directions.train import Example, Training, train_direction
+from persona_jax.directions.trunk import Trunk
 from persona_jax.edits.table import EditTable
 
 EXAMPLES = [Example(f"w{5 + n} w9", f"w{40 + n} w{20 + n}", f"w{60 + n} w7") for n in range(5)]
@@ -91,8 +92,8 @@ def test_the_preference_loss_is_that_of_bipo(tiny):
   rows = train._batch_of(tiny.model, EXAMPLES, "preference")
   training = Training(batch=5, beta=0.3)
   site = train._site(tiny.model, 1, training, 10)
-  trunk = train._Trunk(tiny.model, rows, 1, 10, np.arange(10))
-  reference, (h_BTD, batch) = trunk.logprobs(), trunk.of(np.arange(10))
+  kept = Trunk(tiny.model, rows, 1, 10, np.arange(10))
+  reference, (h_BTD, batch) = kept.logprobs(), kept.of(np.arange(10))
   state = train._State(vector, training.optimizer().init(vector), np.int32(0))
   for sign in (1.0, -1.0):
     _, loss = train._step(
@@ -107,13 +108,13 @@ def test_the_preference_loss_is_that_of_bipo(tiny):
 
 
 def test_only_what_is_trained_on_is_computed(tiny, monkeypatch):
-  seen, real = [], train._trunk
+  seen, real = [], trunk._trunk
 
   def noted(model, batch, *, block):
     seen.extend(map(tuple, batch.ids_BT.tolist()))
     return real(model, batch, block=block)
 
-  monkeypatch.setattr(train, "_trunk", noted)
+  monkeypatch.setattr(trunk, "_trunk", noted)
   training = Training(loss="likelihood", steps=2, batch=1, learning_rate=0.05)
   train_direction(tiny.model, [Example(e.prompt, e.preferred) for e in EXAMPLES], 1, training)
   assert len(seen) == 2
@@ -124,14 +125,14 @@ def test_answers_of_other_lengths_are_counted_whole(tiny, dtype):
   model = pj.load(tiny.directory, dtype=dtype)
   examples = [Example("w5 w9", " ".join(["w40 w21 w33"] * n)) for n in (1, 2, 4)]
   rows = train._batch_of(model, examples, "likelihood")
-  ours = train._Trunk(model, rows, 1, 2, np.arange(3)).logprobs()  # in pieces of two rows
+  ours = Trunk(model, rows, 1, 2, np.arange(3)).logprobs()  # in pieces of two rows
   theirs = in_chat(dataclasses.replace(tiny, model=model), examples)
   np.testing.assert_allclose(ours, theirs, rtol=1e-4 if dtype == "float32" else 0.02)
 
 
 def test_what_is_computed_in_each_step_is_what_was_kept(tiny, monkeypatch):
   kept = train_direction(tiny.model, EXAMPLES, 1, QUICK)
-  monkeypatch.setattr(train, "_TRUNK_BYTES", 0)
+  monkeypatch.setattr(trunk, "_TRUNK_BYTES", 0)
   anew = train_direction(tiny.model, EXAMPLES, 1, QUICK)
   np.testing.assert_allclose(anew.vectors_SLD, kept.vectors_SLD, atol=1e-5)
 
@@ -144,11 +145,11 @@ def test_the_gradient_is_that_of_the_whole_model(tiny):
   training = Training(loss="likelihood", batch=5)
   site = train._site(tiny.model, 2, training, 5)  # the last block: nothing runs above it
   everything = train._batch_of(tiny.model, examples, "likelihood")
-  h_BTD, batch = train._Trunk(tiny.model, everything, 2, 5, np.arange(5)).of(np.arange(5))
+  h_BTD, batch = Trunk(tiny.model, everything, 2, 5, np.arange(5)).of(np.arange(5))
 
   @jax.jit
   def ours(v_D):
-    return train._answer_logprobs(tiny.model, h_BTD, batch, train._with_vector(site, v_D, 5), 2)
+    return trunk.answer_logprobs(tiny.model, h_BTD, batch, train._with_vector(site, v_D, 5), 2)
 
   ids_BT, roles_BT = np.asarray([[row.ids, row.roles] for row in rows], np.int32).swapaxes(0, 1)
   at = rows[0].prompt_length  # of all, as their lengths are
