@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from persona_jax import sharding
-from persona_jax.edits.apply import apply_site
+from persona_jax.edits.apply import TokenInfo, apply_site
 from persona_jax.edits.table import Site
 from persona_jax.engine.forward import head, run_blocks, token_info
 from persona_jax.engine.model import Model
@@ -63,14 +63,17 @@ def batch_of(rows: Sequence[EncodedPrompt]) -> Batch:
 @functools.partial(jax.jit, static_argnames=("block",))
 def _trunk(model: Model, batch: Batch, *, block: int) -> jax.Array:
   """Return what a block gives without the edit, [B, T, D] in `resid_dtype`."""
-  return _blocks(model, batch, model.embed(batch.ids_BT), range(block + 1))
+  return _blocks(model, _tokens(batch), model.embed(batch.ids_BT), range(block + 1))
 
 
-def _blocks(model: Model, batch: Batch, h_BTD: jax.Array, blocks: range) -> jax.Array:
+def _tokens(batch: Batch) -> TokenInfo:
+  return token_info(batch.length_B, batch.prompt_B, batch.roles_BT, batch.ids_BT.shape[1])
+
+
+def _blocks(model: Model, tokens: TokenInfo, h_BTD: jax.Array, blocks: range) -> jax.Array:
   """Send whole rows through some blocks."""
-  t = batch.ids_BT.shape[1]
-  position_BT = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), batch.ids_BT.shape)
-  tokens = token_info(batch.length_B, batch.prompt_B, batch.roles_BT, t)
+  shape_BT = h_BTD.shape[:2]
+  position_BT = jnp.broadcast_to(jnp.arange(shape_BT[1], dtype=jnp.int32), shape_BT)
   h_BTD = sharding.constrain(h_BTD, "BTD", model.mesh)  # kept arrays are whole
   return run_blocks(model.arch, model.params, h_BTD, position_BT, tokens, blocks=blocks).h_BTD
 
@@ -87,11 +90,10 @@ def answer_logprobs(
     site: the edit at the block's output, or None.
     block: the block.
   """
+  tokens = _tokens(batch)
   if site is not None:
-    t = batch.ids_BT.shape[1]
-    tokens = token_info(batch.length_B, batch.prompt_B, batch.roles_BT, t)
     h_BTD, _ = apply_site(site, h_BTD, tokens)
-  h_BTD = _blocks(model, batch, h_BTD, range(block + 1, model.arch.num_blocks))
+  h_BTD = _blocks(model, tokens, h_BTD, range(block + 1, model.arch.num_blocks))
   h_BAD = jnp.take_along_axis(h_BTD, batch.at_BA[..., None], axis=1)
   logprob_BAV = jax.nn.log_softmax(head(model.params, h_BAD, arch=model.arch))
   next_BA = jnp.take_along_axis(logprob_BAV, batch.next_BA[..., None], axis=-1)[..., 0]

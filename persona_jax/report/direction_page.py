@@ -241,7 +241,9 @@ def _interval(row: pd.Series, name: str) -> str:
 
 
 def _with_bounds(value: float, low: float, high: float) -> str:
-  return "–" if np.isnan(value) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+  if np.isnan(value) or np.isnan(low):
+    return _number(value)
+  return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _range(values: np.ndarray) -> str:

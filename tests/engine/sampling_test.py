@@ -124,7 +124,7 @@ def test_each_step_has_its_own_noise():
 
 @pytest.mark.parametrize("sampling", STRATEGIES)
 def test_tokens_are_drawn_as_often_as_their_probability_says(sampling):
-  num_steps = 200
+  num_steps = 300
   logit_V = random_logits(1, V)
   kept_V, _ = numpy_kept(sampling, logit_V)
   p_V = np.where(kept_V, np.exp(logit_V.astype(float) / sampling.temperature), 0)

@@ -14,6 +14,7 @@ from persona_jax.directions.selection import choose, middle
 from persona_jax.directions.separation import projections, separation_of, wins
 from persona_jax.engine.model import Model
 from persona_jax.runs.run import write_parquet
+from persona_jax.stats.intervals import mean
 from persona_jax.studies.extraction.contrasts import ChatPairs, Contrast
 from persona_jax.studies.extraction.settings import Settings
 from persona_jax.studies.extraction.stages import pairs
@@ -218,13 +219,13 @@ def by_question(
   return within_Q, confirmed_Q
 
 
-def _mean(value_Q: np.ndarray, seed: int, draws: int = 2000) -> Interval:
-  """Return the mean with a 95 % bootstrap interval over questions; NaN of none."""
-  if not len(value_Q):
-    return np.nan, np.nan, np.nan
-  drawn = np.random.default_rng(seed).choice(value_Q, (draws, len(value_Q))).mean(axis=1)
-  low, high = np.quantile(drawn, [0.025, 0.975])
-  return float(value_Q.mean()), float(low), float(high)
+def _mean(value_Q: np.ndarray, seed: int) -> Interval:
+  """Return the mean with a 95 % bootstrap interval over questions; NaN of none.
+
+  Questions that are all alike do not say how others would differ: they give no interval.
+  """
+  estimate = mean(value_Q, seed=seed)
+  return estimate.value, estimate.low, estimate.high
 
 
 def on_other_wordings(x_SN: np.ndarray, y_SN: np.ndarray, wording: Sequence[int]) -> np.ndarray:
