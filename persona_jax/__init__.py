@@ -9,6 +9,8 @@ model.generate(["Tell me about your weekend."], edits=[edit], max_new_tokens=40)
 
 # _compat comes first: on import it refuses a JAX that this package does not support.
 from persona_jax import _compat as _compat
+from persona_jax.calibration.match import match
+from persona_jax.directions.controls import controls
 from persona_jax.directions.direction import Direction, compose
 from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.extract import extract
@@ -87,6 +89,7 @@ __all__ = [
   "compile",
   "compile_edits",
   "compose",
+  "controls",
   "custom_edit",
   "dose",
   "extract",
@@ -100,6 +103,7 @@ __all__ = [
   "loreft",
   "low_rank",
   "make_mesh",
+  "match",
   "plan",
   "project",
   "read_directions",

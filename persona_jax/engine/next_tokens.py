@@ -69,23 +69,33 @@ def token_kl(
 
   Args:
     model: the model.
-    pairs: rows of the same tokens, with other edits.
-    positions: of each pair, positions in the rows.
+    pairs: rows whose next tokens are compared: of the same tokens with other edits, or of the same
+      answer behind other prompts.
+    positions: of each pair, positions in the rows; negative ones count from each row's end.
 
   Raises:
     ValueError, MemoryError: as `next_logits`.
   """
   out = [np.empty(len(mine), np.float32) for mine in positions]
   run = model.runner(PROGRAMS)
+
+  def at(n: int, i: int, number: int) -> int:
+    return _from_start(pairs[n][i], positions[n][number])
+
   for numbers, h_MD, place in _behind(model, pairs, positions):
     asked = [(n, t) for n in numbers for t in range(len(positions[n]))]
     for first in range(0, len(asked), _HEAD_TOKENS // 2):
       part = asked[first : first + _HEAD_TOKENS // 2]
-      p_Q, q_Q = (_padded([place[n, i, positions[n][t]] for n, t in part]) for i in (0, 1))
+      p_Q, q_Q = (_padded([place[n, i, at(n, i, t)] for n, t in part]) for i in (0, 1))
       kl_Q = np.asarray(run("token kl", _kl, model.top, h_MD, p_Q, q_Q, arch=model.arch))
       for (n, t), value in zip(part, kl_Q, strict=False):
         out[n][t] = value
   return out
+
+
+def _from_start(row: Row, position: int) -> int:
+  """Return a position that may count from a row's end, from its start."""
+  return position if position >= 0 else len(row.ids) + position
 
 
 def _padded(numbers: Sequence[int]) -> np.ndarray:
@@ -133,7 +143,11 @@ def _behind(
   def asked(numbers: Sequence[int]) -> list[tuple[int, int, int, int]]:
     """Return (row of the tile, position, group, row of the group)."""
     owners = [(n, i) for n in numbers for i in range(len(groups[n]))]
-    return [(r, t, n, i) for r, (n, i) in enumerate(owners) for t in positions[n]]
+    return [
+      (r, _from_start(groups[n][i], t), n, i)
+      for r, (n, i) in enumerate(owners)
+      for t in positions[n]
+    ]
 
   def pass_over(numbers: Sequence[int], run: Runner) -> Any:
     mine = rows_of(numbers)

