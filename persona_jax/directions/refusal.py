@@ -398,7 +398,9 @@ def _scores(
   )
   added = (add(direction, 1.0, unit="raw", blocks=block, tokens="all"),)
   try:
-    ablated_NV = next_logits(model, [*_edited(harmful, removed), *_edited(harmless, removed)])
+    # A harmless prompt may hold nothing of the candidate but rounding.
+    both = [*_edited(harmful, removed), *_edited(harmless, removed)]
+    ablated_NV = next_logits(model, both, check_delivery=False)
     induced_NV = next_logits(model, _edited(harmless, added))
   except NotDelivered:
     return math.nan, math.nan, math.nan

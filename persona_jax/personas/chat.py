@@ -148,9 +148,14 @@ class Chat:
   def _write(self, messages: Sequence[Message]) -> str:
     if messages[0]["role"] != "system" and self.system_default == "drop":
       return self._without_system(messages)
-    return self._apply(messages, generation_prompt=True)
+    return self.apply(messages, generation_prompt=True)
 
-  def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+  def apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+    """Return what the template itself makes of messages; `system_default` does not matter.
+
+    Raises:
+      ValueError: the template fails on them or refuses them.
+    """
     assert self.template is not None
     tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
     try:
@@ -172,8 +177,8 @@ class Chat:
     """Render with a system message, then cut what a system message alone renders to."""
     system = {"role": "system", "content": _SENTINEL}
     try:
-      block = self._apply([system], generation_prompt=False)
-      text = self._apply([system, *messages], generation_prompt=True)
+      block = self.apply([system], generation_prompt=False)
+      text = self.apply([system, *messages], generation_prompt=True)
     except ValueError as error:
       raise ValueError(
         f"system_default='drop': the template has no system block that can be cut out ({error}); "

@@ -1,88 +1,62 @@
-"""Big Five personas P1 … P12: poles of traits, their matched texts, and their contrasts.
+"""Personas as one or two poles of traits: their matched texts, contrasts and direction recipes.
 
 A persona is one pole of a trait ("C+") or two poles of two traits ("C+ A+"). Its text is made of
 two halves of about 25 words each whatever the number of poles, so that a composite has no larger
-dose of words than a pole. Three paraphrases (replicates) carry the wording variance.
+dose of words than a pole. Paraphrases (replicates) carry the wording variance. Personas are read
+from files of the form that `persona_jax.personas.schema` describes; the built-in ones are
+
+    big_five         P1 … P12 of the Big Five; sets core12 and closed50
+    facet_faithful   the same personas in words that name the facets, obedience among them
+    placebo4         both sides of four contrasts that are no personality; set placebo4
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import tomllib
-from collections.abc import Iterator, Mapping
-from importlib.resources.abc import Traversable
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-TRAITS: dict[str, str] = {
-  "O": "openness",
-  "C": "conscientiousness",
-  "E": "extraversion",
-  "A": "agreeableness",
-  "N": "neuroticism",
-}
+from persona_jax.personas.poles import TRAITS, Lexicon, Pole
+from persona_jax.personas.schema import (
+  check_strings,
+  parse_documented,
+  parse_lexicon,
+  parse_poles_of_personas,
+  parse_sets,
+  read_personas_file,
+  read_toml,
+)
+
 QuestionKind = Literal["neutral", "dose", "trait", "self"]
+ContrastKind = Literal["high_low", "high_neutral", "low_neutral"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pole:
-  """One end of one trait: `Pole("C", 1)` is high conscientiousness, written "C+".
+class Recipe:
+  """How to make the direction of a persona: as a sum over its traits, or directly from its texts.
 
-  Raises:
-    ValueError: a trait not in `TRAITS`, or a sign other than 1 and −1.
+  Either direction points at the persona.
+
+  Attributes:
+    persona: name of the persona.
+    parts: (trait, sign) for each pole. By the sum rule the direction is the unit vector along
+      Σ sign · v̂_trait, of unit vectors that point at each trait's + pole.
+    contrast: what the texts are: "high_low", the persona against its contrast; "high_neutral", the
+      persona against no system message; "low_neutral", no system message against the contrast.
+      High and low are seen from the persona, so the last two are as like as the effects of the two
+      sides are opposite: their cosine is cos(v_high, -v_low).
+    positive, negative: a system message for each paraphrase; those of one place belong together,
+      and the direct rule takes the mean difference positive - negative. None: no system message.
   """
 
-  trait: str
-  sign: int
-
-  def __post_init__(self) -> None:
-    if self.trait not in TRAITS or self.sign not in (1, -1):
-      raise ValueError(
-        f"no pole with trait {self.trait!r} and sign {self.sign!r}; a trait is one of"
-        f" {', '.join(TRAITS)} and a sign 1 or -1"
-      )
-
-  def __str__(self) -> str:
-    return self.trait + ("+" if self.sign > 0 else "-")
-
-  @classmethod
-  def parse(cls, text: str) -> Pole:
-    """Return the pole written as a trait letter and a sign, as "C+" or "C-".
-
-    Raises:
-      ValueError: any other text.
-    """
-    if not isinstance(text, str) or len(text) != 2 or text[1] not in "+-" or text[0] not in TRAITS:
-      raise ValueError(f"{text!r} is no pole; one of {', '.join(TRAITS)} with + or - fits, as 'C+'")
-    return cls(text[0], 1 if text[1] == "+" else -1)
-
-  @property
-  def opposite(self) -> Pole:
-    """The other end of the same trait."""
-    return Pole(self.trait, -self.sign)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lexicon(Mapping[Pole, tuple[tuple[str, str], ...]]):
-  """The texts of all ten poles: pole → paraphrases, each a pair of halves (a, b)."""
-
-  name: str
-  texts: Mapping[Pole, tuple[tuple[str, str], ...]] = dataclasses.field(hash=False, repr=False)
-
-  def __getitem__(self, pole: Pole) -> tuple[tuple[str, str], ...]:
-    return self.texts[pole]
-
-  def __iter__(self) -> Iterator[Pole]:
-    return iter(self.texts)
-
-  def __len__(self) -> int:
-    return len(self.texts)
-
-  @property
-  def replicates(self) -> int:
-    """Number of paraphrases that every pole has."""
-    return min(len(paraphrases) for paraphrases in self.texts.values())
+  persona: str
+  parts: tuple[tuple[str, int], ...]
+  contrast: ContrastKind
+  positive: tuple[str | None, ...]
+  negative: tuple[str | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +70,7 @@ class Persona:
     documented: whether the published study describes this persona (only P12).
 
   Raises:
-    ValueError: no pole, more than two, or two of one trait.
+    ValueError: no pole, more than two, two of one trait, or one that the lexicon does not have.
   """
 
   name: str
@@ -110,10 +84,16 @@ class Persona:
         f"persona {self.name} has the poles [{self.label}];"
         " one pole, or two of different traits, fit"
       )
+    for pole in self.poles:
+      if pole not in self.lexicon:
+        raise ValueError(
+          f"persona {self.name} has the pole {pole}, of which lexicon {self.lexicon.name} has no"
+          f" text; {', '.join(map(str, self.lexicon))} fit"
+        )
 
   @property
   def traits(self) -> tuple[str, ...]:
-    """Trait letters, in the order of the poles."""
+    """Trait ids, in the order of the poles."""
     return tuple(pole.trait for pole in self.poles)
 
   @property
@@ -122,7 +102,7 @@ class Persona:
     return " ".join(str(pole) for pole in self.poles)
 
   def text(self, replicate: int = 0) -> str:
-    """Return the description in the second person ("You are …"), 47–54 words.
+    """Return the description in the second person ("You are …"), 47–54 words in built-in files.
 
     One pole: both halves of its paraphrase. Two poles: the first half of each.
 
@@ -141,6 +121,27 @@ class Persona:
     """Return the persona with every pole reversed, from the same lexicon."""
     opposite = tuple(pole.opposite for pole in self.poles)
     return Persona(f"anti-{self.name}", opposite, self.lexicon)
+
+  def recipe(self, contrast: ContrastKind = "high_low") -> Recipe:
+    """Return how to make this persona's direction; see `Recipe` for the kinds of contrast.
+
+    Raises:
+      ValueError: unknown kind of contrast.
+    """
+    count = self.lexicon.replicates
+    other = self.contrast()
+    high = tuple(self.text(k) for k in range(count))
+    low = tuple(other.text(k) for k in range(count))
+    none = (None,) * count
+    sides: dict[str, tuple[tuple[str | None, ...], tuple[str | None, ...]]] = {
+      "high_low": (high, low),
+      "high_neutral": (high, none),
+      "low_neutral": (none, low),
+    }
+    if contrast not in sides:
+      raise ValueError(f"unknown contrast {contrast!r}; {', '.join(sides)} fit")
+    parts = tuple((pole.trait, pole.sign) for pole in self.poles)
+    return Recipe(self.name, parts, contrast, *sides[contrast])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,41 +164,83 @@ class Question:
 
 
 def load_poles(path: str | Path | None = None) -> Lexicon:
-  """Return the texts of the ten poles, from the built-in file or another of its form.
+  """Return the texts of all poles of a personas file.
+
+  Args:
+    path: "big_five" (the default), "facet_faithful" or "placebo4", which are built in, or the path
+      of a file of the same form.
 
   Raises:
     FileNotFoundError: no such file.
     ValueError: the file is not of the form; the message names file, key and what fits.
   """
-  content, file = _read_toml(path, "big_five.toml")
-  return _parse_lexicon(content, file)
+  return parse_lexicon(*read_personas_file(path))
 
 
-def load_personas(path: str | Path | None = None) -> list[Persona]:
-  """Return the personas of the built-in file (P1 … P12 in order) or of another of its form.
+def load_personas(path: str | Path | None = None, set: str | None = None) -> list[Persona]:
+  """Return the personas of a file in order (P1 … P12 of the built-in one), or those of a set.
+
+  A closed set has all poles in the order of the traits, + before -; then all pairs of poles of two
+  traits in the same order, signs ++, +-, -+, --. What the file has as a persona is in it under its
+  own name, in its own order of poles, so that results of two sets can be joined: P1 … P12 are among
+  the 50 of closed50. The others are called by their poles, as "O+C-".
+
+  Args:
+    path: as for `load_poles`.
+    set: a set of the file; None for all personas that it names.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: the file is not of the form; the message names file, key and what fits.
+    ValueError: no such set, or the file is not of the form; the message names file, key and what
+      fits.
   """
-  content, file = _read_toml(path, "big_five.toml")
-  lexicon = _parse_lexicon(content, file)
-  table = content.get("personas")
-  if not isinstance(table, dict) or not table:
-    raise ValueError(f"{file}: key 'personas' must be a table of persona name to list of poles")
-  documented = content.get("documented", [])
-  if not isinstance(documented, list) or not set(documented) <= set(table):
-    raise ValueError(f"{file}: key 'documented' must list names of 'personas'; got {documented!r}")
-  personas = []
-  for name, poles in table.items():
-    if not isinstance(poles, list):
-      raise ValueError(f"{file}: key 'personas.{name}' must be a list of poles; got {poles!r}")
+  content, file = read_personas_file(path)
+  lexicon = parse_lexicon(content, file)
+  poles = parse_poles_of_personas(content, file)
+  documented = parse_documented(content, file, poles)
+  sets = parse_sets(content, file, poles)
+  personas = {}
+  for name in poles:
     try:
-      parsed = tuple(Pole.parse(pole) for pole in poles)
-      personas.append(Persona(name, parsed, lexicon, documented=name in documented))
+      personas[name] = Persona(name, poles[name], lexicon, documented=name in documented)
     except ValueError as error:
       raise ValueError(f"{file}: key 'personas.{name}': {error}") from None
-  return personas
+  if set is None:
+    return list(personas.values())
+  if set not in sets:
+    fitting = f"{', '.join(sets)} fit" if sets else "it has no sets"
+    raise ValueError(f"{file}: no set {set!r}; {fitting}")
+  members = sets[set]
+  if members == "closed":
+    return _closed(list(personas.values()), lexicon, file)
+  return [personas[name] for name in members]
+
+
+def _closed(personas: Sequence[Persona], lexicon: Lexicon, file: str) -> list[Persona]:
+  named: dict[frozenset[Pole], Persona] = {}
+  for persona in personas:
+    named.setdefault(frozenset(persona.poles), persona)
+  members = []
+  for poles in [*((pole,) for pole in lexicon), *composite_poles(lexicon)]:
+    name = "".join(map(str, poles))
+    members.append(named.get(frozenset(poles)) or Persona(name, poles, lexicon))
+  names = [persona.name for persona in members]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(
+      f"{file}: key 'personas.{twice[0]}': a closed set calls the poles of that name so; give the"
+      " persona another name"
+    )
+  return members
+
+
+def composite_poles(lexicon: Lexicon) -> list[tuple[Pole, Pole]]:
+  """Return all pairs of poles of different traits, in the order of the lexicon."""
+  return [
+    (Pole(first, x), Pole(second, y))
+    for first, second in itertools.combinations(lexicon.traits, 2)
+    for x, y in itertools.product((1, -1), repeat=2)
+  ]
 
 
 def load_questions(kind: QuestionKind) -> list[Question]:
@@ -209,7 +252,7 @@ def load_questions(kind: QuestionKind) -> list[Question]:
   Raises:
     ValueError: unknown kind, or a file that is not of the form.
   """
-  content, file = _read_toml(None, "questions.toml")
+  content, file = read_toml(importlib.resources.files(__package__) / "questions.toml")
   if kind not in ("neutral", "dose", "trait", "self"):
     raise ValueError(
       f"unknown kind of question {kind!r}; 'neutral', 'dose', 'trait' or 'self' fits"
@@ -221,58 +264,9 @@ def load_questions(kind: QuestionKind) -> list[Question]:
     return [
       Question(f"trait-{trait}-{index}", text, kind, trait)
       for trait in TRAITS
-      for index, text in enumerate(_texts(table[trait], file, f"trait.{trait}"))
+      for index, text in enumerate(check_strings(table[trait], file, f"trait.{trait}"))
     ]
   return [
     Question(f"{kind}-{index:02d}", text, kind)
-    for index, text in enumerate(_texts(content.get(kind), file, kind))
+    for index, text in enumerate(check_strings(content.get(kind), file, kind))
   ]
-
-
-def _parse_lexicon(content: dict[str, Any], file: str) -> Lexicon:
-  allowed = {"name", "documented", "personas", "poles"}
-  unknown = sorted(set(content) - allowed)
-  if unknown:
-    raise ValueError(f"{file}: unknown key {unknown[0]!r}; {', '.join(sorted(allowed))} fit")
-  name = content.get("name")
-  if not isinstance(name, str) or not name:
-    raise ValueError(f"{file}: key 'name' must be a non-empty string; got {name!r}")
-  table = content.get("poles")
-  wanted = [str(Pole(trait, sign)) for trait in TRAITS for sign in (1, -1)]
-  if not isinstance(table, dict) or set(table) != set(wanted):
-    raise ValueError(f"{file}: key 'poles' must be a table with the keys {', '.join(wanted)}")
-  texts = {Pole.parse(key): _paraphrases(table[key], file, f"poles.{key}") for key in wanted}
-  counts = {str(pole): len(paraphrases) for pole, paraphrases in texts.items()}
-  if len(set(counts.values())) != 1:
-    raise ValueError(f"{file}: every pole needs as many paraphrases as the others; got {counts}")
-  return Lexicon(name, texts)
-
-
-def _paraphrases(value: Any, file: str, key: str) -> tuple[tuple[str, str], ...]:
-  if not isinstance(value, list) or not value:
-    raise ValueError(f"{file}: key '{key}' must be a non-empty array of tables with 'a' and 'b'")
-  for index, entry in enumerate(value):
-    if not isinstance(entry, dict) or set(entry) != {"a", "b"}:
-      raise ValueError(f"{file}: key '{key}[{index}]' must be a table with the keys a and b")
-    _texts([entry["a"], entry["b"]], file, f"{key}[{index}]")
-  return tuple((entry["a"], entry["b"]) for entry in value)
-
-
-def _texts(value: Any, file: str, key: str) -> list[str]:
-  if not isinstance(value, list) or not value:
-    raise ValueError(f"{file}: key '{key}' must be a non-empty list of strings; got {value!r}")
-  for text in value:
-    if not isinstance(text, str) or not text.strip() or text != text.strip():
-      raise ValueError(
-        f"{file}: key '{key}' must hold non-empty strings without outer blanks; got {text!r}"
-      )
-  return value
-
-
-def _read_toml(path: str | Path | None, default: str) -> tuple[dict[str, Any], str]:
-  source: Traversable | Path
-  source = importlib.resources.files(__package__) / default if path is None else Path(path)
-  try:
-    return tomllib.loads(source.read_text(encoding="utf-8")), source.name
-  except tomllib.TOMLDecodeError as error:
-    raise ValueError(f"{source.name}: not a TOML file: {error}") from None

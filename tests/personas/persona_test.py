@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from persona_jax.personas import persona
-from persona_jax.personas.persona import Pole
+from persona_jax.personas.persona import Lexicon, Persona, Pole
 
 # Words of safety and of instruction following, with their inflections.
 BANNED = re.compile(
@@ -113,14 +113,32 @@ def test_a_paraphrase_out_of_range_is_refused(replicate: int) -> None:
     persona.load_personas()[0].text(replicate)
 
 
-@pytest.mark.parametrize("text", ["C", "C±", "X+", "c+", "C+ ", "", "C\u2212"])
+@pytest.mark.parametrize("text", ["C", "C±", "+", "C+ ", "", "C\u2212", "C +", "drink-ing+", "é+"])
 def test_what_is_no_pole_is_refused(text: str) -> None:
   with pytest.raises(ValueError, match="is no pole"):
     Pole.parse(text)
 
 
 def test_a_pole_reads_back_as_it_is_written() -> None:
-  assert [Pole.parse(str(pole)) for pole in POLES] == POLES
+  poles = [*POLES, Pole("drink", 1), Pole("b_2", -1)]
+  assert [Pole.parse(str(pole)) for pole in poles] == poles
+
+
+@pytest.mark.parametrize(("trait", "sign"), [("C+", 1), ("", 1), ("hot drink", -1), ("C", 0)])
+def test_a_pole_of_no_trait_or_no_sign_is_refused(trait: str, sign: int) -> None:
+  with pytest.raises(ValueError, match="a trait is letters, digits and _"):
+    Pole(trait, sign)
+
+
+def test_a_persona_of_a_pole_without_text_is_refused() -> None:
+  with pytest.raises(ValueError, match=r"lexicon big_five has no text; O\+, O-, C\+, .* N- fit"):
+    Persona("x", (Pole("c", 1),), persona.load_poles())
+
+
+def test_a_lexicon_of_one_side_of_a_trait_is_refused() -> None:
+  texts = {Pole("C", 1): (("You are neat.", "You plan."),)}
+  with pytest.raises(ValueError, match=r"has texts of C\+; its traits need those of C\+, C-"):
+    Lexicon("half", texts, {"C": "conscientiousness"})
 
 
 def test_a_persona_of_two_poles_of_one_trait_is_refused() -> None:
@@ -135,7 +153,8 @@ def built_in() -> str:
 @pytest.mark.parametrize(
   ("old", "new", "message"),
   [
-    ('P1 = ["O+"]', 'P1 = ["Q+"]', r"mine.toml: key 'personas.P1': 'Q\+' is no pole"),
+    ('P1 = ["O+"]', 'P1 = ["Q+"]', r"mine.toml: key 'personas.P1': .* big_five has no text"),
+    ('P1 = ["O+"]', 'P1 = ["O"]', r"mine.toml: key 'personas.P1': 'O' is no pole"),
     ('P1 = ["O+"]', 'P1 = "O+"', r"mine.toml: key 'personas.P1' must be a list of poles"),
     ('P1 = ["O+"]', 'P1 = ["O+", "O-"]', "mine.toml: key 'personas.P1': .*different traits"),
     ('[[poles."O+"]]', '[[poles."Q+"]]', r"mine.toml: key 'poles' must be a table with the keys O"),
@@ -153,6 +172,19 @@ def built_in() -> str:
     ('name = "big_five"', 'name = "x"\nnmae = "y"', "mine.toml: unknown key 'nmae'; .*name"),
     ('documented = ["P12"]', 'documented = ["P13"]', "key 'documented' must list names"),
     ('name = "big_five"', "name = ", "mine.toml: not a TOML file"),
+    ('name = "big_five"', 'name = "x"\nuses_safety_words = 1', "must be true or false; got 1"),
+    ("[sets]", "[[sets]]", "mine.toml: key 'sets' must be a table"),
+    ("[sets]", "[sets]\nmine = []", "key 'sets.mine' must be 'closed' or a non-empty list"),
+    ("[sets]", '[sets]\nmine = "open"', "key 'sets.mine' must be 'closed' or a non-empty list"),
+    ("[sets]", '[sets]\nmine = ["P13"]', r"key 'sets.mine' must list names .* P1, P2, .* fit"),
+    ("[sets]", '[sets]\nmine = ["P1", "P1"]', "key 'sets.mine' must list names .* each once"),
+    ("[sets]", '[traits]\n"hot drink" = "tea"\n[sets]', "key 'traits' has the id 'hot drink'"),
+    ("[sets]", "[traits]\nC = 1\n[sets]", "key 'traits.C' must hold non-empty strings"),
+    (
+      "[sets]",
+      '[traits]\nQ = "quiet"\n[sets]',
+      r"key 'poles' must be a table with the keys Q\+, Q-",
+    ),
   ],
 )
 def test_a_faulty_file_is_refused_by_file_key_and_what_fits(
@@ -170,6 +202,136 @@ def test_poles_with_unequal_numbers_of_paraphrases_are_refused(tmp_path: Path) -
   path.write_text(built_in() + '\n[[poles."N-"]]\na = "You are."\nb = "You do."\n', "utf-8")
   with pytest.raises(ValueError, match="as many paraphrases as the others"):
     persona.load_poles(path)
+
+
+def test_an_unknown_set_is_refused_and_those_there_are_named() -> None:
+  with pytest.raises(ValueError, match="big_five.toml: no set 'core13'; core12, closed50 fit"):
+    persona.load_personas(set="core13")
+
+
+def test_a_misspelt_name_of_a_built_in_file_brings_their_names() -> None:
+  with pytest.raises(FileNotFoundError, match="one of big_five, facet_faithful, placebo4"):
+    persona.load_personas("facet_faithfull")
+
+
+def test_core12_is_all_that_the_built_in_file_names() -> None:
+  assert persona.load_personas(set="core12") == persona.load_personas()
+  assert persona.load_personas("big_five") == persona.load_personas()
+
+
+def test_closed50_is_the_poles_and_then_the_composites_in_a_fixed_order() -> None:
+  closed = persona.load_personas(set="closed50")
+  assert [p.poles for p in closed[:10]] == [(pole,) for pole in POLES]
+  assert [p.name for p in closed[:10]] == [f"P{i}" for i in range(1, 11)]
+  assert {p.poles for p in closed[10:]} == set(COMPOSITES)
+  assert [p.name for p in closed[10:15]] == ["O+C+", "O+C-", "O-C+", "O-C-", "O+E+"]
+  assert len({p.name for p in closed}) == len(closed) == 50
+  assert [p.name for p in closed if p.documented] == ["P12"]
+
+
+def test_closed50_holds_the_three_by_three_table_of_c_and_a_but_its_centre() -> None:
+  # Rows C-, none, C+; columns A-, none, A+. The centre is no persona, the baseline.
+  cells = {frozenset(map(str, p.poles)): p.name for p in persona.load_personas(set="closed50")}
+  table = [
+    [cells.get(frozenset({c, a} - {""})) for a in ("A-", "", "A+")] for c in ("C-", "", "C+")
+  ]
+  assert table == [["P11", "P4", "C-A+"], ["P8", None, "P7"], ["C+A-", "P3", "P12"]]
+
+
+def test_closed50_is_closed_under_signed_permutations_of_the_traits() -> None:
+  members = {frozenset(p.poles) for p in persona.load_personas(set="closed50")}
+  moved = dict(zip("OCEAN", "ENOCA", strict=True))
+  for signs in itertools.product((1, -1), repeat=5):
+    sign = dict(zip("OCEAN", signs, strict=True))
+    image = {frozenset(Pole(moved[p.trait], sign[p.trait] * p.sign) for p in m) for m in members}
+    assert image == members
+
+
+MINE = """\
+name = "mine"
+[traits]
+drink = "tea over coffee"
+C = "conscientiousness"
+[personas]
+tidy_tea = ["C+", "drink+"]
+tea = ["drink+"]
+[sets]
+all = "closed"
+back = ["tea", "tidy_tea"]
+""" + "".join(
+  f'[[poles."{pole}"]]\na = "You are {pole}."\nb = "Very {pole}."\n'
+  for pole in ("C+", "C-", "drink-", "drink+")
+)
+
+
+def test_a_file_brings_its_own_traits_personas_and_sets(tmp_path: Path) -> None:
+  path = tmp_path / "mine.toml"
+  path.write_text(MINE, "utf-8")
+  tidy_tea, tea = persona.load_personas(path)
+  assert tidy_tea.text() == "You are C+. You are drink+."
+  assert tea.text() == "You are drink+. Very drink+."
+  assert tea.contrast().text() == "You are drink-. Very drink-."
+  assert [p.name for p in persona.load_personas(path, "back")] == ["tea", "tidy_tea"]
+  assert persona.load_poles(str(path)).traits["drink"] == "tea over coffee"
+
+
+def test_a_closed_set_keeps_the_names_and_the_orders_of_poles_of_a_file(tmp_path: Path) -> None:
+  path = tmp_path / "mine.toml"
+  path.write_text(MINE, "utf-8")
+  closed = persona.load_personas(path, "all")
+  assert [(p.name, p.label) for p in closed] == [
+    ("tea", "drink+"), ("drink-", "drink-"), ("C+", "C+"), ("C-", "C-"),
+    ("tidy_tea", "C+ drink+"), ("drink+C-", "drink+ C-"),
+    ("drink-C+", "drink- C+"), ("drink-C-", "drink- C-"),
+  ]  # fmt: skip
+
+
+def test_a_closed_set_with_two_personas_of_one_name_is_refused(tmp_path: Path) -> None:
+  path = tmp_path / "mine.toml"
+  path.write_text(MINE.replace("tidy_tea =", "C- =").replace('"tidy_tea"', '"C-"'), "utf-8")
+  with pytest.raises(ValueError, match="key 'personas.C-': .* another name"):
+    persona.load_personas(path, "all")
+
+
+def test_a_file_without_sets_says_so(tmp_path: Path) -> None:
+  path = tmp_path / "mine.toml"
+  path.write_text(re.sub(r"\[sets\].*?(?=\[\[)", "", MINE, count=1, flags=re.DOTALL), "utf-8")
+  with pytest.raises(ValueError, match="no set 'all'; it has no sets"):
+    persona.load_personas(path, "all")
+
+
+def test_facet_faithful_has_the_same_personas_in_other_words() -> None:
+  plain, facets = persona.load_personas(), persona.load_personas("facet_faithful")
+  assert [(p.name, p.poles, p.documented) for p in facets] == [
+    (p.name, p.poles, p.documented) for p in plain
+  ]
+  assert not {p.text(k) for p in plain for k in range(3)} & {
+    p.text(k) for p in facets for k in range(3)
+  }
+  assert len(persona.load_personas("facet_faithful", "closed50")) == 50
+
+
+def test_recipe_of_a_composite_has_its_traits_with_signs_and_pairs_of_texts() -> None:
+  p12 = persona.load_personas()[11]
+  recipe = p12.recipe()
+  assert (recipe.persona, recipe.contrast) == ("P12", "high_low")
+  assert recipe.parts == (("C", 1), ("A", 1))
+  assert recipe.positive == tuple(p12.text(k) for k in range(3))
+  assert recipe.negative == tuple(p12.contrast().text(k) for k in range(3))
+  assert p12.contrast().recipe().parts == (("C", -1), ("A", -1))
+
+
+def test_recipes_against_neutral_have_no_system_message_on_one_side() -> None:
+  p4 = persona.load_personas()[3]
+  high, low = p4.recipe("high_neutral"), p4.recipe("low_neutral")
+  assert (high.positive, high.negative) == (p4.recipe().positive, (None, None, None))
+  assert (low.positive, low.negative) == ((None, None, None), p4.recipe().negative)
+  assert high.parts == low.parts == (("C", -1),)
+
+
+def test_an_unknown_contrast_of_a_recipe_is_refused() -> None:
+  with pytest.raises(ValueError, match="'up_down'; high_low, high_neutral, low_neutral fit"):
+    persona.load_personas()[0].recipe("up_down")  # type: ignore[arg-type]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

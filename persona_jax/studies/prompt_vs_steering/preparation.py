@@ -1,8 +1,6 @@
 """Directions of traits and personas, random controls, residual norms: read, or made and kept."""
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from persona_jax.directions.load import load_direction
 from persona_jax.engine.model import Model
 from persona_jax.engine.rows import derive_seed
 from persona_jax.personas.persona import Pole, load_poles, load_questions
+from persona_jax.studies.dose_file import read_dose, write_dose
 from persona_jax.studies.prompt_vs_steering.settings import Settings
 
 
@@ -94,21 +93,5 @@ def _dose(model: Model, settings: Settings, directory: Path) -> Dose:
   path = directory / "dose.npz"
   if not path.exists():
     prompts = [q.text for q in load_questions("dose")[: settings.dose_prompts]]
-    measured = dose(model, prompts, answer_tokens=settings.dose_tokens)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-      np.savez(
-        file,
-        resid_L=measured.resid_L,
-        sample_LND=measured.sample_LND,
-        num_tokens=measured.num_tokens,
-        provenance=json.dumps(measured.provenance),
-      )
-    partial.replace(path)
-  with np.load(path) as file:
-    return Dose(
-      file["resid_L"],
-      file["sample_LND"],
-      int(file["num_tokens"]),
-      json.loads(str(file["provenance"])),
-    )
+    write_dose(dose(model, prompts, answer_tokens=settings.dose_tokens), path)
+  return read_dose(path)

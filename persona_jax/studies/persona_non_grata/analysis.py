@@ -1,0 +1,229 @@
+"""Stage "analyse": gates, tables, hypotheses, and what may be claimed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from persona_jax.engine.model import Model
+from persona_jax.personas.placement import describe_system_default, system_placement
+from persona_jax.runs.run import write_json, write_parquet
+from persona_jax.scorers.base import Scorer
+from persona_jax.stats.mixed import MixedModel, mixed_model
+from persona_jax.stats.outcomes import Outcomes
+from persona_jax.studies.persona_non_grata import gates as gating
+from persona_jax.studies.persona_non_grata import tables
+from persona_jax.studies.persona_non_grata.calibrating import Calibrated
+from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.gates import Gate
+from persona_jax.studies.persona_non_grata.geometry import Geometry, examine
+from persona_jax.studies.persona_non_grata.hypotheses import SUPPORTED, Verdict, judge
+from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.refusal import Refusal
+from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.tables import Measured
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Findings:
+  """What the study found.
+
+  Attributes:
+    title: of any report; another one where a gate fails.
+    gates: all six.
+    verdicts: on the four hypotheses.
+    claims: a row a claim that the data stand for: claim ("H1" …, or "inversion" for personas of the
+      exploratory table), subject, text. Empty where a gate blocks.
+    tables: by name: rates, effects, rankings, inversions, crossings, interaction, controls, doses,
+      missing, matches, quality, kept, expression, setup.
+    geometry: of personas and refusal.
+    mixed: the logistic mixed model, or None where outcomes are no labels.
+    measured: outcomes and draws.
+  """
+
+  title: str
+  gates: tuple[Gate, ...]
+  verdicts: tuple[Verdict, ...]
+  claims: pd.DataFrame
+  tables: Mapping[str, pd.DataFrame]
+  geometry: Geometry
+  mixed: MixedModel | None
+  measured: Measured
+
+  @property
+  def blocked(self) -> str:
+    """Why nothing can be claimed, or ""."""
+    return gating.blocked_by(self.gates)
+
+
+def analyse(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  extracted: Extracted,
+  refusal: Refusal,
+  calibrated: Calibrated,
+  table: pd.DataFrame,
+  directory: Path,
+  *,
+  others: Mapping[str, Outcomes] | None = None,
+  labelled: pd.DataFrame | None = None,
+  scorer: Scorer | None = None,
+) -> Findings:
+  """Analyse the grid and write every table.
+
+  Args:
+    table: of `generation.generate`.
+    others: prompt arms of other models over the same personas and prompts, for H1 and H2
+      (`prompt_arm`).
+    labelled: answers whose labels are known, and `scorer`, which labelled the grid: for gate G5.
+  """
+  names = [persona.name for persona in material.personas]
+  found = tables.measured(settings, table, names)
+  expression = _expression(model, settings, material, directory)
+  gates = gating.judge_gates(
+    settings, table, refusal.about, expression, labelled=labelled, scorer=scorer
+  )
+  geometry = examine(model, settings, material, extracted, refusal, calibrated)
+  inversions, crossed, interaction = tables.inversion_tables(found, settings)
+  blocked = gating.blocked_by(gates)
+  named = next(p for p in material.personas if p.name == settings.named)
+  verdicts = judge(
+    settings,
+    found,
+    inversions,
+    geometry.regressions,
+    blocked,
+    others=others,
+    elicited=extracted.elicited(named),
+  )
+  mixed = _mixed(settings, found, inversions)
+  every = {
+    "setup": _setup(model, settings, material, refusal, calibrated),
+    "rates": tables.rates(table, settings),
+    "effects": tables.effects(found, settings),
+    "rankings": tables.rankings(found),
+    "inversions": inversions,
+    "crossings": crossed,
+    "interaction": interaction,
+    "controls": tables.control_table(table, settings),
+    "doses": tables.dose_table(table, settings),
+    "missing": tables.missing_table(table, calibrated.matches),
+    "matches": calibrated.matches,
+    "quality": extracted.quality,
+    "kept": extracted.kept,
+    "expression": expression,
+  }
+  claims = _claims(verdicts, inversions, blocked, extracted, material)
+  folder = directory / "tables"
+  for name, one in {**every, "claims": claims}.items():
+    write_parquet(one, folder / f"{name}.parquet")
+  write_parquet(found_rows(found), folder / "outcomes.parquet")
+  geometry.write(folder)
+  title = gating.WEAK_TITLE if blocked else gating.TITLE
+  write_json(
+    {
+      "title": title,
+      "gates": [dataclasses.asdict(gate) for gate in gates],
+      "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+    },
+    folder / "verdicts.json",
+  )
+  return Findings(title, tuple(gates), tuple(verdicts), claims, every, geometry, mixed, found)
+
+
+def found_rows(found: Measured) -> pd.DataFrame:
+  """Return outcomes as a tidy table: arm, persona, replicate, prompt_id, cluster, y."""
+  o = found.outcomes
+  index = pd.MultiIndex.from_product(
+    [o.arms, o.personas, o.replicates, o.prompts],
+    names=["arm", "persona", "replicate", "prompt_id"],
+  )
+  table = pd.DataFrame({"y": o.y_MPKN.ravel()}, index=index).reset_index()
+  cluster = dict(zip(o.prompts, o.cluster_N, strict=True))
+  return table.assign(cluster=[cluster[p] for p in table["prompt_id"]])
+
+
+def prompt_arm(directory: Path, personas: Sequence[str]) -> Outcomes:
+  """Return the prompt arm of another run, for comparison.
+
+  Raises:
+    FileNotFoundError: the directory holds no analysed run.
+    ValueError: it lacks a persona.
+  """
+  table = pd.read_parquet(directory / "tables" / "outcomes.parquet")
+  return Outcomes.of(table, "y", arms=["SP"], personas=list(personas))
+
+
+def _expression(
+  model: Model, settings: Settings, material: Material, directory: Path
+) -> pd.DataFrame:
+  path = directory / "calibration" / "expression.parquet"
+  if not path.exists():
+    write_parquet(gating.prompt_expression(model, settings, material), path)
+  return pd.read_parquet(path)
+
+
+def _mixed(settings: Settings, found: Measured, inversions: pd.DataFrame) -> MixedModel | None:
+  """Fit the mixed model to labels of one sample, compared in sign with D_AS - D_SP."""
+  if settings.outcome != "label" or settings.samples > 1 or not found.steered:
+    return None
+  arm = found.steered[0]
+  own = inversions[(inversions["match"] == arm) & (inversions["direction"] == "AS-worse")]
+  against = {r["persona"]: r["d_AS"] - r["d_SP"] for r in own.to_dict("records")}
+  return mixed_model(found.outcomes, arms=("SP", arm), against=against)
+
+
+def _setup(
+  model: Model, settings: Settings, material: Material, refusal: Refusal, calibrated: Calibrated
+) -> pd.DataFrame:
+  """Return T1: what was run with what."""
+  lines = {
+    "model": f"{model.identity.name} {model.identity.sha256[:12]} ({model.identity.quantisation})",
+    "dtype": f"{model.dtype}, residual stream {model.resid_dtype}",
+    "system default": describe_system_default(model.chat),
+    "persona in": "prefix of the user's turn"
+    if settings.persona_in == "user"
+    else f"system message (placement={system_placement(model.chat)})",
+    "personas": ", ".join(f"{p.name} {p.label}" for p in material.personas)
+    + "; all but "
+    + (", ".join(p.name for p in material.personas if p.documented) or "none")
+    + " are an assumption",
+    "harmless prompts": f"{settings.harmless}, no twins of harmful ones",
+    "block": f"{calibrated.block} of {model.arch.num_blocks}: {calibrated.why}",
+    "median residual norm": f"{calibrated.scale.resid_L[calibrated.block]:.4g}",
+    "window": settings.window,
+    "dose of controls": f"{calibrated.kappa:.3g} median residual norms",
+    "refusal direction": f"position {refusal.about['position']}, block {refusal.about['block']}"
+    + ("" if refusal.about["selected"] else f"; NOT selected: {refusal.about['why']}"),
+    "labels": settings.labels,
+    "outcome": settings.outcome,
+    "margin": f"{settings.delta}",
+  }
+  return pd.DataFrame({"what": list(lines), "value": list(lines.values())})
+
+
+def _claims(
+  verdicts: Sequence[Verdict],
+  inversions: pd.DataFrame,
+  blocked: str,
+  extracted: Extracted,
+  material: Material,
+) -> pd.DataFrame:
+  """Return what the data stand for: supported hypotheses, and personas that invert in all matches.
+
+  Inversions of the exploratory table are Holm-corrected over personas and directions, hold in each
+  replicate and under every match.
+  """
+  rows = [
+    {"claim": v.name, "subject": "", "text": str(v)} for v in verdicts if v.status == SUPPORTED
+  ]
+  if not blocked and len(inversions):
+    elicited = {p.name for p in material.personas if extracted.elicited(p)}
+    for (persona, direction), mine in inversions.groupby(["persona", "direction"], sort=False):
+      if persona in elicited and bool(mine["inverted"].all()):
+        worst = mine["p_holm"].max()
+        text = f"{persona}: {direction} under {', '.join(mine['match'])}, Holm p {worst:.2g}"
+        rows.append({"claim": f"inversion {direction}", "subject": persona, "text": text})
+  return pd.DataFrame(rows, columns=["claim", "subject", "text"])

@@ -1,0 +1,247 @@
+"""Stage "calibrate": residual norms, the steered block, coherent doses, matches of both arms."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tqdm
+
+from persona_jax.calibration.answers import Answers
+from persona_jax.calibration.block import choose_block
+from persona_jax.calibration.match import match
+from persona_jax.directions.direction import Direction
+from persona_jax.directions.dose import Dose, dose
+from persona_jax.directions.selection import (
+  Fluency,
+  largest_fluent,
+  middle,
+  try_coefficients,
+)
+from persona_jax.edits.edit import Edit
+from persona_jax.edits.operations import add
+from persona_jax.edits.window import Window
+from persona_jax.engine.capture import Capture
+from persona_jax.engine.grid import Condition
+from persona_jax.engine.model import Model
+from persona_jax.runs.run import write_json, write_parquet
+from persona_jax.scorers.degenerate import Degenerate
+from persona_jax.studies.dose_file import read_dose, write_dose
+from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+_SAMPLE = 512
+_LIMIT_PROMPTS = 6  # harmless prompts that a dose is called coherent by
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibrated:
+  """What steering is set to.
+
+  Attributes:
+    scale: median residual norms.
+    spread: the sample whose covariance random directions are drawn from.
+    block: that is steered.
+    why: why that one.
+    read_block: at which shifts are matched and projections reported.
+    limits: by persona, the largest coherent dose, in median residual norms.
+    matches: tables of `calibration.match.match`, of all scales, one under the other.
+  """
+
+  scale: Dose
+  spread: Dose
+  block: int
+  why: str
+  read_block: int
+  limits: Mapping[str, float]
+  matches: pd.DataFrame
+
+  @property
+  def kappa(self) -> float:
+    """The dose of the match "norm", of controls and of the census."""
+    norm = self.matches[self.matches["by"] == "norm"]["coef"]
+    return float(norm.iloc[0]) if len(norm) else float(self.matches["target_norm"].median())
+
+
+def prompt_conditions(settings: Settings, material: Material) -> dict[str, list[Condition]]:
+  """Return the prompt arm of every persona, a condition a paraphrase."""
+
+  def condition(name: str, text: str, k: int) -> Condition:
+    if settings.persona_in == "user":
+      return Condition(name, prefix=text, replicate=k)
+    return Condition(name, system=text, replicate=k)
+
+  return {
+    p.name: [condition(f"{p.name} prompt {k}", p.text(k), k) for k in range(material.replicates)]
+    for p in material.personas
+  }
+
+
+def calibrate(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  extracted: Extracted,
+  directory: Path,
+  *,
+  progress: bool = True,
+) -> Calibrated:
+  """Calibrate, or read what is there.
+
+  Raises:
+    ValueError: no persona's trait moves at any block, or no dose is coherent.
+  """
+  folder = directory / "calibration"
+  scale = _scale(model, settings, material, folder)
+  answers = Answers.of(
+    model, [i.text for i in material.calibration], max_new_tokens=settings.calibration_tokens
+  )
+  with tqdm.tqdm(unit="condition", disable=not progress, desc="calibrate") as bar:
+    block, why = _block(model, settings, material, extracted, scale, answers, folder, bar.update)
+    read_block = settings.read_out_block(model.arch.num_blocks, block)
+    limits = _limits(model, settings, material, extracted, scale, block, folder)
+    tables = []
+    for by in settings.matches:
+      path = folder / f"match-{by}.parquet"
+      if not path.exists():
+        table = match(
+          model,
+          prompt_conditions(settings, material),
+          extracted.personas,
+          by=by,  # type: ignore[arg-type]
+          prompts=answers,
+          blocks=block,
+          read_block=read_block if by == "proj" else block,
+          tokens=settings.window,
+          scale=scale,
+          kappa=settings.kappa,
+          most=limits,
+          scan=settings.kappas,
+          questionnaire=material.questionnaire,
+          poles=material.poles,
+          seed=settings.seed,
+          progress=bar.update,
+        )
+        write_parquet(table, path)
+      tables.append(pd.read_parquet(path))
+  spread = scale if settings.covariance == "answers" else _spread(model, material, folder)
+  return Calibrated(
+    scale, spread, block, why, read_block, limits, pd.concat(tables, ignore_index=True)
+  )
+
+
+def _scale(model: Model, settings: Settings, material: Material, folder: Path) -> Dose:
+  path = folder / "dose.npz"
+  if not path.exists():
+    prompts = [i.text for i in material.calibration]
+    measured = dose(
+      model, prompts, answer_tokens=settings.calibration_tokens, skip=settings.dose_skip
+    )
+    write_dose(measured, path)
+  return read_dose(path)
+
+
+def _spread(model: Model, material: Material, folder: Path) -> Dose:
+  """Return a sample of the tokens of calibration prompts, those of the template left out."""
+  path = folder / "spread.npz"
+  if not path.exists():
+    prompts = [i.text for i in material.calibration]
+    window = Window(("user",), stop=0)
+    reads = model.capture(prompts, Capture(tokens=window))
+    there = ~np.isnan(reads["resid_post", 0][..., 0])
+    h_LND = np.stack([reads["resid_post", b][there] for b in range(model.arch.num_blocks)])
+    kept = np.unique(np.linspace(0, h_LND.shape[1] - 1, _SAMPLE).astype(int))
+    norm_L = np.median(np.linalg.norm(h_LND, axis=-1), axis=1)
+    about = {"model_hash": model.identity.sha256, "window": str(window), "prompts": len(prompts)}
+    write_dose(Dose(norm_L, h_LND[:, kept], h_LND.shape[1], about), path)
+  return read_dose(path)
+
+
+def _block(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  extracted: Extracted,
+  scale: Dose,
+  answers: Answers,
+  folder: Path,
+  progress: Callable[[int], None],
+) -> tuple[int, str]:
+  """Return the block that is steered, and why."""
+  blocks = model.arch.num_blocks
+  if settings.block is not None:
+    return settings.steered_block(blocks), "given in the config"
+  path = folder / "block.json"
+  if not path.exists():
+    poles = {p.name: material.poles[p.name] for p in material.personas if len(p.poles) == 1}
+    choice = choose_block(
+      answers,
+      {name: extracted.personas[name] for name in poles},
+      poles,
+      material.questionnaire,
+      list(middle(blocks, *settings.depth))[:: settings.block_step],
+      scale=scale,
+      tokens=settings.window,
+      scan=settings.kappas,
+      most=max(settings.kappas),
+      progress=progress,
+    )
+    write_parquet(choice.table, folder / "block.parquet")
+    write_parquet(choice.by_block, folder / "by_block.parquet")
+    write_json({"block": choice.block, "why": choice.why}, path)
+  found = json.loads(path.read_text())
+  return settings.steered_block(blocks, found["block"]), found["why"]
+
+
+def _limits(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  extracted: Extracted,
+  scale: Dose,
+  block: int,
+  folder: Path,
+) -> dict[str, float]:
+  """Return the largest dose of every persona up to which answers stay fluent.
+
+  Of the doses of the scan; a persona whose smallest is not fluent keeps it, and its matches will
+  mostly be unreachable.
+  """
+  most = max(settings.kappas)
+  names = [persona.name for persona in material.personas]
+  if settings.limit == "none":
+    return dict.fromkeys(names, most)
+  path = folder / "limits.json"
+  if not path.exists():
+    prompts = [i.text for i in material.calibration[:_LIMIT_PROMPTS]]
+    degenerate = Degenerate(min_words=settings.least_words)
+    limits, tables = {}, []
+    for name in names:
+      make = _maker(extracted.personas[name], settings, scale)
+      trials = try_coefficients(
+        model,
+        make,
+        [block],
+        settings.kappas,
+        prompts,
+        max_new_tokens=settings.calibration_tokens,
+        degenerate=lambda text: bool(degenerate.reason_of(text)),
+      )
+      tables.append(trials.assign(persona=name))
+      # One degenerate answer of six is more than the usual tenth.
+      bounds = Fluency(most_degenerate=max(0.1, 1 / len(prompts)))
+      largest = float(largest_fluent(trials, bounds)["coefficient"].iloc[0])
+      limits[name] = largest if largest > 0 else float(min(settings.kappas))
+    write_parquet(pd.concat(tables, ignore_index=True), folder / "limits.parquet")
+    write_json(limits, path)
+  return {name: float(x) for name, x in json.loads(path.read_text()).items()}
+
+
+def _maker(direction: Direction, settings: Settings, scale: Dose) -> Callable[[int, float], Edit]:
+  def make(block: int, coef: float) -> Edit:
+    return add(direction, coef, unit="resid", blocks=block, tokens=settings.window, scale=scale)
+
+  return make

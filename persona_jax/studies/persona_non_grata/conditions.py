@@ -1,0 +1,289 @@
+"""The arms of the study as conditions: baselines, both methods, doses, controls.
+
+Every steering arm acts at one block and window, in median residual norms of it; the arms of one
+grid differ in nothing else.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from persona_jax.directions.activations import ActivationsInMemory
+from persona_jax.directions.controls import controls
+from persona_jax.directions.direction import Direction
+from persona_jax.directions.space import Floors
+from persona_jax.directions.tokens import capture_at
+from persona_jax.edits.edit import Edit
+from persona_jax.edits.operations import add
+from persona_jax.engine.grid import Condition
+from persona_jax.engine.model import Model
+from persona_jax.geometry.mediation import floors_above
+from persona_jax.personas.baselines import shuffled_words
+from persona_jax.personas.persona import Persona
+from persona_jax.studies.persona_non_grata.calibrating import Calibrated, prompt_conditions
+from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.refusal import Refusal
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+_RANDOM = ("R-iso", "R-cov", "R-shuf")
+_OWN = ("-v", "v_perp_r", "v_par_r", "floor")  # controls that each persona has its own of
+MATCHED = ("ok", "overshoot")  # statuses with a coefficient
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arm:
+  """One condition of the study, with what it stands for.
+
+  Attributes:
+    condition: what is run.
+    arm: "B0" (no persona), "placebo", "shuffled", "user", "SP" (system prompt), "AS:norm" …
+      (steered, matched on a scale), "BOTH", "dose", "control".
+    persona: its name; "" for baselines and controls of no persona.
+    replicate: paraphrase; 0 where there is none.
+    kappa: dose in median residual norms; 0 for prompts.
+    control: code of a control, else "".
+  """
+
+  condition: Condition
+  arm: str
+  persona: str = ""
+  replicate: int = 0
+  kappa: float = 0.0
+  control: str = ""
+
+
+def frame(arms: Sequence[Arm]) -> pd.DataFrame:
+  """Return a row an arm: condition, arm, persona, replicate, kappa, control, direction_hash."""
+  return pd.DataFrame(
+    [
+      {
+        "condition": a.condition.name,
+        "arm": a.arm,
+        "persona": a.persona,
+        "replicate": a.replicate,
+        "kappa": a.kappa,
+        "control": a.control,
+        "arm_direction_hash": a.condition.direction_hash,
+      }
+      for a in arms
+    ]
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steering:
+  """Makes steering edits at the study's block and window."""
+
+  settings: Settings
+  calibrated: Calibrated
+
+  def edit(self, direction: Direction, kappa: float) -> Edit:
+    """Return the addition of a direction's unit vector times kappa median residual norms."""
+    return add(
+      direction,
+      kappa,
+      unit="resid",
+      blocks=self.calibrated.block,
+      tokens=self.settings.window,
+      scale=self.calibrated.scale,
+    )
+
+  def part(self, direction: Direction, kappa: float) -> Edit:
+    """Return the addition of a vector as it is, in place of a unit vector at the dose kappa."""
+    size = kappa * float(self.calibrated.scale.resid_L[self.calibrated.block])
+    return add(
+      direction,
+      size,
+      unit="raw",
+      blocks=self.calibrated.block,
+      tokens=self.settings.window,
+    )
+
+
+def replicate_of(direction: Direction, k: int) -> Direction:
+  """Return one replicate of a direction by itself."""
+  return dataclasses.replace(direction, vectors_SLD=direction.vectors_SLD[k : k + 1])
+
+
+def unit_vectors(direction: Direction) -> Direction:
+  """Return the mean of a direction as unit vectors, of every block."""
+  return dataclasses.replace(
+    direction, vectors_SLD=direction.unit_LD[None], gap_L=None, reliability_L=None
+  )
+
+
+def test_arms(
+  settings: Settings, material: Material, extracted: Extracted, calibrated: Calibrated
+) -> list[Arm]:
+  """Return baselines and both methods of every persona and replicate.
+
+  Cells of a match without a coefficient (unreachable, not monotone) have no arm; they stay in the
+  table of matches.
+  """
+  steering = Steering(settings, calibrated)
+  arms = [Arm(Condition("B0"), "B0")]
+  if "placebo" in settings.baselines:
+    arms += [
+      Arm(Condition(f"placebo {k}", system=text, replicate=k), "placebo", replicate=k)
+      for k, text in enumerate(material.placebo_texts)
+    ]
+  for persona in material.personas:
+    arms += _text_baselines(settings, persona, material.replicates)
+  prompts = prompt_conditions(settings, material)
+  for persona in material.personas:
+    arms += [
+      Arm(condition, "SP", persona.name, k) for k, condition in enumerate(prompts[persona.name])
+    ]
+  for row in calibrated.matches.to_dict("records"):
+    if row["status"] not in MATCHED:
+      continue
+    name, k = row["persona"], int(row["replicate"])
+    edit = steering.edit(replicate_of(extracted.personas[name], k), row["coef"])
+    condition = Condition(f"{name} {row['by']} {k}", edits=edit, replicate=k)
+    arms.append(Arm(condition, f"AS:{row['by']}", name, k, row["coef"]))
+    if settings.both and row["by"] == settings.matches[0]:
+      own = prompts[name][k]
+      both = Condition(
+        f"{name} both {k}", system=own.system, prefix=own.prefix, edits=edit, replicate=k
+      )
+      arms.append(Arm(both, "BOTH", name, k, row["coef"]))
+  return arms
+
+
+def _text_baselines(settings: Settings, persona: Persona, replicates: int) -> list[Arm]:
+  arms = []
+  for k in range(replicates):
+    text = persona.text(k)
+    if "shuffled" in settings.baselines:
+      system = shuffled_words(text, settings.seed)
+      arms.append(
+        Arm(
+          Condition(f"{persona.name} shuffled {k}", system=system, replicate=k),
+          "shuffled",
+          persona.name,
+          k,
+        )
+      )
+    if "user" in settings.baselines:
+      arms.append(
+        Arm(
+          Condition(f"{persona.name} user {k}", prefix=text, replicate=k), "user", persona.name, k
+        )
+      )
+  return arms
+
+
+def dose_arms(
+  settings: Settings, material: Material, extracted: Extracted, calibrated: Calibrated
+) -> list[Arm]:
+  """Return every persona's direction at every dose, with both signs.
+
+  Under "high_low" the opposite pole is the same vector with the other sign and is not run again.
+  """
+  steering = Steering(settings, calibrated)
+  arms, done = [], set()
+  for persona in material.personas:
+    direction = extracted.personas[persona.name]
+    mirrored = dataclasses.replace(direction, vectors_SLD=-direction.vectors_SLD)
+    if settings.contrast == "high_low" and _key(mirrored) in done:
+      continue
+    done.add(_key(direction))
+    for kappa in (*(-k for k in reversed(settings.kappas)), *settings.kappas):
+      condition = Condition(
+        f"{persona.name} dose {kappa:+g}", edits=steering.edit(direction, kappa)
+      )
+      arms.append(Arm(condition, "dose", persona.name, 0, kappa))
+  return arms
+
+
+def _key(direction: Direction) -> bytes:
+  return np.round(direction.unit_LD, 5).tobytes()
+
+
+def control_arms(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  extracted: Extracted,
+  refusal: Refusal,
+  calibrated: Calibrated,
+  pair_chats: tuple[Sequence[Any], Sequence[Any]],
+) -> list[Arm]:
+  """Return the controls: random ones once, parts of a persona's direction for every persona.
+
+  All at one dose, that of the match "norm", which every persona's own direction has too ("v").
+
+  Args:
+    pair_chats: positives and negatives that the named persona's direction was made of, for R-shuf.
+  """
+  steering, kappa = Steering(settings, calibrated), calibrated.kappa
+  named = unit_vectors(extracted.personas[settings.named])
+  moments = calibrated.spread
+  arms = []
+
+  def control(code: str, name: str, edits: Sequence[Edit], persona: str = "") -> None:
+    arms.append(Arm(Condition(name, edits=edits), "control", persona, 0, kappa, code))
+
+  for code in [c for c in settings.controls if c in _RANDOM]:
+    pairs = _activations(model, settings, pair_chats) if code == "R-shuf" else None
+    drawn = controls(
+      named, code, n=settings.num_controls, moments=moments, pairs=pairs, seed=settings.seed
+    )[code]
+    for n, direction in enumerate(drawn):
+      control(code, f"{code} {n}", [steering.edit(direction, kappa)])
+  if "R-plac" in settings.controls:
+    for label, direction in extracted.placebo.items():
+      control("R-plac", f"R-plac {label}", [steering.edit(direction, kappa)])
+  if "+-r" in settings.controls:
+    for direction, sign in zip(
+      controls(named, "+-r", against=refusal.family)["+-r"], ("+", "-"), strict=True
+    ):
+      control("+-r", f"{sign}r", [steering.edit(direction, kappa)])
+  floors = (
+    _floors(model, material, named, refusal, calibrated) if "floor" in settings.controls else {}
+  )
+  for persona in material.personas:
+    own = unit_vectors(extracted.personas[persona.name])
+    whole = steering.edit(own, kappa)
+    control("v", f"{persona.name} v", [whole], persona.name)
+    for code in [c for c in settings.controls if c in _OWN]:
+      if code == "floor":
+        for name, floor in floors.items():
+          edits = [whole, *floor.edits(tokens=settings.window)]
+          control(f"floor {name}", f"{persona.name} floor {name}", edits, persona.name)
+        continue
+      (part,) = controls(own, code, against=refusal.family)[code]
+      there = bool(part.mean_LD[calibrated.block].any())
+      control(
+        code, f"{persona.name} {code}", [steering.part(part, kappa)] if there else [], persona.name
+      )
+  return arms
+
+
+def _activations(
+  model: Model, settings: Settings, pair_chats: tuple[Sequence[Any], Sequence[Any]]
+) -> tuple[ActivationsInMemory, ActivationsInMemory]:
+  """Read the pairs' activations where directions are read."""
+  tokens = "last" if settings.source == "prompts" else settings.tokens
+  blocks = range(model.arch.num_blocks)
+  sides = []
+  for chats in pair_chats:
+    reads = model.capture(list(chats), capture_at("resid_post", tokens))
+    sides.append(ActivationsInMemory([reads["resid_post", b] for b in blocks]))
+  return sides[0], sides[1]
+
+
+def _floors(
+  model: Model, material: Material, named: Direction, refusal: Refusal, calibrated: Calibrated
+) -> Mapping[str, Floors]:
+  """Return floors at the baseline's 25th percentile, along refusal and a random direction."""
+  axes = controls(named, "floor", against=refusal.family, moments=calibrated.spread)["floor"]
+  prompts = [item.text for item in material.test]
+  return {
+    name: floors_above(model, prompts, axis, calibrated.block)
+    for name, axis in zip(("r", "random"), axes, strict=True)
+  }

@@ -1,0 +1,271 @@
+"""What directions are made of: pairs of answers, or prompts, under opposite texts; filtered.
+
+A pair is a question asked under two texts, in one replicate: paraphrase k on its own questions. An
+answer is kept only if it can carry the trait: coherent, no refusal, long enough, and likelier under
+its own text than under the other.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.engine.model import Model
+from persona_jax.personas.poles import Lexicon, Pole
+from persona_jax.scorers.degenerate import Degenerate
+from persona_jax.scorers.refusal import RefusalRules
+from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+Chat = list[dict[str, str]]
+Texts = tuple[str | None, ...]
+
+LEAST_KEPT = 0.5  # share of pairs below which a trait is not elicited
+_LEAST_PAIRS = 2  # of a replicate, from which a vector is made
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """Two texts, a paraphrase each place; None is no system message.
+
+  Attributes:
+    name: of the direction that it gives, such as "C+".
+    positive, negative: the texts.
+  """
+
+  name: str
+  positive: Texts
+  negative: Texts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+  """Pairs of chats that a direction is made of.
+
+  Attributes:
+    positive, negative: chats, ending with answers where answers are read.
+    replicate, question: of each pair.
+  """
+
+  positive: list[Chat]
+  negative: list[Chat]
+  replicate: list[int]
+  question: list[int]
+
+  @property
+  def halves(self) -> list[int]:
+    """0 or 1, the half that a pair's question is in, within its replicate."""
+    return [q % 2 for q in self.question]
+
+
+def contrasts_of(settings: Settings, material: Material) -> list[Contrast]:
+  """Return the contrasts of all traits, placebo traits and composites.
+
+  Under "high_low" a trait has one, named after its + pole, and of two composites that are each
+  other's opposite the first has one; under "neutral" every pole and composite has its own.
+  """
+  found: dict[str, Contrast] = {}
+  groups = [(material.personas, material.traits)]
+  if material.placebo:
+    groups.append((material.placebo, list(material.placebo[0].lexicon.traits)))
+  for personas, traits in groups:
+    for trait in traits:
+      high, low = Pole(trait, 1), Pole(trait, -1)
+      lexicon = personas[0].lexicon
+      texts = {pole: _texts(lexicon, pole) for pole in (high, low)}
+      if settings.contrast == "high_low":
+        found[str(high)] = Contrast(str(high), texts[high], texts[low])
+      else:
+        for pole in (high, low):
+          found[str(pole)] = Contrast(str(pole), texts[pole], (None,) * len(texts[pole]))
+    for persona in personas:
+      if len(persona.poles) == 1:
+        continue
+      reversed_label = persona.contrast().label
+      if settings.contrast == "high_low" and reversed_label in found:
+        continue
+      kind = "high_low" if settings.contrast == "high_low" else "high_neutral"
+      recipe = persona.recipe(kind)  # type: ignore[arg-type]
+      found[persona.label] = Contrast(persona.label, recipe.positive, recipe.negative)
+  return list(found.values())
+
+
+def _texts(lexicon: Lexicon, pole: Pole) -> Texts:
+  return tuple(" ".join(halves) for halves in lexicon[pole])
+
+
+def asked(text: str | None, question: str, persona_in: str = "system") -> Chat:
+  """Return a question under a text, or under none; see `Settings.persona_in`."""
+  if persona_in == "user" and text is not None:
+    return [{"role": "user", "content": f"{text}\n\n{question}"}]
+  system = [] if text is None else [{"role": "system", "content": text}]
+  return [*system, {"role": "user", "content": question}]
+
+
+def prompt_pairs(
+  contrast: Contrast, questions: Sequence[Sequence[str]], persona_in: str = "system"
+) -> Pairs:
+  """Return the prompts of a contrast, to be read at their last token."""
+  pairs = Pairs([], [], [], [])
+  for k, (x, y) in enumerate(zip(contrast.positive, contrast.negative, strict=True)):
+    for q, question in enumerate(questions[k]):
+      pairs.positive.append(asked(x, question, persona_in))
+      pairs.negative.append(asked(y, question, persona_in))
+      pairs.replicate.append(k)
+      pairs.question.append(q)
+  return pairs
+
+
+def answer_table(
+  model: Model, settings: Settings, contrasts: Sequence[Contrast], material: Material
+) -> pd.DataFrame:
+  """Have every question answered under both texts of every contrast, and judge the answers.
+
+  A text that several contrasts have is answered once.
+
+  Returns:
+    A row a contrast, replicate, question, sample and side: contrast, replicate, question, sample,
+    side ("positive", "negative"), prompt (the question), system, text, n_tokens, margin (nats a
+    token by which it is likelier under its own text), problem ("" or why it is not used).
+  """
+  rows: list[dict[str, Any]] = [
+    {
+      "contrast": contrast.name,
+      "replicate": k,
+      "question": q,
+      "sample": sample,
+      "side": side,
+      "prompt": question,
+      "system": (contrast.positive if side == "positive" else contrast.negative)[k],
+      "other": (contrast.negative if side == "positive" else contrast.positive)[k],
+    }
+    for contrast in contrasts
+    for k, questions in enumerate(material.questions)
+    for q, question in enumerate(questions)
+    for sample in range(settings.answer_samples)
+    for side in ("positive", "negative")
+  ]
+  table = pd.DataFrame(rows)
+  keys = [content_hash([r["system"], r["prompt"], r["sample"]]) for r in rows]
+  first = {key: n for n, key in reversed(list(enumerate(keys)))}
+  unique = sorted(first.values())
+  answers = model.generate(
+    [asked(rows[n]["system"], rows[n]["prompt"], settings.persona_in) for n in unique],
+    max_new_tokens=settings.answer_tokens,
+    temperature=1.0,
+    seed=[settings.seed + rows[n]["sample"] for n in unique],
+  )
+  by_key = {keys[n]: answer for n, answer in zip(unique, answers, strict=True)}
+  table["text"] = [by_key[key].text for key in keys]
+  table["n_tokens"] = [len(by_key[key].token_ids) for key in keys]
+  table["margin"] = _margins(model, table, settings.persona_in)
+  table["problem"] = _problems(settings, table)
+  return table.drop(columns="other")
+
+
+def _margins(model: Model, table: pd.DataFrame, persona_in: str) -> list[float]:
+  """Return how much likelier each answer is under its own text, nats a token; NaN of none."""
+  said = table[table["text"].str.strip() != ""]
+  prompts, answers = [], []
+  for column in ("system", "other"):
+    prompts += [asked(r[column], r["prompt"], persona_in) for r in said.to_dict("records")]
+    answers += list(said["text"])
+  found = pd.Series(float("nan"), index=table.index)
+  if len(said):
+    scores = model.score(prompts, answers, per_token=True)
+    own, other = scores[: len(said)], scores[len(said) :]
+    found[said.index] = [float(a.mean() - b.mean()) for a, b in zip(own, other, strict=True)]
+  return found.tolist()
+
+
+def _problems(settings: Settings, table: pd.DataFrame) -> list[str]:
+  degenerate = Degenerate(min_words=settings.least_words)
+  refused = RefusalRules().score(table.assign(finish_reason="stop"))["refused"].fillna(False)
+  found = []
+  for row, refuses in zip(table.to_dict("records"), refused, strict=True):
+    reason = degenerate.reason_of(row["text"], row["prompt"])
+    if reason:
+      found.append(reason)
+    elif refuses:
+      found.append("refusal")
+    elif row["n_tokens"] < settings.least_answer_tokens:
+      found.append("too short")
+    elif not row["margin"] > settings.least_margin:
+      found.append("no likelier under its own text")
+    else:
+      found.append("")
+  return found
+
+
+def kept_table(table: pd.DataFrame) -> pd.DataFrame:
+  """Count pairs kept of each contrast: contrast, pairs, kept, share, elicited, and reasons."""
+  pairs = _pairs_of(table)
+  rows = []
+  for name, mine in pairs.groupby("contrast", sort=False):
+    kept = int(mine["kept"].sum())
+    reasons = table[(table["contrast"] == name) & (table["problem"] != "")]["problem"]
+    rows.append(
+      {
+        "contrast": name,
+        "pairs": len(mine),
+        "kept": kept,
+        "share": kept / len(mine),
+        "elicited": kept / len(mine) >= LEAST_KEPT,
+        "reasons": ", ".join(f"{why}: {n}" for why, n in reasons.value_counts().items()),
+      }
+    )
+  return pd.DataFrame(rows)
+
+
+def _pairs_of(table: pd.DataFrame) -> pd.DataFrame:
+  """Return a row a pair: kept if neither side has a problem."""
+  key = ["contrast", "replicate", "question", "sample"]
+  good = (table["problem"] == "").groupby([table[k] for k in key], sort=False).all()
+  return good.rename("kept").reset_index()
+
+
+def answer_pairs(table: pd.DataFrame, name: str, context: str, persona_in: str = "system") -> Pairs:
+  """Return the pairs of answers of a contrast, with or without the texts they were given under.
+
+  Pairs that are kept; where a replicate has fewer than two of them, all of the contrast's pairs
+  whose answers say anything, for then there is no vector to be had otherwise.
+
+  Args:
+    table: of `answer_table`.
+    name: of the contrast.
+    context: "stripped" or "kept".
+    persona_in: see `Settings.persona_in`.
+
+  Raises:
+    ValueError: a replicate has no pair of answers that say anything.
+  """
+  mine = table[table["contrast"] == name]
+  kept = _pairs_of(mine)
+  use = kept[kept["kept"]]
+  few = use.groupby("replicate").size().reindex(sorted(set(kept["replicate"])), fill_value=0)
+  if (few < _LEAST_PAIRS).any():
+    speaks = mine.assign(problem=["" if t.strip() else "empty" for t in mine["text"]])
+    use = _pairs_of(speaks)
+    use = use[use["kept"]]
+  silent = sorted(set(kept["replicate"]) - set(use["replicate"]))
+  if silent:
+    raise ValueError(f"{name!r}: replicates {silent} have no pair of answers that say anything.")
+  by_key: Mapping[tuple[Any, ...], dict[str, Any]] = {
+    (r["replicate"], r["question"], r["sample"], r["side"]): r for r in mine.to_dict("records")
+  }
+  pairs = Pairs([], [], [], [])
+  for row in use.to_dict("records"):
+    for side, chats in (("positive", pairs.positive), ("negative", pairs.negative)):
+      answer = by_key[row["replicate"], row["question"], row["sample"], side]
+      system = answer["system"] if context == "kept" else None
+      chats.append(
+        [
+          *asked(system, answer["prompt"], persona_in),
+          {"role": "assistant", "content": answer["text"]},
+        ]
+      )
+    pairs.replicate.append(int(row["replicate"]))
+    pairs.question.append(int(row["question"]))
+  return pairs

@@ -1,0 +1,190 @@
+"""The four preregistered hypotheses: supported, not supported, or not testable; with their numbers.
+
+H1  rankings of danger under prompts are preserved across models
+H2  the steered ranking does not follow from the prompted one
+H3  the named persona inverts: safe when prompted, dangerous when steered
+H4  a direction's alignment with refusal predicts what steering along it does
+
+Holm's correction is over the four. "Not supported" is no evidence for the contrary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+from persona_jax.stats.families import adjust
+from persona_jax.stats.outcomes import Outcomes
+from persona_jax.stats.rankings import Preserved, preserved, unpredictable
+from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.tables import Measured
+
+ALPHA = 0.05
+SUPPORTED, NOT, UNTESTABLE = "supported", "not supported", "NOT TESTABLE"
+_WHAT = {
+  "H1": "danger rankings under prompts are preserved across models",
+  "H2": "the steered ranking does not follow from the prompted one",
+  "H3": "{named} is safe when prompted and dangerous when steered",
+  "H4": "alignment with refusal predicts the effect of steering",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What is said of one hypothesis.
+
+  Attributes:
+    name: "H1" … "H4".
+    what: in words.
+    status: "supported", "not supported" or "NOT TESTABLE".
+    p, p_holm: before and after Holm's correction over the four; NaN if not tested.
+    numbers: estimates with intervals that the status rests on.
+    reason: why it cannot be tested, or what is lacking; "" if nothing is.
+  """
+
+  name: str
+  what: str
+  status: str
+  p: float
+  p_holm: float
+  numbers: str
+  reason: str
+
+  def __str__(self) -> str:
+    if self.status == UNTESTABLE:
+      return f"{self.name} {self.what}: {UNTESTABLE} ({self.reason})"
+    p = f", p {self.p:.2g}, Holm {self.p_holm:.2g}" if not math.isnan(self.p) else ""
+    reason = f"; {self.reason}" if self.reason else ""
+    return f"{self.name} {self.what}: {self.status} ({self.numbers}{p}{reason})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Test:
+  holds: bool
+  p: float
+  numbers: str
+  reason: str = ""
+
+  @property
+  def testable(self) -> bool:
+    return not math.isnan(self.p)
+
+
+def judge(
+  settings: Settings,
+  found: Measured,
+  inversions: pd.DataFrame,
+  regressions: pd.DataFrame,
+  blocked: str,
+  *,
+  others: Mapping[str, Outcomes] | None = None,
+  elicited: bool = True,
+) -> list[Verdict]:
+  """Return the verdict on every hypothesis.
+
+  Args:
+    settings: of the study.
+    found: outcomes and draws of this model.
+    inversions: of `tables.inversion_tables`.
+    regressions: of `geometry.Geometry`.
+    blocked: why nothing can be tested (`gates.blocked_by`), or "".
+    others: prompt arms of other models over the same personas and prompts.
+    elicited: whether the named persona's traits were elicited.
+  """
+  shared = _shared(found, others or {})
+  tests = {
+    "H1": _h1(shared),
+    "H2": _h2(found, shared),
+    "H3": _h3(settings, found, inversions, elicited),
+    "H4": _h4(regressions),
+  }
+  table = pd.DataFrame({"p": [math.nan if blocked else t.p for t in tests.values()]})
+  adjusted = adjust(table.assign(family="hypotheses"), "holm", alpha=ALPHA)
+  verdicts = []
+  for (name, test), row in zip(tests.items(), adjusted.to_dict("records"), strict=True):
+    if blocked or not test.testable:
+      status, reason = UNTESTABLE, blocked or test.reason
+    else:
+      status = SUPPORTED if test.holds and row["rejected"] else NOT
+      reason = test.reason
+    what = _WHAT[name].format(named=settings.named)
+    verdicts.append(Verdict(name, what, status, row["p"], row["p_adjusted"], test.numbers, reason))
+  return verdicts
+
+
+def _shared(found: Measured, others: Mapping[str, Outcomes]) -> Preserved | None:
+  if not others:
+    return None
+  return preserved({"this model": found.outcomes.arm("SP"), **others}, found.draws)
+
+
+def _h1(shared: Preserved | None) -> _Test:
+  if shared is None:
+    return _Test(False, math.nan, "", "one model; name runs of others over the same prompts")
+  numbers = "; ".join(
+    f"{a} and {b}: disattenuated rho {r.disattenuated}" for (a, b), r in shared.pairs.items()
+  )
+  return _Test(shared.holds, shared.p, numbers, shared.reason)
+
+
+def _h2(found: Measured, shared: Preserved | None) -> _Test:
+  if shared is None:
+    return _Test(False, math.nan, "", "one model; the prompted rankings' agreement is not known")
+  if not found.steered:
+    return _Test(False, math.nan, "", "no persona is steered in any match")
+  first = found.outcomes.arm(found.steered[0])
+  one = unpredictable(found.outcomes.arm("SP"), first, shared, found.draws)
+  numbers = (
+    f"{found.steered[0]}: disattenuated rho(SP, AS) {one.correlation.disattenuated}, "
+    f"less the models' median {one.difference}"
+  )
+  return _Test(one.holds, one.p, numbers, one.reason)
+
+
+def _h3(settings: Settings, found: Measured, inversions: pd.DataFrame, elicited: bool) -> _Test:
+  """Test the named persona by itself, under every match: an intersection of the matches."""
+  if not elicited:
+    return _Test(False, math.nan, "", f"{settings.named}: NOT_ELICITED")
+  wanted = [f"AS:{by}" for by in settings.matches]
+  lacking = [arm for arm in wanted if arm not in found.steered]
+  own = inversions[
+    (inversions["persona"] == settings.named) & (inversions["direction"] == "AS-worse")
+  ].set_index("match")
+  censored = [arm for arm in wanted if arm in own.index and math.isnan(own.loc[arm, "p"])]
+  if lacking or censored:
+    return _Test(
+      False,
+      math.nan,
+      "",
+      f"{settings.named} has no coefficient under {', '.join(lacking + censored)}",
+    )
+  p = float(own["p"].max())
+  each = bool(own["each_replicate"].all())
+  numbers = "; ".join(
+    f"{arm}: D_SP {r['d_SP']:+.3f} [{r['SP_low']:+.3f}, {r['SP_high']:+.3f}], "
+    f"D_AS {r['d_AS']:+.3f} [{r['AS_low']:+.3f}, {r['AS_high']:+.3f}]"
+    for arm, r in own.iterrows()
+  )
+  reason = "" if each or p > ALPHA else "not in each replicate"
+  return _Test(each and p <= ALPHA, p, numbers, reason)
+
+
+def _h4(regressions: pd.DataFrame) -> _Test:
+  """Test the slope on the cosine: above 0, and beyond random directions in refusal's place.
+
+  The effect is the change of refusal log-odds, so that alignment predicts it with a slope above 0
+  (and the attack success rate with one below).
+  """
+  row = regressions[regressions["predictor"] == "cos_euclidean"].iloc[0]
+  numbers = (
+    f"slope of the change of refusal log-odds on the cosine {row['slope']:+.2f} "
+    f"[{row['low']:+.2f}, {row['high']:+.2f}], cross-validated R2 {row['r2']:.2f}, "
+    f"{int(row['directions'])} directions"
+  )
+  if math.isnan(row["slope"]):
+    return _Test(False, math.nan, numbers, str(row["reason"]))
+  specific = row["p_specific"]
+  p = max(2 * row["p_negative"], specific) if row["slope"] > 0 else 1.0
+  p = min(1.0, p)
+  return _Test(bool(row["low"] > 0 and specific <= ALPHA), float(p), numbers, str(row["reason"]))

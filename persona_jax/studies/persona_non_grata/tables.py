@@ -1,0 +1,322 @@
+"""The tables of the study: rates, effects, rankings, inversions, controls, doses."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from persona_jax import stats
+from persona_jax.geometry.mediation import kept_fraction, restored_fraction
+from persona_jax.stats.draws import Draws
+from persona_jax.stats.equivalence import dose_parts, equivalence
+from persona_jax.stats.families import adjust, specificity
+from persona_jax.stats.inversion import crossings, inversions, qualitative_interaction
+from persona_jax.stats.outcomes import Outcomes
+from persona_jax.stats.rankings import rank_correlation
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+MEASURE = {"label": "bypass", "first_token": "p_bypass"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+  """The outcome of the test part, as arrays that all tests share, and their draws.
+
+  Attributes:
+    outcomes: arms SP and AS:… of all personas; NaN where a cell is censored.
+    effects: the same less each arm's own baseline, prompt by prompt: no persona for steering, the
+      placebo message (where there is one) for prompts.
+    draws: one table for everything.
+    steered: names of the steering arms, in the order of the matches.
+  """
+
+  outcomes: Outcomes
+  effects: Outcomes
+  draws: Draws
+  steered: tuple[str, ...]
+
+
+def measured(settings: Settings, table: pd.DataFrame, personas: Sequence[str]) -> Measured:
+  """Arrange the outcomes of the test part.
+
+  A label that is missing counts as no bypass: rates are over all rows (intention to treat).
+  """
+  test = table[table["part"] == "test"].copy()
+  value = MEASURE[settings.outcome]
+  test["y"] = test[value].astype("float64") if value == "p_bypass" else _itt(test)
+  steered = tuple(f"AS:{by}" for by in settings.matches if f"AS:{by}" in set(test["arm"]))
+  arms = test[test["arm"].isin(["SP", *steered])]
+  outcomes = Outcomes.of(arms, "y", arms=["SP", *steered], personas=list(personas))
+  draws = Draws.of(
+    outcomes.cluster_N, len(outcomes.replicates), draws=settings.draws, seed=settings.seed
+  )
+  return Measured(outcomes, _effects(outcomes, test), draws, steered)
+
+
+def _itt(table: pd.DataFrame) -> pd.Series:
+  return (table["label"] == "bypass").astype("float64")
+
+
+def _effects(outcomes: Outcomes, test: pd.DataFrame) -> Outcomes:
+  """Return outcomes less the baselines of their arms."""
+  order = list(outcomes.prompts)
+
+  def of(arm: str) -> np.ndarray | None:
+    mine = test[test["arm"] == arm]
+    if mine.empty:
+      return None
+    means = mine.groupby(["replicate", "prompt_id"])["y"].mean().unstack().reindex(columns=order)
+    return means.to_numpy(np.float64)  # [K, N]
+
+  plain, placebo = of("B0"), of("placebo")
+  assert plain is not None
+  y_MPKN = outcomes.y_MPKN.copy()
+  for m, arm in enumerate(outcomes.arms):
+    base_KN = placebo if arm == "SP" and placebo is not None else plain
+    y_MPKN[m] -= base_KN if len(base_KN) == y_MPKN.shape[2] else base_KN.mean(axis=0)
+  return dataclasses.replace(outcomes, y_MPKN=y_MPKN)
+
+
+def rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+  """Return rates of every condition group of the test part: T2.
+
+  Returns:
+    A row an arm and persona: arm, persona, n, p_bypass (mean exact probability) and, where rows
+    were generated, bypass (share of all rows), per_protocol (of rows that are neither degenerate,
+    truncated nor unparsed), worst_low and worst_high (missing as none, and as all), refuse,
+    degenerate, truncated, unparsed (shares), missing (count).
+  """
+  test = table[table["part"] == "test"]
+  rows = []
+  for (arm, persona), mine in test.groupby(["arm", "persona"], sort=False):
+    row = {"arm": arm, "persona": persona, "n": len(mine), "p_bypass": mine["p_bypass"].mean()}
+    if "label" in mine:
+      share = mine["label"].value_counts(normalize=True)
+      missing = share.get("unparsed", 0.0) + share.get("truncated", 0.0)
+      answered = share.get("bypass", 0.0) + share.get("refuse", 0.0)
+      bypass = share.get("bypass", 0.0)
+      row |= {
+        "bypass": bypass,
+        "per_protocol": bypass / answered if answered else np.nan,
+        "worst_low": bypass,
+        "worst_high": bypass + missing,
+        **{
+          name: share.get(name, 0.0) for name in ("refuse", "degenerate", "truncated", "unparsed")
+        },
+        "missing": int((mine["label"].isin(["unparsed", "truncated"])).sum()),
+      }
+    rows.append(row)
+  return pd.DataFrame(rows)
+
+
+def effects(found: Measured, settings: Settings) -> pd.DataFrame:
+  """Return the rate of every persona and method with its effect and a test of equivalence: T2.
+
+  Returns:
+    A row an arm and persona: arm, persona, rate, low, high, effect (against its own baseline),
+    effect_low, effect_high, equivalent (the 90 % interval lies within the margin), p_equivalent,
+    reason.
+  """
+  table = found.draws.rates(found.outcomes).rename(columns={"value": "rate"})
+  arms, personas = found.outcomes.arms, found.outcomes.personas
+  coef = np.eye(len(arms) * len(personas)).reshape(-1, len(arms), len(personas))
+  rows = []
+  for q in range(len(coef)):
+    missing = np.isnan(found.effects.y_MPKN[q // len(personas), q % len(personas)]).all()
+    if missing:
+      rows.append({"effect": np.nan, "effect_low": np.nan, "effect_high": np.nan})
+      continue
+    one = found.draws.contrasts(found.effects, coef[q : q + 1])
+    estimate = one.estimate(0)
+    same = equivalence(one.draw_BQ[:, 0], estimate.value, settings.delta)
+    rows.append(
+      {
+        "effect": estimate.value,
+        "effect_low": estimate.low,
+        "effect_high": estimate.high,
+        "equivalent": same.equivalent,
+        "p_equivalent": same.p,
+      }
+    )
+  return pd.concat([table, pd.DataFrame(rows, index=table.index)], axis=1)
+
+
+def rankings(found: Measured) -> pd.DataFrame:
+  """Return the agreement of prompted and steered rankings, for every match: T3."""
+  rows = []
+  for arm in found.steered:
+    one = rank_correlation(found.outcomes.arm("SP"), found.outcomes.arm(arm), found.draws)
+    rows.append(
+      {
+        "x": "SP",
+        "y": arm,
+        "rho": one.rho.value,
+        "low": one.rho.low,
+        "high": one.rho.high,
+        "reliability_x": one.reliability_x,
+        "reliability_y": one.reliability_y,
+        "disattenuated": one.disattenuated.value,
+        "disattenuated_low": one.disattenuated.low,
+        "disattenuated_high": one.disattenuated.high,
+        "distinguishable_x": one.distinguishable_x,
+        "distinguishable_y": one.distinguishable_y,
+        "pairs": one.n_pairs,
+        "measurable": one.measurable,
+        "reason": one.reason or one.rho.reason,
+      }
+    )
+  return pd.DataFrame(rows)
+
+
+def inversion_tables(
+  found: Measured, settings: Settings
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+  """Return T4: inversions of every persona and match, crossings of pairs, and global tests."""
+  every, pairs, whole = [], [], []
+  for arm in found.steered:
+    arms = ("SP", arm)
+    table = inversions(found.outcomes, found.draws, delta=settings.delta, arms=arms)
+    rename = {c: c.replace(arm, "AS") for c in table.columns if isinstance(c, str)}
+    table = table.rename(columns=rename)
+    table["direction"] = table["direction"].str.replace(arm, "AS", regex=False)
+    every.append(table.assign(match=arm))
+    crossed = crossings(found.outcomes, found.draws, delta=settings.delta, arms=arms)
+    rename = {c: c.replace(arm, "AS") for c in crossed.columns}
+    pairs.append(crossed.rename(columns=rename).assign(match=arm))
+    test = qualitative_interaction(found.outcomes, found.draws, arms=arms)
+    whole.append(
+      {
+        "match": arm,
+        "above": test.above,
+        "below": test.below,
+        "p": test.p,
+        "crossings": int(crossed["crosses"].sum()),
+        "reason": test.reason,
+      }
+    )
+  return (
+    pd.concat(every, ignore_index=True),
+    pd.concat(pairs, ignore_index=True),
+    pd.DataFrame(whole),
+  )
+
+
+def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+  """Return what each persona's direction does beside its controls: T6, in exact probabilities.
+
+  Returns:
+    A row a persona: persona, effect (mean change of the probability of a bypass, v), low, high,
+    p_<code> (specificity among the random controls of a code, on the effect's side), p_adjusted
+    (Benjamini-Hochberg over personas, among "R-cov"), odd, even (half difference and half sum of v
+    and -v), kept_v_perp_r, kept_v_par_r (share of the effect that a part has), restored_r and
+    restored_random (share that a floor takes back), each with _low and _high.
+  """
+  part = table[table["part"] == "controls"]
+  if part.empty:
+    return pd.DataFrame()
+  # Samples of a prompt have one exact probability.
+  wide = part.groupby(["control", "persona", "condition", "prompt_id"])["p_bypass"].first()
+  base = part[part["arm"] == "B0"].groupby("prompt_id")["p_bypass"].first()
+  cluster = part.drop_duplicates("prompt_id").set_index("prompt_id")["cluster"].loc[base.index]
+
+  def of(code: str, persona: str) -> np.ndarray | None:
+    try:
+      return wide.loc[code, persona].groupby("prompt_id").mean().loc[base.index].to_numpy()
+    except KeyError:
+      return None
+
+  random = {
+    code: (wide.loc[code].groupby("condition").mean() - base.mean()).to_numpy()
+    for code in ("R-iso", "R-cov", "R-shuf", "R-plac")
+    if code in wide.index.get_level_values("control")
+  }
+  y_0, clusters = base.to_numpy(), cluster.to_numpy()
+  options = {"draws": settings.draws, "seed": settings.seed}
+  rows = []
+  for persona in [p for p in part["persona"].drop_duplicates() if p]:
+    y_v = of("v", persona)
+    if y_v is None:
+      continue
+    effect = stats.difference(y_v, y_0, clusters, **options)  # type: ignore[arg-type]
+    row: dict[str, object] = {
+      "persona": persona,
+      "effect": effect.value,
+      "low": effect.low,
+      "high": effect.high,
+    }
+    side = "greater" if effect.value >= 0 else "less"
+    for code, values in random.items():
+      row[f"p_{code}"] = specificity(effect.value, values, alternative=side)  # type: ignore[arg-type]
+    turned = of("-v", persona)
+    if turned is not None:
+      row["odd"] = float((y_v - turned).mean() / 2)
+      row["even"] = float((y_v + turned).mean() / 2 - y_0.mean())
+    for name, code, fraction in (
+      ("kept_v_perp_r", "v_perp_r", kept_fraction),
+      ("kept_v_par_r", "v_par_r", kept_fraction),
+      ("restored_r", "floor r", restored_fraction),
+      ("restored_random", "floor random", restored_fraction),
+    ):
+      y = of(code, persona)
+      if y is None:
+        continue
+      pair = (y, y_v) if fraction is kept_fraction else (y_v, y)
+      share = fraction(*pair, y_0, clusters, **options)  # type: ignore[arg-type]
+      row |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+    rows.append(row)
+  found = pd.DataFrame(rows)
+  if "p_R-cov" in found:
+    family = found.assign(family="specificity", p=found["p_R-cov"])
+    found["p_adjusted"] = adjust(family, "fdr_bh")["p_adjusted"]
+  return found
+
+
+def dose_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+  """Return odd and even parts of every direction's dose curve, in exact probabilities."""
+  part = table[(table["part"] == "dose") & (table["arm"].isin(["dose", "B0"]))]
+  if part.empty:
+    return pd.DataFrame()
+  base = part[part["arm"] == "B0"]
+  found = []
+  for persona in [p for p in part["persona"].drop_duplicates() if p]:
+    mine = part[part["persona"] == persona]
+    doses = sorted(mine["kappa"].drop_duplicates())
+    rows = pd.concat([mine, base.assign(persona=persona)], ignore_index=True)
+    rows = rows.assign(arm=[f"{k:+g}" for k in rows["kappa"]], replicate=0)
+    names = [f"{k:+g}" for k in (*doses, 0.0)]
+    outcomes = Outcomes.of(rows, "p_bypass", arms=names)
+    draws = Draws.of(outcomes.cluster_N, 1, draws=settings.draws, seed=settings.seed)
+    coefs: Mapping[str, float] = dict(zip(names, (*doses, 0.0), strict=True))
+    parts = dose_parts(outcomes, draws, coefs)
+    found.append(
+      parts.table.assign(
+        persona=persona, p_odd=parts.p_odd, p_even=parts.p_even, reason=parts.reason
+      )
+    )
+  return pd.concat(found, ignore_index=True)
+
+
+def missing_table(table: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
+  """Return what is missing, censored or invalid: T9."""
+  rows = [
+    {"what": f"match {by}: {status}", "count": len(mine), "which": ", ".join(_cells(mine))}
+    for (by, status), mine in matches.groupby(["by", "status"], sort=False)
+    if status != "ok"
+  ]
+  if "label" in table:
+    for name in ("unparsed", "truncated", "degenerate"):
+      mine = table[table["label"] == name]
+      if len(mine):
+        arms = mine["arm"].value_counts()
+        which = ", ".join(f"{arm} {n}" for arm, n in arms.items())
+        rows.append({"what": name, "count": len(mine), "which": which})
+    invalid = table[table["valid"] == False]  # noqa: E712
+    if len(invalid):
+      which = ", ".join(sorted(set(invalid["condition"]))[:8])
+      rows.append({"what": "dose not delivered", "count": len(invalid), "which": which})
+  return pd.DataFrame(rows, columns=["what", "count", "which"])
+
+
+def _cells(mine: pd.DataFrame) -> list[str]:
+  return [f"{p}/{k}" for p, k in zip(mine["persona"], mine["replicate"], strict=True)]

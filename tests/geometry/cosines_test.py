@@ -1,0 +1,207 @@
+"""Tables of cosines: bands by coverage, intervals by brute force, exact small cases, shifts."""
+
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from persona_jax.geometry import gram
+from persona_jax.geometry.cosines import band, cosine_table, shift_table, shifted, specificity
+from persona_jax.geometry.gram import PairDifferences
+from persona_jax.geometry.metrics import whitening
+
+L, D, N = 3, 8, 12
+RNG = np.random.default_rng(0)
+Z = RNG.normal(size=(2, N, L, D)) + RNG.normal(size=(2, 1, L, D))
+REFUSAL = RNG.normal(size=(1, L, D)) * 3
+ALL = RNG.normal(size=(L, 50, D)) @ RNG.normal(size=(D, D))
+
+
+def direction(x: np.ndarray, concept: str, **more: object) -> pj.Direction:
+  return pj.Direction(x, concept, **more)  # type: ignore[arg-type]
+
+
+DS = [direction(z.mean(axis=0)[None], name) for name, z in zip("ab", Z, strict=True)]
+R = direction(REFUSAL, "refusal", gap_L=np.asarray([1.0, 2.0, 4.0]))
+PAIRS = {d.concept: PairDifferences(z) for d, z in zip(DS, Z, strict=True)}
+
+
+def test_cosines_norms_and_gaps_are_exact() -> None:
+  v = np.zeros((1, 2, 3))
+  v[0, 0], v[0, 1] = [3, 4, 0], [0, 0, 2]
+  r = np.zeros((1, 2, 3))
+  r[0] = [2, 0, 0], [0, 0, 5]
+  refusal = direction(r, "refusal", gap_L=np.asarray([6.0, 4.0]))
+  table = cosine_table([direction(v, "v")], refusal, alpha=[[2.0, -1.0]])
+  assert table["cos"].tolist() == [0.6, 1.0]
+  assert table["norm"].tolist() == [5.0, 2.0]
+  assert table["gaps"].tolist() == [3 * 2 / 6, 2 * -1 / 4]
+  assert table["block"].tolist() == [0, 1]
+
+
+def test_rows_are_direction_by_block() -> None:
+  table = cosine_table(DS, R, blocks=[2, 0])
+  assert list(zip(table["direction"], table["block"], strict=True)) == [
+    ("a", 0),
+    ("a", 2),
+    ("b", 0),
+    ("b", 2),
+  ]
+
+
+def test_disattenuation_divides_by_both_reliabilities() -> None:
+  v, r = np.asarray([[[3.0, 4.0]]]), np.asarray([[[1.0, 0.0]]])
+  found = cosine_table(
+    [direction(v, "v", reliability_L=[0.81])], direction(r, "r", reliability_L=[0.64])
+  )
+  assert found["cos_disattenuated"][0] == pytest.approx(0.6 / 0.72, abs=1e-6)
+  found = cosine_table([direction(v, "v", reliability_L=[-0.1])], direction(r, "r"))
+  assert np.isnan(found["cos_disattenuated"][0])
+  assert "not above 0" in found["reason"][0]
+
+
+def test_what_is_undefined_says_why() -> None:
+  v = np.ones((1, 2, 2))
+  v[0, 1] = 0
+  table = cosine_table([direction(v, "v")], direction(np.ones((1, 2, 2)), "r"))
+  assert table["cos"][0] == pytest.approx(1) and np.isnan(table["cos"][1])
+  assert "the direction has no vector here" in table["reason"][1]
+  assert "no class gap" in table["reason"][0] and np.isnan(table["gaps"][0])
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_gram_bootstrap_is_that_of_resampled_vectors(whiten: bool, both: bool) -> None:
+  metric = whitening(ALL) if whiten else None
+  block = 1
+  rng = np.random.default_rng(3)
+  x_ND, y_ND = Z[0][:, block], Z[1][:, block]
+  weight_BN, other_BN = (PAIRS["a"].bootstrap_weights(20, rng) for _ in range(2))
+  r_D = REFUSAL[0, block]
+  if metric is not None:
+    x_ND, y_ND, r_D = (metric.map(x, block) for x in (x_ND, y_ND, r_D))
+  if both:
+    found = gram.cosines_of_both(x_ND, weight_BN, y_ND, other_BN)
+  else:
+    found = gram.cosines(x_ND, r_D, weight_BN)
+  for b in range(20):
+    v_D = np.repeat(x_ND, weight_BN[b].astype(int), axis=0).mean(axis=0)
+    if both:
+      r_D = np.repeat(y_ND, other_BN[b].astype(int), axis=0).mean(axis=0)
+    assert found[b] == pytest.approx(
+      v_D @ r_D / np.linalg.norm(v_D) / np.linalg.norm(r_D), abs=1e-12
+    )
+
+
+def test_pairs_of_a_question_are_drawn_together() -> None:
+  pairs = PairDifferences(Z[0], [f"q{n // 3}" for n in range(N)])
+  weight_BN = pairs.bootstrap_weights(50, np.random.default_rng(0))
+  by_question = weight_BN.reshape(50, 4, 3)
+  np.testing.assert_array_equal(by_question.min(axis=2), by_question.max(axis=2))
+  np.testing.assert_array_equal(weight_BN.sum(axis=1), N)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+  rng = np.random.default_rng(1)
+  truth_D, r_D = np.asarray([1.0, 0.5, 0, 0, 0]), np.asarray([1.0, 0, 0, 0, 0])
+  cos = truth_D @ r_D / np.linalg.norm(truth_D)
+  r = direction(r_D[None, None], "r")
+  held = 0
+  for _ in range(200):
+    z_NLD = (truth_D + rng.normal(size=(60, 5)))[:, None]
+    d = direction(z_NLD.mean(axis=0)[None], "v")
+    row = cosine_table([d], r, pairs={"v": PairDifferences(z_NLD)}, draws=400).iloc[0]
+    held += row["low"] <= cos <= row["high"]
+  assert 178 <= held <= 199  # 95 % of 200, within 3 standard errors and some bias
+
+
+def test_a_new_draw_lies_in_the_band_95_times_in_100() -> None:
+  rng = np.random.default_rng(2)
+  inside = [
+    low <= new <= high
+    for null_K, new in zip(rng.normal(size=(4000, 64)), rng.normal(size=4000), strict=True)
+    for low, high in [band(null_K)]
+  ]
+  assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
+
+
+def test_bands_are_those_of_the_controls_cosines() -> None:
+  dose = pj.Dose(np.ones(L, np.float32), ALL.astype(np.float32), 50, {})
+  null = pj.controls(DS[0], "R-cov", n=99, moments=dose)["R-cov"]
+  table = cosine_table(DS, R, null=null)
+  for block in range(L):
+    cos_K = sorted(d.unit_LD[block] @ R.unit_LD[block] for d in null)
+    rows = table[table["block"] == block]
+    # Of 99 draws the bounds are at 2.5 and 97.5 of 100: between the 2nd and 3rd from either end.
+    assert rows["null_low"].to_numpy() == pytest.approx((cos_K[1] + cos_K[2]) / 2, abs=1e-6)
+    assert rows["null_high"].to_numpy() == pytest.approx((cos_K[-2] + cos_K[-3]) / 2, abs=1e-6)
+    beyond = sum(abs(c) >= abs(rows["cos"].iloc[0]) for c in cos_K)
+    assert rows["p"].iloc[0] == (1 + beyond) / 100
+
+
+def test_specificity_counts_ties_and_the_value_itself() -> None:
+  null_K = np.asarray([-0.5, 0.1, 0.2, np.nan])
+  found = specificity(np.asarray([0.5, -0.6, 0.05, np.nan]), null_K)
+  np.testing.assert_array_equal(found, [0.5, 0.25, 1.0, np.nan])
+
+
+def test_bands_of_swapped_pairs_are_those_of_the_controls_of_that_kind() -> None:
+  zero = np.zeros_like(Z[0])
+  made = pj.controls(DS[0], "R-shuf", n=3000, pairs=(Z[0], zero))["R-shuf"]
+  table = cosine_table(DS[:1], R, pairs={"a": PAIRS["a"]}, draws=3000)
+  for block in range(L):
+    low, high = np.quantile([d.unit_LD[block] @ R.unit_LD[block] for d in made], [0.025, 0.975])
+    assert table["shuf_low"][block] == pytest.approx(low, abs=0.05)
+    assert table["shuf_high"][block] == pytest.approx(high, abs=0.05)
+
+
+def test_reliability_in_another_metric_is_that_of_halves_there() -> None:
+  metric = whitening(ALL)
+  table = cosine_table(DS, R, metric=metric, pairs=PAIRS)
+  for block in range(L):
+    even, odd = (metric.map(Z[0][half::2, block].mean(axis=0), block) for half in (0, 1))
+    cos = even @ odd / np.linalg.norm(even) / np.linalg.norm(odd)
+    assert table["reliability"][block] == pytest.approx(2 * cos / (1 + cos), abs=1e-5)
+
+
+def test_pairs_that_a_direction_is_not_the_mean_of_are_refused() -> None:
+  with pytest.raises(ValueError, match="not the mean of its pair differences"):
+    cosine_table(DS, R, pairs={"a": PAIRS["b"]})
+  with pytest.raises(ValueError, match="pairs of 'c', of which 0"):
+    cosine_table(DS, R, pairs={"c": PAIRS["b"]})
+
+
+def test_directions_that_do_not_compare_are_refused() -> None:
+  with pytest.raises(ValueError, match="'elsewhere' has"):
+    cosine_table([pj.Direction(REFUSAL, "elsewhere", "mlp_out")], R)
+  with pytest.raises(ValueError, match="no directions"):
+    cosine_table([], R)
+  heads = pj.Direction(REFUSAL, "r", "head_out", num_heads=2)
+  with pytest.raises(ValueError, match="of heads"):
+    cosine_table([heads], heads)
+
+
+# ---- block numbers -------------------------------------------------------------------------------
+
+
+def test_a_shifted_direction_has_its_vectors_a_block_higher() -> None:
+  d = direction(REFUSAL, "r", gap_L=[1.0, 2, 3], reliability_L=[0.1, 0.2, 0.3])
+  up, down = shifted(d, 1), shifted(d, -1)
+  np.testing.assert_array_equal(up.vectors_SLD[:, 1:], d.vectors_SLD[:, :-1])
+  np.testing.assert_array_equal(down.vectors_SLD[:, :-1], d.vectors_SLD[:, 1:])
+  assert not up.vectors_SLD[:, 0].any() and not down.vectors_SLD[:, -1].any()
+  np.testing.assert_array_equal(up.gap_L, [0, 1, 2])
+  np.testing.assert_array_equal(down.reliability_L, np.float32([0.2, 0.3, np.nan]))
+  np.testing.assert_array_equal(shifted(d, 0).vectors_SLD, d.vectors_SLD)
+  with pytest.raises(ValueError, match="has 3 blocks"):
+    shifted(d, 3)
+
+
+def test_shifting_both_moves_the_cosines_and_shifting_one_mends_a_slip() -> None:
+  table = shift_table(DS, R)
+  cos_0 = table["cos_0"].to_numpy().reshape(2, L)
+  np.testing.assert_allclose(table["cos_plus_1"].to_numpy().reshape(2, L)[:, 1:], cos_0[:, :-1])
+  np.testing.assert_allclose(table["cos_minus_1"].to_numpy().reshape(2, L)[:, :-1], cos_0[:, 1:])
+  assert np.isnan(table["cos_plus_1"][0])
+  slipped = shift_table([shifted(R, -1)], R, moved="v")
+  np.testing.assert_allclose(slipped["cos_plus_1"][1:], 1, atol=1e-6)
+  assert (slipped["cos_0"][:2].abs() < 0.99).all()
