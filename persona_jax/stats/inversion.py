@@ -53,9 +53,10 @@ def inversions(
 
   Returns:
     Columns persona, direction ("AS-worse" or "SP-worse", by the names of the arms), d_* with
-    *_low and *_high (one-sided bounds) and p_* for each arm, p, p_holm, each_replicate (NA if there
-    is one replicate), d_* of each replicate, and inverted: p_holm ≤ alpha in each replicate. A
-    persona without a value in one of the arms has p NaN and a reason.
+    *_low and *_high (one-sided bounds) and p_* for each arm, p, p_holm, each_replicate (point
+    estimates beyond delta in every one), d_* of each replicate, and inverted: p_holm ≤ alpha and
+    each_replicate. A persona without a value in one of the arms makes the others' means undefined
+    too: p is NaN and the reason says so; select the personas that both arms have.
 
   Raises:
     ValueError: arms that are not there, a negative margin, fewer than two personas.

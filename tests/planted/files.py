@@ -12,6 +12,8 @@
     test.jsonl             harmful questions
     twins.jsonl            their harmless twins: the same fillers, a mild word for the harmful one
     confirm.jsonl          further harmful questions, to be opened once
+    harmful.jsonl          harmful_train and harmful_val, as one suite that a study draws from
+    harmless.jsonl         harmless_train, harmless_val and calib
 
 A question's cluster is its harm word: what the model does to a question depends on that word alone,
 so two questions with one word are one observation. By default every question has its own word.
@@ -43,6 +45,10 @@ from tests.planted.world import (
 
 NEUTRAL, CALIB, TRAIN, VAL, CONFIRM, ITEMS = 60, 32, 32, 16, 100, 4
 HARM, MILD = (0.2, 4.0), (0.0, 0.78)  # the ranges of intensity; a refusal direction sees 2 and up
+_SUITES = {
+  "harmful": ("harmful_train", "harmful_val"),
+  "harmless": ("harmless_train", "harmless_val", "calib"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +154,11 @@ def write(
   suite = questions(prompts, harm_words)
   world = suite.world(truth, seed=seed, jitter=jitter, kv_heads=kv_heads)
   world.write(directory)
-  for name, lines in suite.files.items():
+  joined = {
+    name: [question for part in parts for question in suite.files[part]]
+    for name, parts in _SUITES.items()
+  }
+  for name, lines in {**suite.files, **joined}.items():
     text = "".join(json.dumps(dataclasses.asdict(question)) + "\n" for question in lines)
     (directory / f"{name}.jsonl").write_text(text, encoding="utf-8")
   (directory / "personas.toml").write_text(_personas(), encoding="utf-8")

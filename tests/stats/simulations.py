@@ -284,8 +284,9 @@ def power_of_inversion(
 ) -> tuple[float, float]:
   """Return the power to find P12, named beforehand (.05) and among all personas (Holm).
 
-  The population D of P12 is −gap under SP and +gap under AS; the other personas are alike, at a
-  rate between .15 and .25 that leaves room. Both need every replicate beyond δ.
+  The population D of P12 is −gap under SP and +gap under AS; the others are alike, at a rate of
+  .20, or gap + .02 where that is more, so that there is room below. The margin is .05, and every
+  replicate must lie beyond it.
   """
   rng = np.random.default_rng([seed, prompts, round(1000 * gap)])
   base = max(BASE_RATE, gap + 0.02)

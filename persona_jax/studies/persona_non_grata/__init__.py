@@ -11,3 +11,20 @@ method, not replication: layers, coefficients, judge and prompts of that paper a
 Each stage reads what the ones before it have written, so it can be run by itself; what is there is
 kept.
 """
+
+from persona_jax.studies.persona_non_grata.analysis import Findings, analyse, prompt_arm
+from persona_jax.studies.persona_non_grata.calibrating import Calibrated, calibrate
+from persona_jax.studies.persona_non_grata.dry import describe
+from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
+from persona_jax.studies.persona_non_grata.generation import generate, labeller, parts_of
+from persona_jax.studies.persona_non_grata.material import Material, load_material, start
+from persona_jax.studies.persona_non_grata.progress import STAGES, require
+from persona_jax.studies.persona_non_grata.refusal import Refusal, find_refusal
+from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.summary import screen, write_summary
+
+__all__ = [
+  "STAGES", "Calibrated", "Extracted", "Findings", "Material", "Refusal", "Settings", "analyse",
+  "calibrate", "describe", "extract", "find_refusal", "generate", "labeller", "load_material",
+  "parts_of", "prompt_arm", "require", "screen", "start", "write_summary",
+]  # fmt: skip

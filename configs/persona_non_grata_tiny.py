@@ -1,0 +1,50 @@
+"""The core study's pipeline on SmolLM2-135M: minutes on two CPU cores.
+
+python experiments/persona_non_grata.py --workdir=runs/tiny \
+  --config=configs/persona_non_grata_tiny.py
+
+The model refuses next to nothing: gates fail, hypotheses read NOT TESTABLE, and what is left is
+geometry, log-probabilities and delivered doses. That the pipeline is right is shown by the planted
+worlds, not here.
+"""
+
+import ml_collections
+
+from configs import persona_non_grata
+
+
+def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDict:
+  config = persona_non_grata.get_config(model)
+  config.dtype = "float32"
+
+  config.questions_each = 3
+  config.train_prompts = 24
+  config.held_out_prompts = 8
+  config.calibration_prompts = 6
+  config.test_prompts = 8
+  config.twin_prompts = 0
+  config.dose_prompts = 4
+  config.control_prompts = 6
+
+  config.answer_tokens = 32
+  config.answer_samples = 1
+  config.least_answer_tokens = 16
+  # It refuses nothing, so nothing can be derived; these begin the refusals of its larger kin.
+  config.refusal_words = ("I'm", "I", "Sorry", "As")
+
+  config.block = 18  # three fifths of the depth; its self-report moves there (configs/demo.py)
+  config.kappas = (0.1, 0.2, 0.4)
+  config.matches = ("proj", "norm", "kl")  # it answers no questionnaire with options
+  config.limit = "none"
+  config.items = 2
+  config.calibration_tokens = 16
+  config.dose_skip = 4
+
+  config.baselines = ("placebo",)
+  config.both = False
+  config.controls = ("R-cov", "R-plac", "-v", "v_perp_r", "v_par_r", "+-r", "floor")
+  config.num_controls = 16
+  config.max_new_tokens = 24
+  config.generate = ("test",)
+  config.draws = 2000
+  return config

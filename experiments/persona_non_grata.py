@@ -1,0 +1,108 @@
+"""The core study: the same personas by system prompt and by steering, matched, controlled, tested.
+
+    python experiments/persona_non_grata.py --config=configs/persona_non_grata.py --workdir=runs/png
+    python experiments/persona_non_grata.py … --dry_run          what it will take
+    python experiments/persona_non_grata.py … --stages=analyse   a stage by itself
+
+Stages: extract, calibrate, generate, analyse. Each reads what those before it have written; what is
+there is kept, so a study that was stopped goes on. At the end it prints gates, hypotheses, rates,
+and where everything is.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import pandas as pd
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+import persona_jax as pj
+from persona_jax.studies import persona_non_grata as study
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/persona_non_grata", "Where everything goes.")
+_STAGES = flags.DEFINE_list(
+  "stages", list(study.STAGES), "Which stages to run; the others must have run before."
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print rows, tokens and memory, and stop.")
+_OTHERS = flags.DEFINE_list(
+  "others", [], "Workdirs of other models' studies over the same prompts, for H1 and H2."
+)
+_LABELLED = flags.DEFINE_string(
+  "labelled", None, "Parquet file of answers with known labels (text, label, persona), for gate G5."
+)
+
+_MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}; see --help.")
+  unknown = [stage for stage in _STAGES.value if stage not in study.STAGES]
+  if unknown:
+    raise app.UsageError(f"--stages: unknown {unknown}; use some of {list(study.STAGES)}.")
+  config, workdir = _CONFIG.value.to_dict(), Path(_WORKDIR.value)
+  begun = time.monotonic()
+
+  # ---- set-up ------------------------------------------------------------------------------------
+  pj.keep_on_disk()
+  settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
+  material = study.load_material(settings)
+  model = pj.load(
+    config["model"],
+    dtype=config["dtype"],
+    resid_dtype=config["resid_dtype"],
+    system_default=config["system_default"],
+    chat_template=config["chat_template"],
+  )
+  logging.info("%r on %s", model, jax.devices()[0].device_kind)
+  if _DRY_RUN.value:
+    print(study.describe(model, settings, material))
+    return
+  study.start(model, settings, material, workdir)
+
+  study.require(settings, [s for s in study.STAGES if s not in _STAGES.value], workdir)
+
+  # ---- stages ------------------------------------------------------------------------------------
+  last = max(study.STAGES.index(stage) for stage in _STAGES.value)
+  extracted = study.extract(model, settings, material, workdir)
+  refusal = study.find_refusal(model, settings, material, workdir)
+  if last == 0:
+    print(f"directions  {workdir}/directions")
+    return
+  calibrated = study.calibrate(model, settings, material, extracted, workdir)
+  if last == 1:
+    print(f"matches  {workdir}/calibration")
+    return
+  parts = study.parts_of(model, settings, material, extracted, refusal, calibrated, workdir)
+  rows = study.generate(model, settings, parts, refusal.ids, workdir)
+  if last == 2:
+    print(f"{len(rows)} rows  {workdir}/grids  (pj.Run.open)")
+    return
+  names = [persona.name for persona in material.personas]
+  found = study.analyse(
+    model,
+    settings,
+    material,
+    extracted,
+    refusal,
+    calibrated,
+    rows,
+    workdir,
+    others={other: study.prompt_arm(Path(other), names) for other in _OTHERS.value},
+    labelled=None if _LABELLED.value is None else pd.read_parquet(_LABELLED.value),
+    scorer=study.labeller(settings, refusal.ids),
+  )
+
+  # ---- report ------------------------------------------------------------------------------------
+  summary = study.write_summary(found, settings, workdir / "summary.md")
+  print(f"\n{study.screen(found, settings)}\n")
+  print(f"{len(rows)} rows, {time.monotonic() - begun:.0f} s")
+  print(f"rows     {workdir}/grids  (pj.Run.open)\ntables   {workdir}/tables")
+  print(f"summary  {summary.resolve()}")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

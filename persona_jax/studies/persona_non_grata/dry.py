@@ -1,0 +1,111 @@
+"""What the study will take, before anything runs: rows, tokens, memory, by part of the grid."""
+
+import numpy as np
+import pandas as pd
+
+from persona_jax.directions.direction import Direction
+from persona_jax.directions.dose import Dose
+from persona_jax.engine.grid import Grid
+from persona_jax.engine.model import Model
+from persona_jax.engine.plan import plan
+from persona_jax.studies.persona_non_grata.calibrating import Calibrated
+from persona_jax.studies.persona_non_grata.conditions import dose_arms, test_arms
+from persona_jax.studies.persona_non_grata.contrasts import contrasts_of
+from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.generation import Part
+from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+
+def describe(model: Model, settings: Settings, material: Material) -> str:
+  """Return a report of what every stage will run, with the plan of each generated part.
+
+  Directions are not there yet: random ones stand in for them, all matches are taken as met, and if
+  the block is not given it is taken as the middle of the depth it is chosen from. Shapes, and so
+  rows, tokens and memory, do not depend on it. Controls are counted, not planned.
+  """
+  blocks = model.arch.num_blocks
+  block = settings.block
+  if block is None:
+    block = round(sum(settings.depth) / 2 * blocks)
+  extracted, calibrated = _stand_ins(model, settings, material, block)
+  arms = test_arms(settings, material, extracted, calibrated)
+  parts = [Part("test", tuple(arms), material.test)]
+  if settings.twin_prompts:
+    parts.append(Part("twins", tuple(arms), material.twins))
+  if settings.dose_prompts:
+    doses = (arms[0], *dose_arms(settings, material, extracted, calibrated))
+    parts.append(Part("dose", doses, material.test[: settings.dose_prompts]))
+  lines = [*_stages(settings, material, blocks), ""]
+  for part in parts:
+    exact = f"{part.name}: {len(part.arms)} conditions x {len(part.prompts)} prompts"
+    lines.append(f"{exact}: {part.num_rows} exact first tokens")
+    if part.name in settings.generate:
+      grid = Grid(
+        {item.prompt_id: item.text for item in part.prompts},
+        [arm.condition for arm in part.arms],
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+      )
+      lines += ["", str(plan(model, grid)), ""]
+  if settings.control_prompts:
+    count = _num_controls(settings, material)
+    rows = count * settings.control_prompts
+    lines.append(f"controls: {count} conditions x {settings.control_prompts} prompts: {rows} rows")
+  return "\n".join(lines)
+
+
+def _stages(settings: Settings, material: Material, blocks: int) -> list[str]:
+  contrasts = contrasts_of(settings, material)
+  pairs = len(contrasts) * material.replicates * settings.questions_each
+  if settings.source == "answers":
+    pairs *= settings.answer_samples
+    extraction = f"{2 * pairs} answers of up to {settings.answer_tokens} tokens, read twice"
+  else:
+    extraction = f"{2 * pairs} prompts"
+  cells = len(material.personas) * material.replicates
+  return [
+    f"extract: {len(contrasts)} contrasts x {material.replicates} replicates: {extraction}",
+    f"refusal: {settings.train_prompts} + {settings.held_out_prompts} prompts of either kind, "
+    "candidates at every template token and block of the first 80 %",
+    f"calibrate: {cells} cells, matched by {', '.join(settings.matches)}, on "
+    f"{settings.calibration_prompts} prompts; a scan of {len(settings.kappas)} doses, then solved"
+    + ("" if settings.block is not None else f"; block chosen of {blocks}"),
+  ]
+
+
+def _num_controls(settings: Settings, material: Material) -> int:
+  own = {"-v": 1, "v_perp_r": 1, "v_par_r": 1, "floor": 2}
+  once = dict.fromkeys(("R-iso", "R-cov", "R-shuf"), settings.num_controls)
+  once |= {"R-plac": sum(len(p.poles) == 1 for p in material.placebo), "+-r": 2}
+  each = 1 + sum(own.get(code, 0) for code in settings.controls)
+  return 1 + sum(once.get(code, 0) for code in settings.controls) + each * len(material.personas)
+
+
+def _stand_ins(
+  model: Model, settings: Settings, material: Material, block: int
+) -> tuple[Extracted, Calibrated]:
+  """Return random directions, and matches that are all met."""
+  blocks, width = model.arch.num_blocks, model.arch.width
+  rng = np.random.default_rng(settings.seed)
+
+  def direction(name: str) -> Direction:
+    return Direction(rng.normal(size=(material.replicates, blocks, width)), name)
+
+  personas = {p.name: direction(p.name) for p in material.personas}
+  nothing = pd.DataFrame()
+  extracted = Extracted({}, personas, {}, {}, nothing, nothing)
+  scale = Dose(np.ones(blocks, np.float32), rng.normal(size=(blocks, 2, width)), 2, {})
+  matches = pd.DataFrame(
+    [
+      {"persona": name, "replicate": k, "by": by, "coef": 0.1, "status": "ok", "target_norm": 0.1}
+      for by in settings.matches
+      for name in personas
+      for k in range(material.replicates)
+    ]
+  )
+  read_block = settings.read_out_block(blocks, block)
+  limits = dict.fromkeys(personas, max(settings.kappas))
+  return extracted, Calibrated(scale, scale, block, "planned", read_block, limits, matches)

@@ -1,0 +1,45 @@
+"""Which stages of a study have been run, so that one can be run by itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from persona_jax.runs.run import Run
+from persona_jax.studies.persona_non_grata.generation import PARTS
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+STAGES = ("extract", "calibrate", "generate", "analyse")
+
+
+def require(settings: Settings, stages: Sequence[str], directory: Path) -> None:
+  """Check that stages have been run that later ones read; the last asked for need none behind it.
+
+  Raises:
+    ValueError: one has not, or not to its end.
+  """
+  lacking = [
+    stage for stage in stages if stage != "analyse" and not _is_done(settings, stage, directory)
+  ]
+  if lacking and len(stages) < len(STAGES):
+    first = min(STAGES.index(stage) for stage in set(STAGES) - set(stages))
+    lacking = [stage for stage in lacking if STAGES.index(stage) < first]
+  if lacking:
+    raise ValueError(
+      f"{directory}: the stages {lacking} have not been run to their end; name them too (--stages)."
+    )
+
+
+def _is_done(settings: Settings, stage: str, directory: Path) -> bool:
+  if stage == "extract":
+    return (directory / "directions" / "refusal.json").exists()
+  if stage == "calibrate":
+    files = [directory / "calibration" / f"match-{by}.parquet" for by in settings.matches]
+    return all(file.exists() for file in files)
+  prompts = {
+    "test": settings.test_prompts,
+    "twins": settings.twin_prompts,
+    "dose": settings.dose_prompts,
+    "controls": settings.control_prompts,
+  }
+  wanted = [part for part in PARTS if part in settings.generate and prompts[part]]
+  grids = [directory / "grids" / part for part in wanted]
+  return all((grid / "grid.json").exists() and Run.open(grid).is_complete for grid in grids)

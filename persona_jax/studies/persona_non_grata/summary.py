@@ -1,0 +1,109 @@
+"""What the study found as text: gates first, then hypotheses, then the tables."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from persona_jax.studies.persona_non_grata.analysis import Findings
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+_NOTHING = "n/m"
+
+
+def screen(found: Findings, settings: Settings) -> str:
+  """Return the first screen: title, gates, verdicts, claims, and rates by persona and method."""
+  lines = [found.title, "", *map(str, found.gates), "", *map(str, found.verdicts), ""]
+  lines += ["Claims:"]
+  lines += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
+  if found.blocked:
+    lines.append(f"  (gates: {found.blocked})")
+  lines += ["", rate_name(found) + " by persona and method, 95 % intervals", ""]
+  lines.append(by_persona(found))
+  return "\n".join(lines)
+
+
+def rate_name(found: Findings) -> str:
+  """Return what the rate may be called: an attack success rate only of a model that can refuse."""
+  return "Non-refusal rate" if found.blocked else "Attack success rate (intention to treat)"
+
+
+def by_persona(found: Findings) -> str:
+  """Return rates of every persona, a line each, methods side by side."""
+  table = found.tables["effects"]
+  arms = list(dict.fromkeys(table["arm"]))
+  rows = []
+  for persona in dict.fromkeys(table["persona"]):
+    row = {"persona": persona}
+    for arm in arms:
+      one = table[(table["arm"] == arm) & (table["persona"] == persona)].iloc[0]
+      row[arm] = interval(one["rate"], one["low"], one["high"])
+    rows.append(row)
+  return pd.DataFrame(rows).to_string(index=False)
+
+
+def interval(value: float, low: float, high: float, form: str = ".2f") -> str:
+  """Return a value with its interval; "n/m" for one that is not measurable."""
+  if value is None or math.isnan(value):
+    return _NOTHING
+  text = format(value, form)
+  return text if math.isnan(low) else f"{text} [{format(low, form)}, {format(high, form)}]"
+
+
+def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
+  """Write the first screen and every table as Markdown.
+
+  Where a gate blocks, rankings and inversions are left out: they may not be claimed.
+  """
+  parts = [f"# {found.title}", "", "## Gates", ""]
+  parts += [f"- {gate}" for gate in found.gates]
+  parts += ["", "## Hypotheses", "", *(f"- {verdict}" for verdict in found.verdicts)]
+  parts += ["", "## Claims", ""]
+  parts += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
+  parts += ["", f"## {rate_name(found)}", "", _code(by_persona(found))]
+  names = {
+    "setup": "Setup",
+    "rates": "Labels by arm and persona",
+    "matches": "Matched strength",
+    "controls": "Controls",
+    "doses": "Odd and even parts of dose curves",
+    "rankings": "Rank correlations",
+    "inversions": "Inversions",
+    "interaction": "Qualitative interaction, and crossings of pairs",
+    "expression": "Trait expression under prompts",
+    "kept": "Answers kept for directions",
+    "missing": "Missing, censored and invalid",
+  }
+  blanked = ("rankings", "inversions", "interaction") if found.blocked else ()
+  for name, title in names.items():
+    parts += ["", f"## {title}", ""]
+    if name in blanked:
+      parts.append(f"Not testable: {found.blocked}.")
+      continue
+    table = found.tables[name]
+    parts.append("None." if table.empty else _code(_short(table).to_string(index=False)))
+  parts += ["", "## Geometry: regressions of the effect over directions", ""]
+  parts.append(_code(_short(found.geometry.regressions).to_string(index=False)))
+  parts += [*(f"- {note}" for note in found.geometry.notes)]
+  if found.mixed is not None:
+    m = found.mixed
+    parts += ["", "## Mixed model (secondary)", ""]
+    parts.append(
+      f"Variance of method x persona terms {m.interaction_variance:.3g} (squared log-odds); their "
+      f"signs {_agreement(m.agrees)} those of the bootstrap's D. {m.reason}"
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+  return path
+
+
+def _agreement(agrees: bool | None) -> str:
+  return {True: "agree with", False: "DISAGREE with", None: "were not compared with"}[agrees]
+
+
+def _short(table: pd.DataFrame) -> pd.DataFrame:
+  return table.round(3).drop(columns=[c for c in ("r2", "unreached") if c in table])
+
+
+def _code(text: str) -> str:
+  return f"```\n{text}\n```"
