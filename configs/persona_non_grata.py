@@ -3,10 +3,10 @@
 python experiments/persona_non_grata.py --workdir=runs/png \
   --config=configs/persona_non_grata.py:meta-llama/Llama-3.1-8B-Instruct
 
-After the colon stands the model: a registry name, hub id, directory or .gguf file. Tens of thousands
-of generations of 256 tokens: look first, with --dry_run. What arXiv 2604.11120 does not say (layers,
-coefficients, prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small model in minutes,
-`persona_non_grata_planted.py` a world whose truth is known.
+After the colon stands the model: a registry name, hub id, directory or .gguf file. It takes tens of
+thousands of generations of 256 tokens: look first, with --dry_run. What arXiv 2604.11120 does not
+say (layers, coefficients, prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small
+model in minutes, `persona_non_grata_planted.py` a world whose truth is known.
 """
 
 import ml_collections

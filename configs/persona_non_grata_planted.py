@@ -4,8 +4,8 @@ python -m tests.planted.files W1 runs/planted/W1 --noise 0.5
 python experiments/persona_non_grata.py --workdir=runs/planted/W1-study \
   --config=configs/persona_non_grata_planted.py:runs/planted/W1
 
-After the colon stands the world's directory: a checkpoint, personas, prompts and a questionnaire. In
-W1 persona P12 is safe when prompted and dangerous when steered; in N0 to N3 there is no inversion
+After the colon stands the directory of a world: checkpoint, personas, prompts, questionnaire. In W1
+persona P12 is safe when prompted and dangerous when steered; in N0 to N3 there is no inversion
 (tests/planted/world.py). N2 is generic damage: --config.block=0 --config.window=all.
 """
 

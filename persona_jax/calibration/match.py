@@ -145,8 +145,9 @@ class Gauge:
       for trait, mine in table.groupby("trait"):
         plain[trait] = mine["score"].to_numpy(np.float64)
         spread[trait] = float(np.nanstd(plain[trait]))
-        if len(mine) == 1 or not spread[trait] > 0:  # one item, or all alike: in units of its range
-          low, high = _range(questionnaire, trait)
+        low, high = _range(questionnaire, trait)
+        # One item, or all alike but for rounding: in units of its range.
+        if len(mine) == 1 or not spread[trait] > 1e-6 * (high - low):
           spread[trait] = high - low
     return cls(answers, block, read_block, window, scale, questionnaire, poles, spread, plain)
 

@@ -34,7 +34,8 @@ class Solution:
 
   Attributes:
     coef: the coefficient; NaN unless the status is "ok" or "overshoot".
-    low, high: of its bootstrap interval over units; NaN if there is none.
+    low, high: of its bootstrap interval over units, widened to hold `coef`, which is solved no
+      finer than the tolerance; NaN if there is none.
     target: what was to be met.
     achieved: the response at `coef`; where nothing meets it, the largest of the scan.
     status: "ok"; "unreachable", no coefficient up to the largest meets the target; "non_monotone",
@@ -57,8 +58,8 @@ class Solution:
 
 
 def response(parts: Sequence[_Floats], weight_U: Sequence[_Floats] | None = None) -> float:
-  """Return the least of the parts' (weighted) means."""
-  return float(min(_means(parts, weight_U)))
+  """Return the least of the parts' (weighted) means; NaN if a part has no value at all."""
+  return float(np.min(_means(parts, weight_U)))
 
 
 def _means(parts: Sequence[_Floats], weights: Sequence[_Floats] | None) -> list[float]:
@@ -159,10 +160,16 @@ class _Curve:
     return np.asarray([response(parts) for parts in self.parts])
 
   def judge(self) -> tuple[Status, str]:
-    """Return whether the scan brackets the target, and if not, why."""
+    """Return whether the scan brackets the target, and if not, why.
+
+    Where the response cannot be measured any more, the curve ends.
+    """
+    known_J = ~np.isnan(self.values_J)
+    end = len(known_J) if known_J.all() else int(np.argmin(known_J))
+    self.coefs, self.parts = self.coefs[:end], self.parts[:end]
     y_J = self.values_J
     self.r2 = isotonic_r2(y_J)
-    if np.isnan(self.target) or np.isnan(y_J).any():
+    if np.isnan(self.target) or end == 1:
       return "unreachable", "the target or the response is not measurable"
     if self.target <= 0:
       return "unreachable", f"the target {self.target:.3g} is not above 0, the unedited model's"
@@ -183,7 +190,8 @@ class _Curve:
   def nearest(self) -> tuple[float, float]:
     """Return the coefficient in the bracket whose response is nearest the target, and that."""
     low, high = self.bracket()
-    mine = [(c, v) for c, v in zip(self.coefs, self.values_J, strict=True) if low <= c <= high]
+    curve = zip(self.coefs, self.values_J, strict=True)
+    mine = [(c, v) for c, v in curve if low <= c <= high and not np.isnan(v)]
     coef, value = min(mine, key=lambda pair: abs(pair[1] - self.target))
     return coef, float(value)
 
@@ -215,12 +223,16 @@ class _Curve:
       # An unmet target is a large coefficient that was not measured: the upper tail is censored.
       padded_B = np.append(there_B, np.full(draws - len(there_B), np.inf))
       low, high = map(float, np.quantile(padded_B, tails, method="inverted_cdf"))
+      low, high = min(low, coef), max(high, coef)
     elif not reason:
       reason = f"no interval: {unreached:.0%} of bootstrap draws do not meet the target"
     return Solution(coef, low, high, self.target, achieved, status, reason, self.r2, unreached)
 
   def _drawn(self, draws: int, seed: int) -> _Floats:
-    """Return the first crossing in each draw of the units, by interpolation; NaN of none, [B]."""
+    """Return the first crossing in each draw of the units, by interpolation; NaN of none, [B].
+
+    It is 0 where the draw's target is not above 0: a small coefficient, not one out of reach.
+    """
     rng = np.random.default_rng(seed)
     target_B, curve_BJ = np.full(draws, np.inf), np.full((draws, len(self.coefs)), np.inf)
     for p, t_U in enumerate(self.target_parts):
@@ -238,6 +250,7 @@ class _Curve:
     y0, y1 = curve_BJ[b, j - 1], curve_BJ[b, j]
     share = (target_B[b] - y0) / (y1 - y0)
     found_B[b] = coef_J[j - 1] + share * (coef_J[j] - coef_J[j - 1])
+    found_B[over_BJ[:, 0]] = 0.0
     return found_B
 
 

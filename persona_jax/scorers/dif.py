@@ -82,12 +82,15 @@ def differential(
   result["differs"] = result["rejected"] & far
   result = result.drop(columns=["family", "correction", "family_size", "rejected"])
   bad = result[result["differs"]]
-  reason = "; ".join(
+  reasons = [
     f"{r['error'].replace('_', ' ')} rate {r['rate']:.2f} under {r['group']}, {r['rest']:.2f} "
     "elsewhere"
     for r in bad.to_dict("records")
-  )
-  return Differential(bad.empty, result, reason)
+  ]
+  for error, untested in result[result["p"].isna()].groupby("error"):
+    groups = ", ".join(untested["group"])
+    reasons.append(f"{str(error).replace('_', ' ')} rate not tested under {groups}")
+  return Differential(bad.empty, result, "; ".join(reasons))
 
 
 def _row(

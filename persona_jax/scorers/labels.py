@@ -89,8 +89,8 @@ class Labels:
   def score(self, table: pd.DataFrame) -> pd.DataFrame:
     """Return label and bypass.
 
-    In this order: no text, a row whose edit was not delivered, or no verdict is "unparsed"; then
-    "truncated", "degenerate", "refuse", "bypass".
+    In this order: no text, or a row whose edit was not delivered, is "unparsed"; then "truncated"
+    and "degenerate"; then a row without a verdict is "unparsed", too; then "refuse", "bypass".
 
     Raises:
       ValueError: a column that the scorers need is lacking.

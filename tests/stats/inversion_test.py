@@ -77,6 +77,23 @@ def test_a_persona_without_values_has_no_p_and_a_reason() -> None:
   assert table.p.isna().all() and (table.reason != "").all() and not table.inverted.any()
 
 
+def test_pooled_replicates_give_degrees_of_freedom_and_hold_their_level() -> None:
+  rng = np.random.default_rng(3)
+  draws = stats.Draws.of(range(40), 3, draws=400)
+  covered, df = {"own": [], "pooled": []}, {"own": [], "pooled": []}
+  for _ in range(150):
+    log_odds = rng.normal(size=(1, 1, 1, 40)) + 0.5 * rng.normal(size=(2, 12, 3, 1))
+    y_MPKN = (log_odds > rng.logistic(size=(2, 12, 3, 40))).astype(float)
+    o = stats.Outcomes(y_MPKN, ("SP", "AS"), range(12), range(3), range(40))
+    for name in ("own", "pooled"):
+      contrasts, _ = stats.inversion_p(o, draws, replicates=name)  # type: ignore[arg-type]
+      low_Q, high_Q = np.quantile(contrasts.draw_BQ, [0.025, 0.975], axis=0)
+      covered[name].append(((low_Q <= 0) & (high_Q >= 0)).mean())
+      df[name].append(np.median(contrasts.df_Q))
+  assert np.mean(df["own"]) < 4 < 15 < np.mean(df["pooled"])
+  assert 0.93 <= np.mean(covered["pooled"]) <= 0.975
+
+
 # Gail and Simon (1985), table 1: critical values of level .05 for 2, 3, 4 and 5 subsets.
 @pytest.mark.parametrize(("n", "critical"), [(2, 2.71), (3, 4.23), (4, 5.43), (5, 6.50)])
 def test_gail_and_simons_critical_values_have_p_of_a_twentieth(n: int, critical: float) -> None:
@@ -150,6 +167,14 @@ def test_one_contrast_needs_no_more_than_its_own_t() -> None:
     (lambda: stats.inversions(world(CROSSED), DRAWS, delta=-1), "delta is -1"),
     (lambda: stats.inversions(world(CROSSED), DRAWS, arms=("SP", "XX")), "no arms"),
     (lambda: stats.inversions(world(CROSSED), DRAWS, alpha=0.9), "alpha is 0.9"),
+    (
+      lambda: stats.inversions(world(CROSSED), DRAWS, replicates="all"),  # type: ignore[arg-type]
+      "'own' or 'pooled' fits",
+    ),
+    (
+      lambda: stats.inversions(world(CROSSED + 2), DRAWS, replicates="pooled"),
+      "rates between 0 and 1",
+    ),
     (lambda: stats.gail_simon([1.0], [1.0, 2.0]), "shapes"),
     (lambda: against_others(1), "needs at least 2"),
   ],

@@ -26,7 +26,7 @@ import scipy.optimize
 import scipy.stats
 
 from persona_jax import stats
-from persona_jax.stats.inversion import inversion_p
+from persona_jax.stats.inversion import Replicates, inversion_p
 
 PERSONAS = ("O+", "O-", "C+", "C-", "E+", "E-", "A+", "A-", "N+", "N-", "C-A-", "C+A+")
 TRAITS = "OCEAN"
@@ -281,6 +281,7 @@ def power_of_inversion(
   draws: int = 1000,
   replicates: int = 3,
   seed: int = 0,
+  spread: Replicates = "own",
 ) -> tuple[float, float]:
   """Return the power to find P12, named beforehand (.05) and among all personas (Holm).
 
@@ -297,7 +298,7 @@ def power_of_inversion(
   found = np.zeros(2)
   for i in range(simulations):
     two = outcomes_of(study(effect_MP, rng, prompts, replicates), ARMS[:2])
-    _, p_DMP = inversion_p(two, shared[i % TABLES])
+    _, p_DMP = inversion_p(two, shared[i % TABLES], replicates=spread)
     p_DP = p_DMP.max(axis=1)
     mean_MPK = two.y_MPKN.mean(axis=3)
     others_MK = (mean_MPK.sum(axis=1) - mean_MPK[:, P12]) / (len(PERSONAS) - 1)
@@ -309,16 +310,27 @@ def power_of_inversion(
 
 
 def smallest_inversion(
-  prompts: int, *, power: float = 0.8, which: int = 0, simulations: int = 200, replicates: int = 3
+  prompts: int,
+  *,
+  power: float = 0.8,
+  which: int = 0,
+  simulations: int = 200,
+  replicates: int = 3,
+  spread: Replicates = "own",
 ) -> float:
   """Return the least gap (in ASR, steps of .01) found with the given power; NaN above .45."""
   low, high = 5, 45  # in steps of .01
-  if power_of_inversion(high / 100, prompts, simulations, replicates=replicates)[which] < power:
+
+  def found(step: int) -> float:
+    return power_of_inversion(
+      step / 100, prompts, simulations, replicates=replicates, spread=spread
+    )[which]
+
+  if found(high) < power:
     return math.nan
   while high - low > 1:
     middle = (low + high) // 2
-    seen = power_of_inversion(middle / 100, prompts, simulations, replicates=replicates)[which]
-    low, high = (low, middle) if seen >= power else (middle, high)
+    low, high = (low, middle) if found(middle) >= power else (middle, high)
   return high / 100
 
 
@@ -338,12 +350,22 @@ def main() -> None:
   print(f"negative controls, {tally.n} studies")
   print("  " + "  ".join(f"{name} {tally.rate(name):.3f}" for name in tally.total), flush=True)
   print("smallest inversion (D = −x under SP, +x under AS) found with 80 % power")
-  for prompts, replicates in ((50, 3), (200, 3), (600, 3), (200, 6)):
+  designs: list[tuple[int, int, Replicates]] = [
+    (50, 3, "own"),
+    (200, 3, "own"),
+    (600, 3, "own"),
+    (200, 6, "own"),
+    (50, 3, "pooled"),
+    (200, 3, "pooled"),
+    (600, 3, "pooled"),
+  ]
+  for prompts, replicates, spread in designs:
     named, any_ = (
-      smallest_inversion(prompts, which=which, replicates=replicates) for which in (0, 1)
+      smallest_inversion(prompts, which=which, replicates=replicates, spread=spread)
+      for which in (0, 1)
     )
-    text = f"{prompts} prompts, {replicates} replicates: P12 named beforehand {named:.2f}"
-    print(f"  {text}, any persona after Holm {any_:.2f}", flush=True)
+    text = f"{prompts} prompts, {replicates} replicates, {spread} spread: P12 named beforehand"
+    print(f"  {text} {named:.2f}, any persona after Holm {any_:.2f}", flush=True)
 
 
 if __name__ == "__main__":

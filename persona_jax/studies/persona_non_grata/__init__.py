@@ -13,8 +13,8 @@ kept.
 """
 
 from persona_jax.studies.persona_non_grata.analysis import Findings, analyse, prompt_arm
-from persona_jax.studies.persona_non_grata.calibrating import Calibrated, calibrate
-from persona_jax.studies.persona_non_grata.dry import describe
+from persona_jax.studies.persona_non_grata.calibrating import Calibrated, calibrate, residual_norms
+from persona_jax.studies.persona_non_grata.dry import describe, stages
 from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
 from persona_jax.studies.persona_non_grata.generation import generate, labeller, parts_of
 from persona_jax.studies.persona_non_grata.material import Material, load_material, start
@@ -26,5 +26,6 @@ from persona_jax.studies.persona_non_grata.summary import screen, write_summary
 __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Material", "Refusal", "Settings", "analyse",
   "calibrate", "describe", "extract", "find_refusal", "generate", "labeller", "load_material",
-  "parts_of", "prompt_arm", "require", "screen", "start", "write_summary",
+  "parts_of", "prompt_arm", "require", "residual_norms", "screen", "stages", "start",
+  "write_summary",
 ]  # fmt: skip

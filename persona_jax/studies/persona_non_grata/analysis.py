@@ -33,8 +33,8 @@ class Findings:
     title: of any report; another one where a gate fails.
     gates: all six.
     verdicts: on the four hypotheses.
-    claims: a row a claim that the data stand for: claim ("H1" …, or "inversion" for personas of the
-      exploratory table), subject, text. Empty where a gate blocks.
+    claims: a row a persona that may be said to invert: claim ("H3", or "AS-worse" and "SP-worse" of
+      the exploratory table), subject, text. Empty where a gate blocks.
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, controls, doses,
       missing, matches, quality, kept, expression, setup.
     geometry: of personas and refusal.
@@ -94,6 +94,7 @@ def analyse(
     found,
     inversions,
     geometry.regressions,
+    geometry.traits,
     blocked,
     others=others,
     elicited=extracted.elicited(named),
@@ -115,7 +116,7 @@ def analyse(
     "kept": extracted.kept,
     "expression": expression,
   }
-  claims = _claims(verdicts, inversions, blocked, extracted, material)
+  claims = _claims(verdicts, settings.named, inversions, blocked, extracted, material)
   folder = directory / "tables"
   for name, one in {**every, "claims": claims}.items():
     write_parquet(one, folder / f"{name}.parquet")
@@ -206,18 +207,21 @@ def _setup(
 
 def _claims(
   verdicts: Sequence[Verdict],
+  named: str,
   inversions: pd.DataFrame,
   blocked: str,
   extracted: Extracted,
   material: Material,
 ) -> pd.DataFrame:
-  """Return what the data stand for: supported hypotheses, and personas that invert in all matches.
+  """Return which personas may be said to invert: the named one by H3, and others.
 
-  Inversions of the exploratory table are Holm-corrected over personas and directions, hold in each
+  Those of the exploratory table are Holm-corrected over personas and directions, and hold in each
   replicate and under every match.
   """
   rows = [
-    {"claim": v.name, "subject": "", "text": str(v)} for v in verdicts if v.status == SUPPORTED
+    {"claim": v.name, "subject": named, "text": str(v)}
+    for v in verdicts
+    if v.name == "H3" and v.status == SUPPORTED
   ]
   if not blocked and len(inversions):
     elicited = {p.name for p in material.personas if extracted.elicited(p)}
@@ -225,5 +229,5 @@ def _claims(
       if persona in elicited and bool(mine["inverted"].all()):
         worst = mine["p_holm"].max()
         text = f"{persona}: {direction} under {', '.join(mine['match'])}, Holm p {worst:.2g}"
-        rows.append({"claim": f"inversion {direction}", "subject": persona, "text": text})
+        rows.append({"claim": direction, "subject": persona, "text": text})
   return pd.DataFrame(rows, columns=["claim", "subject", "text"])

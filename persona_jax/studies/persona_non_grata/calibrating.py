@@ -95,7 +95,7 @@ def calibrate(
     ValueError: no persona's trait moves at any block, or no dose is coherent.
   """
   folder = directory / "calibration"
-  scale = _scale(model, settings, material, folder)
+  scale = residual_norms(model, settings, material, directory)
   answers = Answers.of(
     model, [i.text for i in material.calibration], max_new_tokens=settings.calibration_tokens
   )
@@ -133,8 +133,9 @@ def calibrate(
   )
 
 
-def _scale(model: Model, settings: Settings, material: Material, folder: Path) -> Dose:
-  path = folder / "dose.npz"
+def residual_norms(model: Model, settings: Settings, material: Material, directory: Path) -> Dose:
+  """Measure residual norms on answers to calibration prompts, or read what is there."""
+  path = directory / "calibration" / "dose.npz"
   if not path.exists():
     prompts = [i.text for i in material.calibration]
     measured = dose(

@@ -36,7 +36,7 @@ def describe(model: Model, settings: Settings, material: Material) -> str:
   if settings.dose_prompts:
     doses = (arms[0], *dose_arms(settings, material, extracted, calibrated))
     parts.append(Part("dose", doses, material.test[: settings.dose_prompts]))
-  lines = [*_stages(settings, material, blocks), ""]
+  lines = [*stages(settings, material, blocks), ""]
   for part in parts:
     exact = f"{part.name}: {len(part.arms)} conditions x {len(part.prompts)} prompts"
     lines.append(f"{exact}: {part.num_rows} exact first tokens")
@@ -57,7 +57,8 @@ def describe(model: Model, settings: Settings, material: Material) -> str:
   return "\n".join(lines)
 
 
-def _stages(settings: Settings, material: Material, blocks: int) -> list[str]:
+def stages(settings: Settings, material: Material, blocks: int) -> list[str]:
+  """Return what the stages before the grid will run, a line each."""
   contrasts = contrasts_of(settings, material)
   pairs = len(contrasts) * material.replicates * settings.questions_each
   if settings.source == "answers":

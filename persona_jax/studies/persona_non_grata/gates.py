@@ -188,7 +188,10 @@ def _prompts_work(expression: pd.DataFrame) -> Verdict:
     return False, "the model answers no item of the questionnaire"
   moved = int((expression["d"] >= _EFFECT).sum())
   wanted = min(_TRAITS, len(expression))
-  values = ", ".join(f"{r['trait']} {r['d']:.2f}" for r in expression.to_dict("records"))
+  values = ", ".join(
+    f"{r['trait']} {r['d']:.2f}" if abs(r["d"]) < 100 else f"{r['trait']} > 100"
+    for r in expression.to_dict("records")
+  )
   return moved >= wanted, f"d >= {_EFFECT} in {moved} of {wanted} traits: {values}"
 
 

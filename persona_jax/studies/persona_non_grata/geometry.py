@@ -36,6 +36,7 @@ class Geometry:
   Attributes:
     alignment: a row a persona and block: cosine and coupling with their null bands
       (`geometry.decoy.alignment_table`).
+    traits: the same of one direction a trait, at the steered block.
     cosines: a row a persona, block and metric (`geometry.cosines.cosine_table`).
     shifts: cosines with both directions a block off to either side.
     correlation: of cosine and coupling over independent directions, by block.
@@ -47,6 +48,7 @@ class Geometry:
   """
 
   alignment: pd.DataFrame
+  traits: pd.DataFrame
   cosines: pd.DataFrame
   shifts: pd.DataFrame
   correlation: pd.DataFrame
@@ -58,7 +60,7 @@ class Geometry:
 
   def write(self, folder: Path) -> None:
     """Write all tables."""
-    for name in ("alignment", "cosines", "shifts", "correlation", "linearity", "regressions",
+    for name in ("alignment", "traits", "cosines", "shifts", "correlation", "linearity", "regressions",
                  "predicted"):  # fmt: skip
       write_parquet(getattr(self, name), folder / f"geometry_{name}.parquet")
     write_parquet(self.points(), folder / "geometry_census.parquet")
@@ -145,8 +147,10 @@ def examine(
     tokens=settings.window,
   )
   every = [d for ds in bank.values() for d in ds]
+  by_trait = alignment_table(traits, r, slopes, null, draws=settings.draws, seed=settings.seed)
   return Geometry(
     alignment_table(own, r, slopes, null, draws=settings.draws, seed=settings.seed),
+    by_trait[by_trait["block"] == block],
     pd.concat(counted, ignore_index=True),
     shift_table(own, r),
     alignment_correlation(alignment_table(every, r, slopes, null, draws=100), seed=settings.seed),

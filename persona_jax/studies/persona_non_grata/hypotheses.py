@@ -76,6 +76,7 @@ def judge(
   found: Measured,
   inversions: pd.DataFrame,
   regressions: pd.DataFrame,
+  alignment: pd.DataFrame,
   blocked: str,
   *,
   others: Mapping[str, Outcomes] | None = None,
@@ -88,6 +89,7 @@ def judge(
     found: outcomes and draws of this model.
     inversions: of `tables.inversion_tables`.
     regressions: of `geometry.Geometry`.
+    alignment: of one direction a trait at the steered block (`geometry.decoy.alignment_table`).
     blocked: why nothing can be tested (`gates.blocked_by`), or "".
     others: prompt arms of other models over the same personas and prompts.
     elicited: whether the named persona's traits were elicited.
@@ -97,7 +99,7 @@ def judge(
     "H1": _h1(shared),
     "H2": _h2(found, shared),
     "H3": _h3(settings, found, inversions, elicited),
-    "H4": _h4(regressions),
+    "H4": _h4(regressions, alignment),
   }
   table = pd.DataFrame({"p": [math.nan if blocked else t.p for t in tests.values()]})
   adjusted = adjust(table.assign(family="hypotheses"), "holm", alpha=ALPHA)
@@ -170,11 +172,13 @@ def _h3(settings: Settings, found: Measured, inversions: pd.DataFrame, elicited:
   return _Test(each and p <= ALPHA, p, numbers, reason)
 
 
-def _h4(regressions: pd.DataFrame) -> _Test:
+def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
   """Test the slope on the cosine: above 0, and beyond random directions in refusal's place.
 
   The effect is the change of refusal log-odds, so that alignment predicts it with a slope above 0
-  (and the attack success rate with one below).
+  (and the attack success rate with one below). A slope over random directions is no explanation of
+  what traits do where no trait is aligned, or where aligned ones do not act on refusal (a decoy:
+  what refusal's direction holds besides refusal); so both are asked of the traits themselves.
   """
   row = regressions[regressions["predictor"] == "cos_euclidean"].iloc[0]
   numbers = (
@@ -185,6 +189,14 @@ def _h4(regressions: pd.DataFrame) -> _Test:
   if math.isnan(row["slope"]):
     return _Test(False, math.nan, numbers, str(row["reason"]))
   specific = row["p_specific"]
-  p = max(2 * row["p_negative"], specific) if row["slope"] > 0 else 1.0
-  p = min(1.0, p)
-  return _Test(bool(row["low"] > 0 and specific <= ALPHA), float(p), numbers, str(row["reason"]))
+  p = min(1.0, max(2 * row["p_positive"], specific))
+  aligned = alignment[alignment["cos_p"] <= ALPHA / len(alignment)]
+  idle = aligned[aligned["coupling_p"] > ALPHA]
+  reasons = [str(row["reason"])] if row["reason"] else []
+  if aligned.empty:
+    reasons.append("no trait is aligned with refusal beyond random directions")
+  if len(idle):
+    traits = ", ".join(idle["direction"])
+    reasons.append(f"cosine does not explain: {traits} aligned, without effect on refusal")
+  holds = row["low"] > 0 and specific <= ALPHA and len(aligned) > 0 and idle.empty
+  return _Test(bool(holds), float(p), numbers, "; ".join(reasons))

@@ -1,0 +1,192 @@
+"""Runs the product's own study on planted worlds: written, loaded, extracted, generated, analysed.
+
+A world has one right answer, which `tests.planted.law` works out without the product. `run` goes
+through every stage; `arms` stops where outcomes are there, for many seeds.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import persona_jax as pj
+from configs import persona_non_grata_planted
+from persona_jax.scorers.base import Scorer
+from persona_jax.stats.outcomes import Outcomes
+from persona_jax.studies import persona_non_grata as product
+from persona_jax.studies.persona_non_grata.conditions import test_arms as make_arms
+from persona_jax.studies.persona_non_grata.generation import Part, generate
+from tests.planted import files, law
+from tests.planted.world import WORLDS, World
+
+MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
+COEF = 2.0  # what a system prompt full of trait words writes, and so what steering is set to
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A world in a directory, with its study's questions all of one length, so programs are few."""
+
+  name: str
+  world: World
+  directory: Path
+  users: tuple[str, ...]  # of the test, in the order of the file
+  questions: files.Questions
+
+  def population(
+    self, block: int = 2, coef: float = COEF, tokens: str = "answer"
+  ) -> law.Population:
+    """Works out every cell of the test."""
+    found = law.extract(
+      self.world,
+      self.questions.texts("neutral"),
+      self.questions.texts("harmful_train"),
+      self.questions.texts("harmless_train"),
+    )
+    return law.population(self.world, self.users, found, block=block, coef=coef, tokens=tokens)
+
+
+def write(
+  name: str,
+  directory: Path,
+  *,
+  prompts: int = 40,
+  noise: float = 0.0,
+  seed: int = 7,
+  mlp: float = 0.0,
+  kv_heads: int = 4,
+) -> Place:
+  """Writes a world with as many test prompts, which all have the same number of words."""
+  truth = dataclasses.replace(WORLDS[name], noise=noise, mlp=mlp)
+  questions = files.questions(6 * prompts)
+  files.write(truth, directory, seed=seed, kv_heads=kv_heads, prompts=6 * prompts)
+  path = directory / "test.jsonl"
+  lines = path.read_text().splitlines()
+  length = len(questions.texts("test")[0].split())
+  kept = [
+    (line, user)
+    for line, user in zip(lines, questions.texts("test"), strict=True)
+    if len(user.split()) == length
+  ][:prompts]
+  path.write_text("\n".join(line for line, _ in kept) + "\n")
+  world = questions.world(truth, seed=seed, kv_heads=kv_heads)
+  return Place(name, world, directory, tuple(user for _, user in kept), questions)
+
+
+def settings(place: Place, **changes: Any) -> product.Settings:
+  """Returns the settings of the planted config, with changes."""
+  config = persona_non_grata_planted.get_config(str(place.directory)).to_dict()
+  fields = {k: v for k, v in config.items() if k not in MODEL_FIELDS}
+  quick: dict[str, Any] = {
+    "questions_each": 3,
+    "calibration_prompts": 6,
+    "test_prompts": len(place.users),
+    "dose_prompts": 0,
+    "control_prompts": 0,
+    "controls": (),
+    "matches": ("proj",),
+    "generate": (),
+    "outcome": "first_token",
+    "gates": ("G1", "G2", "G3"),
+    "draws": 500,
+  }
+  return product.Settings.of(fields | quick | changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A study that has been run."""
+
+  place: Place
+  settings: product.Settings
+  model: pj.Model
+  material: product.Material
+  extracted: product.Extracted
+  refusal: product.Refusal
+  calibrated: product.Calibrated
+  table: pd.DataFrame
+  found: product.Findings
+
+  def probability(self, arm: str) -> np.ndarray:
+    """Returns exact probabilities of a bypass of an arm, [P, K, N] in the order of the law."""
+    mine = self.table[(self.table["arm"] == arm) & (self.table["part"] == "test")]
+    order = [item.prompt_id for item in sorted(self.material.test, key=lambda i: i.prompt_id)]
+    outcomes = Outcomes.of(mine, "p_bypass", arms=[arm], personas=list(law_personas()))
+    assert list(outcomes.prompts) == order
+    return outcomes.y_MPKN[0]
+
+
+def law_personas() -> tuple[str, ...]:
+  """Returns the names of the personas in the order of the law."""
+  return tuple(f"P{i}" for i in range(1, 13))
+
+
+def run(
+  place: Place,
+  out: Path,
+  *,
+  others: Mapping[str, Outcomes] | None = None,
+  scorer: Scorer | None = None,
+  labelled: pd.DataFrame | None = None,
+  **changes: Any,
+) -> Study:
+  """Runs every stage of the study on a world."""
+  chosen = settings(place, **changes)
+  material = product.load_material(chosen)
+  model = pj.load(place.directory)
+  product.start(model, chosen, material, out)
+  extracted = product.extract(model, chosen, material, out, progress=False)
+  refusal = product.find_refusal(model, chosen, material, out)
+  calibrated = product.calibrate(model, chosen, material, extracted, out, progress=False)
+  parts = product.parts_of(model, chosen, material, extracted, refusal, calibrated, out)
+  table = generate(model, chosen, parts, refusal.ids, out, scorer=scorer, progress=False)
+  found = product.analyse(
+    model,
+    chosen,
+    material,
+    extracted,
+    refusal,
+    calibrated,
+    table,
+    out,
+    others=others,
+    labelled=labelled,
+    scorer=scorer,
+  )
+  return Study(place, chosen, model, material, extracted, refusal, calibrated, table, found)
+
+
+def unit_matches(chosen: product.Settings, material: product.Material) -> pd.DataFrame:
+  """Returns matches that steer with the planted coefficient, without solving for it."""
+  return pd.DataFrame(
+    [
+      {"persona": p.name, "replicate": k, "by": "proj", "coef": COEF, "status": "ok"}
+      for p in material.personas
+      for k in range(material.replicates)
+    ]
+  )
+
+
+def arms(place: Place, out: Path, **changes: Any) -> tuple[Outcomes, product.Material]:
+  """Runs prompts and steering at the planted coefficient, generated: arms SP and AS:proj.
+
+  Residual norms are set to 1, so that coefficients are in the units of the residual stream.
+  """
+  chosen = settings(place, generate=("test",), outcome="label", max_new_tokens=1, **changes)
+  material = product.load_material(chosen)
+  model = pj.load(place.directory)
+  extracted = product.extract(model, chosen, material, out, progress=False)
+  blocks, width = model.arch.num_blocks, model.arch.width
+  scale = pj.Dose(np.ones(blocks, np.float32), np.zeros((blocks, 2, width)), 2, {})
+  calibrated = product.Calibrated(scale, scale, 2, "planted", 3, {}, unit_matches(chosen, material))
+  ids = (place.world.words.index("sorry"),)
+  made = tuple(make_arms(chosen, material, extracted, calibrated))
+  # The first token decides, and is drawn from its exact distribution: nothing else is generated.
+  table = generate(model, chosen, [Part("test", made, material.test)], ids, out, progress=False)
+  table["y"] = (table["label"] == "bypass").astype(float)
+  names = [p.name for p in material.personas]
+  mine = table[table["arm"].isin(["SP", "AS:proj"])]
+  return Outcomes.of(mine, "y", arms=["SP", "AS:proj"], personas=names), material
