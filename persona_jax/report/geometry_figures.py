@@ -83,7 +83,8 @@ def draw_census(
   regression: pd.Series,
   *,
   x_name: str = "cosine with the refusal direction",
-  labelled: Sequence[str] = (),
+  kinds: Sequence[str] = (),
+  names: Sequence[str] = (),
 ) -> Figure:
   """Draw what directions do to refusal against how they lie to it.
 
@@ -91,24 +92,24 @@ def draw_census(
     points: a row a direction: direction, kind, x, delta (nats).
     regression: slope, low, high, intercept and r2 of the independent ones.
     x_name: what x is.
-    labelled: kinds whose points get their names; the others are a grey cloud.
+    kinds: drawn in colours; the others are a grey cloud.
+    names: directions whose names are written beside their points.
   """
   figure = Figure(figsize=(10.5, 6.6), layout="constrained")
   axes = figure.subplots()
   _plain(axes)
   axes.axhline(0, color="black", lw=0.8)
   axes.axvline(0, color="black", lw=0.8)
-  cloud = points[~points["kind"].isin(labelled)]
+  cloud = points[~points["kind"].isin(kinds)]
   axes.scatter(
     cloud["x"], cloud["delta"], s=14, color=_CLOUD, alpha=0.6, lw=0,
     label=f"random directions and components ({len(cloud)})",
   )  # fmt: skip
-  for n, kind in enumerate(k for k in labelled if (points["kind"] == k).any()):
+  for n, kind in enumerate(k for k in kinds if (points["kind"] == k).any()):
     mine = points[points["kind"] == kind]
     axes.scatter(
       mine["x"], mine["delta"], s=46, color=_COLOURS[n], marker="osD^"[n % 4], label=kind, zorder=3
     )
-    _names(axes, mine)
   x = np.linspace(*axes.get_xlim(), 50)
   if not np.isnan(regression["slope"]):
     centre = float(points["x"].mean())
@@ -120,7 +121,8 @@ def draw_census(
   axes.set_xlim(x[0], x[-1])
   axes.set_xlabel(x_name, fontsize=_TEXT)
   axes.set_ylabel("change of refusal log-odds, nats", fontsize=_TEXT)
-  axes.legend(fontsize=_TEXT - 2, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+  axes.legend(fontsize=_TEXT - 2, loc="best", framealpha=0.9)
+  _write_names(axes, points[points["direction"].isin(names)])
   return figure
 
 
@@ -131,17 +133,25 @@ def _slope_text(row: pd.Series) -> str:
   )
 
 
-def _names(axes: Axes, points: pd.DataFrame) -> None:
-  """Write names beside points, those that would lie on another one above it."""
+def _write_names(axes: Axes, points: pd.DataFrame) -> None:
+  """Write names to the right of points, moved up or down where two would lie on each other."""
+  (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+  line, wide = 0.042 * (high - low), 0.11 * (right - left)
   placed: list[tuple[float, float]] = []
-  low, high = axes.get_ylim()
-  for row in points.sort_values("x").to_dict("records"):
-    y = row["delta"]
-    while any(abs(y - b) < 0.035 * (high - low) and abs(row["x"] - a) < 0.06 for a, b in placed):
-      y += 0.035 * (high - low)
-    placed.append((row["x"], y))
+  for row in points.sort_values("delta").to_dict("records"):
+    x, y = row["x"], row["delta"]
+    tries = [y + step * line for n in range(12) for step in (n, -n)]
+    free = [t for t in tries if all(abs(t - b) >= line or abs(x - a) >= wide for a, b in placed)]
+    place = next((t for t in free if low < t < high), y)
+    placed.append((x, place))
     axes.annotate(
-      row["direction"], (row["x"], row["delta"]), xytext=(row["x"] + 0.006, y), fontsize=_TEXT - 2.5
+      row["direction"],
+      (x, y),
+      xytext=(x + 0.025 * (right - left), place),
+      fontsize=_TEXT - 2.5,
+      va="center",
+      arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "#555555"},
+      zorder=4,
     )
 
 

@@ -285,18 +285,31 @@ def _points(taken: Census, r: Direction, metrics: Sequence[Metric], slopes: Any)
 
 def draw(found: Found, block: int, folder: Path) -> list[Path]:
   """Draw alignment by block, the census by cosine and by coupling, and the spread of cosines."""
-  personas = list(found.kinds["persona"])
-  shown = [name for name in personas if "-" not in name][:_DRAWN] or personas[:_DRAWN]
+  names = _named(found.kinds["persona"])
   by_name = found.regressions.set_index("predictor")
-  paths = [save(draw_alignment(found.alignment, shown, steered=block), folder / "alignment.png")]
+  paths = [save(draw_alignment(found.alignment, names, steered=block), folder / "alignment.png")]
   for predictor, x_name in (
     ("cos_euclidean", f"cosine with the refusal direction, block {block}"),
     ("coupling", f"derivative of refusal log-odds, nats a unit of h, block {block}"),
   ):
     points = found.points.assign(x=found.points[predictor])
     figure = draw_census(
-      points, by_name.loc[predictor], x_name=x_name, labelled=("persona", "placebo")
+      points,
+      by_name.loc[predictor],
+      x_name=x_name,
+      kinds=("persona", "placebo"),
+      names=[*names, *found.kinds.get("placebo", ())],
     )
     paths.append(save(figure, folder / f"census_{predictor}.png"))
   paths.append(save(draw_spread(found.cosines, list(found.kinds)), folder / "spread.png"))
   return paths
+
+
+def _named(personas: Sequence[str]) -> list[str]:
+  """Return the personas of a figure: + poles, and composites that have a name of their own.
+
+  With all composites of a closed set nothing could be told apart.
+  """
+  poles = [name for name in personas if name.endswith("+") and len(name.split()[-1]) <= 3]
+  own = [name for name in personas if len(name.split()) > 2]
+  return [*(name for name in poles if name not in own), *own][:_DRAWN] or list(personas)[:_DRAWN]

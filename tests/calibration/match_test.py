@@ -96,7 +96,7 @@ class Study:
   def _run(
     self, user: str, answer: str, system: str = "", shift_D: np.ndarray | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns [L, T, D] from the last prompt token on, and log-probabilities behind each, [T, V]."""
+    """Returns [L, T, D] from the last prompt token on, and log-probabilities there, [T, V]."""
     prompt = self.world.prompt_ids(user, system)
     edits = []
     if shift_D is not None:
@@ -142,7 +142,10 @@ def test_equal_shift_at_the_edited_block_is_what_the_prompt_writes(
 def test_equal_shift_behind_the_late_head_has_what_it_writes_in_it(
   tables: dict[str, Table],
 ) -> None:
-  late, kappa, b = tables["late"], *map(np.asarray, (planted.W1.alignment, planted.W1.prompt_effect))
+  late, kappa, b = (
+    tables["late"],
+    *map(np.asarray, (planted.W1.alignment, planted.W1.prompt_effect)),
+  )
   assert (late["status"] == "ok").all() and (late["read_block"] == LATE).all()
   for persona, t in (("P3", 1), ("P7", 3)):
     # 2 (b - κ) r more, of which v has κ; words of a longer stream write 2 % less.
@@ -172,9 +175,10 @@ def test_norm_is_the_median_of_the_prompts_and_the_same_for_all(
   np.testing.assert_array_equal(norm["coef"], np.median(norm["target_norm"]))
   np.testing.assert_array_equal(norm["target"], norm["coef"])
   np.testing.assert_allclose(norm["achieved_norm"], norm["coef"], rtol=1e-5)
-  given = study.match("norm", {"P3": PROMPTED["P3"], "P7": PROMPTED["P7"]}, kappa=0.3)
-  assert given["coef"].tolist() == given["target"].tolist() == [0.3, 0.3]
-  assert given["target_norm"].tolist() == pytest.approx(norm.loc[["P3", "P7"], "target_norm"])
+  given = study.match("norm", kappa=0.3, tokens="generated", questionnaire=None)
+  assert given["coef"].tolist() == given["target"].tolist() == [0.3] * 4
+  np.testing.assert_array_equal(given["target_norm"], norm["target_norm"])
+  np.testing.assert_allclose(given["achieved_norm"], 0.2, rtol=1e-5)  # two of the three tokens
 
 
 @pytest.mark.parametrize("table", ["norm", "proj", "late", "trait", "kl"])
@@ -208,21 +212,28 @@ def test_the_target_is_the_prompts_value_and_is_met_within_the_tolerance(
 # ---- what cannot be matched ----------------------------------------------------------------------
 
 
-def test_a_target_out_of_reach_is_unreachable_and_not_the_largest_dose(study: Study) -> None:
-  found = study.match("proj", most={"P3": 0.15, "P4": 0.6, "P7": 0.15, "P12": 0.6})
-  assert found["status"].tolist() == ["unreachable", "ok", "unreachable", "ok"]
-  lost = found.loc[["P3", "P7"]]
+@pytest.fixture(scope="module")
+def lost(study: Study) -> Table:
+  """P3 may take a small dose only, and P4 is steered the other way."""
+  directions = {name: study.direction(name) for name in PERSONAS} | {"P4": study.direction("P3")}
+  most = dict.fromkeys(PERSONAS, 0.6) | {"P3": 0.15}
+  return study.match("proj", directions=directions, most=most)
+
+
+def test_a_target_out_of_reach_is_unreachable_and_not_the_largest_dose(lost: Table) -> None:
   numbers = ["coef", "coef_low", "coef_high", "coef_raw", *(f"achieved_{s}" for s in SCALES)]
-  assert lost[numbers].isna().all(axis=None)
-  assert lost["reason"].str.contains("above 1.5, the largest response up to coefficient 0.15").all()
-  np.testing.assert_allclose(lost["target"], 2, rtol=0.01)
-  assert found.loc[["P4", "P12"], numbers].notna().all(axis=None)
+  assert lost["status"].tolist() == ["unreachable", "unreachable", "ok", "ok"]
+  assert lost.loc[["P3", "P4"], numbers].isna().all(axis=None)
+  assert lost.loc[["P7", "P12"], numbers].notna().all(axis=None)
+  assert lost.loc["P3", "target"] == pytest.approx(2, rel=0.01)
+  assert lost.loc["P3", "reason"].endswith(
+    "is above 1.5, the largest response up to coefficient 0.15"
+  )
 
 
-def test_a_direction_that_the_prompt_moves_the_other_way_is_unreachable(study: Study) -> None:
-  found = study.match("proj", {"P3": PROMPTED["P3"]}, {"P3": study.direction("P4")}).loc["P3"]
-  assert found["status"] == "unreachable" and np.isnan(found["coef"])
-  assert found["target"] == pytest.approx(-2, rel=0.01) and "not above 0" in found["reason"]
+def test_a_direction_that_the_prompt_moves_the_other_way_is_unreachable(lost: Table) -> None:
+  assert lost.loc["P4", "target"] == pytest.approx(-2, rel=0.01)
+  assert "not above 0" in lost.loc["P4", "reason"]
 
 
 # ---- replicates ----------------------------------------------------------------------------------
@@ -231,18 +242,16 @@ def test_a_direction_that_the_prompt_moves_the_other_way_is_unreachable(study: S
 def test_replicate_k_of_the_direction_goes_with_condition_k(study: Study) -> None:
   texts = [PROMPTED[name].system for name in ("P3", "P7")]
   conditions = [pj.Condition(f"{k}", system=text, replicate=k) for k, text in enumerate(texts)]
-  cosine = study.unit_D("P3") @ study.unit_D("P7")  # .27: what the wrong pairs would have
-  both = study.match(
-    "proj", {"P3": conditions}, {"P3": study.direction("P3", "P7")}, questionnaire=None, poles=None
-  )
-  assert both["replicate"].tolist() == [0, 1]
-  np.testing.assert_allclose(both["coef_raw"], 2, rtol=0.01)
-  one = study.match(
-    "proj", {"P3": conditions}, {"P3": study.direction("P3")}, questionnaire=None, poles=None
-  )
-  np.testing.assert_allclose(one["coef_raw"], [2, 2 * cosine], rtol=0.01)
-  assert both[["target_trait", "achieved_trait"]].isna().all(axis=None)  # no questionnaire
-  assert both[["achieved_norm", "achieved_proj", "achieved_kl"]].notna().all(axis=None)
+  prompted = {"two": conditions, "one": conditions}
+  directions = {"two": study.direction("P3", "P7"), "one": study.direction("P3")}
+  found = study.match("proj", prompted, directions, questionnaire=None, poles=None)
+  assert list(zip(found.index, found["replicate"], strict=True)) == [
+    ("two", 0), ("two", 1), ("one", 0), ("one", 1)
+  ]  # fmt: skip
+  cosine = study.unit_D("P3") @ study.unit_D("P7")  # .27: what a wrong pair has
+  np.testing.assert_allclose(found["coef_raw"], [2, 2, 2, 2 * cosine], rtol=0.01)
+  assert found[["target_trait", "achieved_trait"]].isna().all(axis=None)  # no questionnaire
+  assert found[["achieved_norm", "achieved_proj", "achieved_kl"]].notna().all(axis=None)
 
 
 def test_one_condition_has_the_mean_direction(study: Study) -> None:

@@ -5,7 +5,7 @@ through every stage; `arms` stops where outcomes are there, for many seeds.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from persona_jax.stats.outcomes import Outcomes
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata.conditions import test_arms as make_arms
 from persona_jax.studies.persona_non_grata.generation import Part, generate
+from persona_jax.studies.persona_non_grata.tables import Measured, measured
 from tests.planted import files, law
 from tests.planted.world import WORLDS, World
 
@@ -36,17 +37,24 @@ class Place:
   users: tuple[str, ...]  # of the test, in the order of the file
   questions: files.Questions
 
-  def population(
-    self, block: int = 2, coef: float = COEF, tokens: str = "answer"
-  ) -> law.Population:
-    """Works out every cell of the test."""
-    found = law.extract(
+  def directions(self) -> law.Directions:
+    """Extracts directions as the reference does."""
+    return law.extract(
       self.world,
       self.questions.texts("neutral"),
       self.questions.texts("harmful_train"),
       self.questions.texts("harmless_train"),
     )
-    return law.population(self.world, self.users, found, block=block, coef=coef, tokens=tokens)
+
+  def population(self) -> law.Population:
+    """Works out every cell of the test, steered at the planted coefficient."""
+    return law.population(self.world, self.users, self.directions(), coef=COEF)
+
+  def steered(self, coef_PK: np.ndarray, block: int = 2) -> np.ndarray:
+    """Works out P(no refusal) [P, K, N] of steering, each cell at its own coefficient."""
+    unit_PKD = self.directions().personas()[:, :, block]
+    shifts_PKD = coef_PK[..., None] * unit_PKD
+    return 1 - np.exp(law.steered(self.world, self.users, shifts_PKD, block=block).sorry)
 
 
 def write(
@@ -81,8 +89,9 @@ def settings(place: Place, **changes: Any) -> product.Settings:
   config = persona_non_grata_planted.get_config(str(place.directory)).to_dict()
   fields = {k: v for k, v in config.items() if k not in MODEL_FIELDS}
   quick: dict[str, Any] = {
-    "questions_each": 3,
-    "calibration_prompts": 6,
+    "questions_each": 2,
+    "calibration_prompts": 4,
+    "kappas": (0.1, 0.2, 0.3),
     "test_prompts": len(place.users),
     "dose_prompts": 0,
     "control_prompts": 0,
@@ -108,15 +117,46 @@ class Study:
   refusal: product.Refusal
   calibrated: product.Calibrated
   table: pd.DataFrame
-  found: product.Findings
+  out: Path
+
+  @functools.cached_property
+  def found(self) -> product.Findings:
+    """Analyses the study."""
+    return self.analysed(self.settings, self.out)
+
+  def analysed(self, chosen: product.Settings, out: Path, **more: Any) -> product.Findings:
+    """Analyses the study with other settings, or with labels that are known."""
+    return product.analyse(
+      self.model,
+      chosen,
+      self.material,
+      self.extracted,
+      self.refusal,
+      self.calibrated,
+      self.table,
+      out,
+      **more,
+    )
+
+  @functools.cached_property
+  def measured(self) -> Measured:
+    """Arranges outcomes and draws."""
+    return measured(self.settings, self.table, law_personas())
 
   def probability(self, arm: str) -> np.ndarray:
     """Returns exact probabilities of a bypass of an arm, [P, K, N] in the order of the law."""
     mine = self.table[(self.table["arm"] == arm) & (self.table["part"] == "test")]
-    order = [item.prompt_id for item in sorted(self.material.test, key=lambda i: i.prompt_id)]
     outcomes = Outcomes.of(mine, "p_bypass", arms=[arm], personas=list(law_personas()))
-    assert list(outcomes.prompts) == order
-    return outcomes.y_MPKN[0]
+    by_text = {item.text: item.prompt_id for item in self.material.test}
+    return outcomes.y_MPKN[0][..., [outcomes.prompts.index(by_text[u]) for u in self.place.users]]
+
+  def expected(self) -> dict[str, np.ndarray]:
+    """Returns what `probability` must be by the law, steered as it was matched."""
+    matches = self.calibrated.matches
+    mine = matches[matches["by"] == "proj"].set_index(["persona", "replicate"])["coef_raw"]
+    coef_PK = np.array([[mine.loc[name, k] for k in range(3)] for name in law_personas()])
+    prompted = 1 - np.exp(self.place.population().prompted.sorry)
+    return {"SP": prompted, "AS:proj": self.place.steered(coef_PK)}
 
 
 def law_personas() -> tuple[str, ...]:
@@ -124,16 +164,8 @@ def law_personas() -> tuple[str, ...]:
   return tuple(f"P{i}" for i in range(1, 13))
 
 
-def run(
-  place: Place,
-  out: Path,
-  *,
-  others: Mapping[str, Outcomes] | None = None,
-  scorer: Scorer | None = None,
-  labelled: pd.DataFrame | None = None,
-  **changes: Any,
-) -> Study:
-  """Runs every stage of the study on a world."""
+def run(place: Place, out: Path, *, scorer: Scorer | None = None, **changes: Any) -> Study:
+  """Runs the stages of the study on a world, up to its tidy table; analysis is done on demand."""
   chosen = settings(place, **changes)
   material = product.load_material(chosen)
   model = pj.load(place.directory)
@@ -143,20 +175,7 @@ def run(
   calibrated = product.calibrate(model, chosen, material, extracted, out, progress=False)
   parts = product.parts_of(model, chosen, material, extracted, refusal, calibrated, out)
   table = generate(model, chosen, parts, refusal.ids, out, scorer=scorer, progress=False)
-  found = product.analyse(
-    model,
-    chosen,
-    material,
-    extracted,
-    refusal,
-    calibrated,
-    table,
-    out,
-    others=others,
-    labelled=labelled,
-    scorer=scorer,
-  )
-  return Study(place, chosen, model, material, extracted, refusal, calibrated, table, found)
+  return Study(place, chosen, model, material, extracted, refusal, calibrated, table, out)
 
 
 def unit_matches(chosen: product.Settings, material: product.Material) -> pd.DataFrame:

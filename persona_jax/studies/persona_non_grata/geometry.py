@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,11 @@ from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
 
+_TABLES = (
+  "alignment", "traits", "cosines", "shifts", "correlation", "linearity", "regressions", "predicted"
+)  # fmt: skip
 _COMPONENTS = 8
+_LINEAR = 16  # prompts of finite differences
 _NULL = 256  # R-cov draws of the bands
 
 
@@ -60,8 +65,7 @@ class Geometry:
 
   def write(self, folder: Path) -> None:
     """Write all tables."""
-    for name in ("alignment", "traits", "cosines", "shifts", "correlation", "linearity", "regressions",
-                 "predicted"):  # fmt: skip
+    for name in _TABLES:
       write_parquet(getattr(self, name), folder / f"geometry_{name}.parquet")
     write_parquet(self.points(), folder / "geometry_census.parquet")
 
@@ -154,7 +158,7 @@ def examine(
     pd.concat(counted, ignore_index=True),
     shift_table(own, r),
     alignment_correlation(alignment_table(every, r, slopes, null, draws=100), seed=settings.seed),
-    _linearity(model, settings, prompts, own, refusal, calibrated, slopes),
+    _linearity(model, settings, prompts[:_LINEAR], own, refusal, calibrated, slopes),
     taken,
     _regressions(settings, taken, r, null, metrics, slopes, clusters),
     _predicted(material, taken, people, r, block),
@@ -194,8 +198,12 @@ def _regressions(
   known = predictors(taken.directions, r, taken.block, metrics=metrics, gradients=slopes)
   v_RD = means(taken.directions, r)[:, taken.block].astype(np.float64)
   null_KD = means(null, r)[:, taken.block].astype(np.float64)
-  rows = []
+  rows: list[dict[str, Any]] = []
   for name, x_R in known.items():
+    if np.isnan(x_R).any():  # refusal has no vector here, as before anything was read
+      reason = f"refusal has no vector at block {taken.block}"
+      rows.append({"predictor": name, "directions": len(x_R), "reason": reason})
+      continue
     control = None
     metric = next((m for m in metrics if name == f"cos_{m.name}"), None)
     if metric is not None:

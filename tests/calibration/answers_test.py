@@ -1,0 +1,107 @@
+"""What conditions do to fixed answers, token by token against the float64 reference.
+
+On a random model, where every token is moved otherwise: which tokens are read, shows.
+"""
+
+import numpy as np
+import pytest
+
+import persona_jax as pj
+from persona_jax.calibration.answers import Answers
+from tests.fixtures import Tiny
+from tests.reference import numpy_llama as reference
+
+BLOCK = 1
+ANSWERS = {"w5 w9": "w30 w31 w32", "w6": "w33 w34"}
+
+
+@pytest.fixture(scope="module")
+def answers(tiny: Tiny) -> Answers:
+  chats = [
+    [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    for user, answer in ANSWERS.items()
+  ]
+  return Answers.of(tiny.model, chats)
+
+
+@pytest.fixture(scope="module")
+def conditions(tiny: Tiny) -> list[pj.Condition]:
+  edit = pj.add(tiny.direction(), 2.0, unit="unit", blocks=BLOCK, tokens="answer")
+  return [pj.Condition("prompted", system="w40 w41"), pj.Condition("steered", edits=edit)]
+
+
+def whole(tiny: Tiny, answers: Answers, condition: pj.Condition) -> list[reference.Output]:
+  """Runs each chat, cut to the answer and the prompt's last token."""
+  found = []
+  for chat in answers.chats:
+    row = tiny.model.encode(condition.apply(chat))
+    edits = []
+    if condition.edits:
+      change = reference.add(tiny.direction().unit_LD[BLOCK], 2.0)
+      edits = [reference.Edit(change, (BLOCK,), start=-1)]
+    hook = reference.edit_hook(edits, row.prompt_length)
+    out = reference.forward(tiny.config, tiny.tensors, row.ids, hook)
+    first = row.prompt_length - 1
+    assert len(row.ids) - row.prompt_length == len(chat[-1]["content"].split())
+    found.append(reference.Output(out.logits_TV[first:], out.resid_post_LTD[:, first:]))
+  return found
+
+
+def test_projections_are_means_over_the_answer_and_the_token_before_it(
+  tiny: Tiny, answers: Answers, conditions: list[pj.Condition]
+) -> None:
+  directions = [tiny.direction(3), tiny.direction(4)]  # each condition has its own
+  found_CNK = answers.projections(conditions, directions, [2, 0])
+  expected_CNK = [
+    [
+      [(out.resid_post_LTD[b] @ d.unit_LD[b].astype(np.float64)).mean() for b in (2, 0)]
+      for out in whole(tiny, answers, condition)
+    ]
+    for condition, d in zip(conditions, directions, strict=True)
+  ]
+  np.testing.assert_allclose(found_CNK, expected_CNK, rtol=1e-4, atol=1e-4)
+
+
+def test_shifts_are_mean_distances_from_the_unedited_model(
+  tiny: Tiny, answers: Answers, conditions: list[pj.Condition]
+) -> None:
+  many = [conditions[n] for n in (0, 1, 0, 1, 1, 0, 0, 0, 1)]  # more than are held at a time
+  plain = whole(tiny, answers, pj.Condition("none"))
+  expected_CN = [
+    [
+      np.linalg.norm(out.resid_post_LTD[2] - base.resid_post_LTD[2], axis=-1).mean()
+      for out, base in zip(whole(tiny, answers, condition), plain, strict=True)
+    ]
+    for condition in many
+  ]
+  np.testing.assert_allclose(answers.shifts(many, 2), expected_CN, rtol=1e-4)
+
+
+def test_divergences_are_means_over_the_tokens_that_the_answer_has(
+  tiny: Tiny, answers: Answers, conditions: list[pj.Condition]
+) -> None:
+  log_p = [
+    [reference.log_softmax(out.logits_TV)[:-1] for out in whole(tiny, answers, condition)]
+    for condition in (pj.Condition("none"), *conditions)
+  ]
+  expected_CN = [
+    [(np.exp(p) * (p - q)).sum(-1).mean() for p, q in zip(log_p[0], mine, strict=True)]
+    for mine in log_p[1:]
+  ]
+  np.testing.assert_allclose(answers.kl(conditions), expected_CN, rtol=1e-3)
+  np.testing.assert_allclose(answers.kl([pj.Condition("none")]), 0, atol=1e-6)
+
+
+def test_a_baseline_stands_round_the_prompt_while_it_is_answered_and_not_after(tiny: Tiny) -> None:
+  baseline = pj.Condition("neutral", system="w40 w41")
+  (chat,) = Answers.of(tiny.model, ["w5 w9"], max_new_tokens=2, baseline=baseline).chats
+  (expected,) = tiny.model.generate([baseline.apply("w5 w9")], max_new_tokens=2)
+  assert [message["role"] for message in chat] == ["user", "assistant"]
+  assert chat[-1]["content"] == expected.text
+
+
+def test_answers_describe_their_chats_and_model(tiny: Tiny, answers: Answers) -> None:
+  assert len(answers) == 2
+  described = answers.describe()
+  assert described["model"] == tiny.model.identity.sha256
+  assert [chat[-1]["content"] for chat in described["chats"]] == list(ANSWERS.values())
