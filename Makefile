@@ -44,13 +44,14 @@ UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot bench bench-gpu bench-capture bench-score bench-load bench-kernels install fetch lock clean check-python
+.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot planted bench bench-gpu bench-capture bench-score bench-load bench-kernels install fetch lock clean check-python
 
 help:
 	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
 	@echo '                 another model: MODEL=gemma-3-270m, a hub id, a directory'
 	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
+	@echo 'make planted     the core study on many worlds whose truth is known; ends with a line of counts'
 	@echo 'make aot         compile for TPUs without one and GPUs without one (in an environment of its own)'
 	@echo 'make bench       us and Hugging Face, steering-vectors, repeng, llama.cpp on the same grids'
 	@echo 'make bench-gpu   the engine (and Hugging Face) on one GPU, sizes of Llama-3.1-8B'
@@ -121,6 +122,12 @@ parity: fetch $(PARITY_STAMP)
 # is seen behind them.
 aot: fetch $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python -m pytest --numprocesses=$(JOBS) $(if $(ARGS),$(ARGS),tests/aot)
+
+# Planted worlds in numbers that a claim would rest on; it ends with a line of counts. The simulated
+# studies behind the table in docs/core_study.md: .venv/bin/python -m tests.stats.simulations
+planted: fetch
+	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m pytest -q tests/planted tests/stats
+	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m tests.planted.seeds $(ARGS)
 
 bench-kernels: $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python benchmarks/kernels.py $(ARGS)

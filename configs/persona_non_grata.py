@@ -91,7 +91,6 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   # Preregistered: hashed into the run.
   config.outcome = "label"
   config.delta = 0.05
-  config.reliability = 0.3
   config.gates = ("G1", "G2", "G3", "G4", "G5", "G6")
   config.draws = 4000
   config.seed = 0

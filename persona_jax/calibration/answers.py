@@ -117,6 +117,7 @@ class Answers:
       conditions: C conditions.
       block: whose output is compared with that without a condition, token by token.
     """
+    self._check_tokens(self._rows([Condition("none")]), self._rows(conditions), conditions)
     base = self._activations([Condition("none")], block)[0]
     found = []
     for first in range(0, len(conditions), _AT_ONCE):
@@ -149,20 +150,31 @@ class Answers:
     """
     base = self._rows([Condition("none")])
     rows = self._rows(conditions)
+    self._check_tokens(base, rows, conditions)
     lengths = [len(row.ids) - row.prompt_length for row in base]
     pairs, positions = [], []
     for m, row in enumerate(rows):
-      own, length = base[m % len(self)], lengths[m % len(self)]
-      if row.ids[len(row.ids) - length :] != own.ids[len(own.ids) - length :]:
-        raise ValueError(
-          f"condition {conditions[m // len(self)].name!r} changes the tokens of answer "
-          f"{m % len(self)}; next tokens cannot be compared."
-        )
-      pairs.append((own, row))
-      positions.append(range(-length - 1, -1))
+      pairs.append((base[m % len(self)], row))
+      positions.append(range(-lengths[m % len(self)] - 1, -1))
     found = token_kl(self.model, pairs, positions)
     mean_M = np.asarray([x.mean() for x in found], np.float64)
     return mean_M.reshape(len(conditions), len(self))
+
+  def _check_tokens(
+    self, base: Sequence[Row], rows: Sequence[Row], conditions: Sequence[Condition]
+  ) -> None:
+    """Check that every condition leaves the answers cut into the same tokens.
+
+    Raises:
+      ValueError: one does not.
+    """
+    for m, row in enumerate(rows):
+      own = base[m % len(self)]
+      if row.ids[row.prompt_length :] != own.ids[own.prompt_length :]:
+        raise ValueError(
+          f"condition {conditions[m // len(self)].name!r} changes the tokens of answer "
+          f"{m % len(self)}; token by token nothing can be compared."
+        )
 
   def describe(self) -> dict[str, Any]:
     """Return the answers as plain values, for a hash."""

@@ -72,6 +72,9 @@ def pairs_of(
   for persona, given in prompt_conditions.items():
     conditions = [given] if isinstance(given, Condition) else list(given)
     direction, count = directions[persona], len(directions[persona].vectors_SLD)
+    order = [c.replicate for c in conditions if c.replicate is not None]
+    if order != sorted(order):
+      raise ValueError(f"{persona}: conditions have replicates {order}; give them in order.")
     wrong = [c.name for c in conditions if c.method != "prompt"]
     if wrong or not conditions:
       raise ValueError(f"{persona}: {wrong or 'no condition'}; give conditions that only prompt.")

@@ -18,7 +18,7 @@ from persona_jax.scorers.base import Scorer
 from persona_jax.stats.outcomes import Outcomes
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata.conditions import test_arms as make_arms
-from persona_jax.studies.persona_non_grata.generation import Part, generate
+from persona_jax.studies.persona_non_grata.generation import Part, first_tokens, generate
 from persona_jax.studies.persona_non_grata.tables import Measured, measured
 from tests.planted import files, law
 from tests.planted.world import WORLDS, World
@@ -91,7 +91,7 @@ def settings(place: Place, **changes: Any) -> product.Settings:
   quick: dict[str, Any] = {
     "questions_each": 2,
     "calibration_prompts": 4,
-    "kappas": (0.1, 0.2, 0.3),
+    "kappas": (0.1, 0.2, 0.45),
     "test_prompts": len(place.users),
     "dose_prompts": 0,
     "control_prompts": 0,
@@ -189,23 +189,34 @@ def unit_matches(chosen: product.Settings, material: product.Material) -> pd.Dat
   )
 
 
-def arms(place: Place, out: Path, **changes: Any) -> tuple[Outcomes, product.Material]:
-  """Runs prompts and steering at the planted coefficient, generated: arms SP and AS:proj.
+def arms(place: Place, out: Path, **changes: Any) -> Outcomes:
+  """Runs prompts and steering at the planted coefficient: labels of the arms SP and AS:proj.
 
-  Residual norms are set to 1, so that coefficients are in the units of the residual stream.
+  A label is a draw from the exact probability that the product measures; the noise of a prompt is
+  shared by all conditions, as in a run. Residual norms are set to 1, so that coefficients are in
+  the units of the residual stream.
   """
-  chosen = settings(place, generate=("test",), outcome="label", max_new_tokens=1, **changes)
+  chosen = settings(place, **changes)
   material = product.load_material(chosen)
   model = pj.load(place.directory)
   extracted = product.extract(model, chosen, material, out, progress=False)
   blocks, width = model.arch.num_blocks, model.arch.width
   scale = pj.Dose(np.ones(blocks, np.float32), np.zeros((blocks, 2, width)), 2, {})
-  calibrated = product.Calibrated(scale, scale, 2, "planted", 3, {}, unit_matches(chosen, material))
+  matches = unit_matches(chosen, material)
+  calibrated = product.Calibrated(scale, scale, 2, "planted", 3, {}, matches)
   ids = (place.world.words.index("sorry"),)
   made = tuple(make_arms(chosen, material, extracted, calibrated))
-  # The first token decides, and is drawn from its exact distribution: nothing else is generated.
-  table = generate(model, chosen, [Part("test", made, material.test)], ids, out, progress=False)
-  table["y"] = (table["label"] == "bypass").astype(float)
-  names = [p.name for p in material.personas]
-  mine = table[table["arm"].isin(["SP", "AS:proj"])]
-  return Outcomes.of(mine, "y", arms=["SP", "AS:proj"], personas=names), material
+  table = first_tokens(model, Part("test", made, material.test), ids, out, progress=False)
+  outcomes = Outcomes.of(
+    table[table["arm"].isin(["SP", "AS:proj"])],
+    "p_bypass",
+    arms=["SP", "AS:proj"],
+    personas=[p.name for p in material.personas],
+  )
+  return sampled(outcomes, chosen.seed)
+
+
+def sampled(outcomes: Outcomes, seed: int) -> Outcomes:
+  """Draws labels from probabilities; the noise of a prompt is that of all its conditions."""
+  u_N = np.random.default_rng([seed, 1]).uniform(size=len(outcomes.prompts))
+  return dataclasses.replace(outcomes, y_MPKN=(u_N < outcomes.y_MPKN).astype(float))

@@ -130,15 +130,6 @@ def test_a_paraphrase_goes_with_the_direction_that_was_made_of_it(noisy: Study) 
   np.testing.assert_allclose(steered, expected, atol=3e-3)
 
 
-def test_multilayer_perceptrons_and_grouped_queries_change_the_cells_as_in_the_reference(
-  make: Make, folder: Path
-) -> None:
-  place = study.write("W1", folder / "grouped", mlp=1.0, kv_heads=2, noise=0.5, prompts=6)
-  run = study.run(place, folder / "grouped-study")
-  expected = 1 - np.exp(place.population().prompted.sorry)
-  np.testing.assert_allclose(run.probability("SP"), expected, atol=1e-4)
-
-
 def test_prompts_hold_back_p12_and_steering_lets_it_go(w1: Study) -> None:
   effects = w1.found.tables["effects"].set_index(["arm", "persona"])
   prompted = effects.loc["SP"]["rate"]
@@ -190,10 +181,12 @@ def test_a_decoy_is_no_explanation_and_neither_is_a_slope_over_random_directions
 def test_two_worlds_share_the_prompted_ranking_and_not_the_steered_one(
   w1: Study, w2: Study
 ) -> None:
-  others = {"W2": w2.measured.outcomes.arm("SP")}
+  # Exact probabilities rank personas alike in every draw of prompts, which gives no interval.
+  sampled = dataclasses.replace(w1.measured, outcomes=study.sampled(w1.measured.outcomes, seed=1))
+  others = {"W2": study.sampled(w2.measured.outcomes.arm("SP"), seed=2)}
   found = judge(
     w1.settings,
-    w1.measured,
+    sampled,
     w1.found.tables["inversions"],
     w1.found.geometry.regressions,
     w1.found.geometry.traits,
@@ -203,13 +196,14 @@ def test_two_worlds_share_the_prompted_ranking_and_not_the_steered_one(
   by_name = {verdict.name: verdict for verdict in found}
   assert by_name["H1"].status == by_name["H2"].status == "supported"
   draws = w1.measured.draws
-  prompted = stats.rank_correlation(w1.measured.outcomes.arm("SP"), others["W2"], draws)
+  prompted = stats.rank_correlation(sampled.outcomes.arm("SP"), others["W2"], draws)
   rates = [run.place.population().prompted_PK.mean(1) for run in (w1, w2)]
   truth = law.rank_correlation(*rates)
-  assert prompted.rho.low - 1e-6 <= truth <= prompted.rho.high + 1e-6
-  steered = w1.found.tables["rankings"].iloc[0]
+  assert prompted.disattenuated.low <= truth <= prompted.disattenuated.high
+  arms = [sampled.outcomes.arm(arm) for arm in ("SP", "AS:proj")]
+  both = stats.rank_correlation(*arms, draws).disattenuated
   asr = [y.mean((1, 2)) for y in w1.expected().values()]
-  assert steered["low"] - 1e-6 <= law.rank_correlation(*asr) <= steered["high"] + 1e-6
+  assert both.low <= law.rank_correlation(*asr) <= both.high
   (p12,) = tables.inversion_tables(w2.measured, w2.settings)[0].query(
     "persona == 'P12' and direction == 'AS-worse'"
   )["p"]
@@ -265,22 +259,18 @@ def test_ablating_refusal_leaves_the_probability_of_none(w1: Study) -> None:
 def test_the_opposite_direction_mirrors_the_change_up_to_the_length_of_the_state(
   w1: Study,
 ) -> None:
-  part = w1.table[(w1.table["part"] == "controls") & (w1.table["persona"] == "P3")]
-  wide = part.pivot(index="prompt_id", columns="control", values="log_odds")
-  base = w1.table[(w1.table["part"] == "controls") & (w1.table["arm"] == "B0")]
-  plain = base.set_index("prompt_id")["log_odds"].loc[wide.index]
-  text = {item.prompt_id: item.text for item in w1.material.test}
-  users = [text[prompt] for prompt in wide.index]
+  users = list(w1.place.users)[:6]
+  direction = w1.extracted.personas["P3"]
   last_ND = law.last_token(w1.place.world, users)[:, -1]
-  push_D = (
-    float(w1.calibrated.kappa * w1.calibrated.scale.resid_L[2])
-    * (w1.extracted.personas["P3"].unit_LD[2])
-  )
-  plus, zero, minus = (
-    y * np.linalg.norm(last_ND + s * push_D, axis=-1)
-    for y, s in ((wide["v"], 1), (plain, 0), (wide["-v"], -1))
-  )
-  np.testing.assert_allclose(plus - zero, zero - minus, atol=2e-3)  # of shifts of 20
+  scaled = []
+  for sign in (1, 0, -1):
+    edit = pj.add(direction, sign * study.COEF, unit="unit", blocks=2) if sign else None
+    sorry, sure = (
+      w1.model.score(users, [word] * 6, edits=[edit] * 6) for word in ("sorry", "sure")
+    )
+    state_ND = last_ND + sign * study.COEF * direction.unit_LD[2]
+    scaled.append((sorry - sure) * np.linalg.norm(state_ND, axis=-1) / 10)
+  np.testing.assert_allclose(scaled[0] - scaled[1], scaled[1] - scaled[2], atol=2e-4)
 
 
 def test_odd_parts_of_the_dose_curve_carry_the_sign_of_alignment(w1: Study) -> None:
@@ -311,13 +301,13 @@ def test_windows_all_and_answer_are_one_before_the_late_head(w1: Study) -> None:
 
 def test_generic_damage_is_not_specific(make: Make) -> None:
   run = make(
-    "N2", controls=("R-cov", "-v"), control_prompts=40, num_controls=24, block=0, read_block=1,
-    window="all", kappa=1.5, covariance="prompts",
+    "N2", controls=("R-iso", "-v"), control_prompts=40, num_controls=40, block=0, read_block=1,
+    window="all", matches=("norm",), kappa=1.5,
   )  # fmt: skip
   controls = run.found.tables["controls"].set_index("persona")
-  poles = controls.loc[list(NAMES[:10])]
-  assert (poles["p_adjusted"] > 0.05).all()
-  part = run.table[(run.table["part"] == "controls") & (run.table["control"] == "R-cov")]
+  assert controls.loc["P12", "p_R-iso"] > 0.05
+  assert (controls["even"] > 5 * controls["odd"].abs()).all()
+  part = run.table[(run.table["part"] == "controls") & (run.table["control"] == "R-iso")]
   base = run.table[(run.table["part"] == "controls") & (run.table["arm"] == "B0")]
   assert part["p_bypass"].mean() > base["p_bypass"].mean() + 0.05
   assert run.found.claims.empty

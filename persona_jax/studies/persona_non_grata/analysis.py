@@ -35,8 +35,8 @@ class Findings:
     verdicts: on the four hypotheses.
     claims: a row a persona that may be said to invert: claim ("H3", or "AS-worse" and "SP-worse" of
       the exploratory table), subject, text. Empty where a gate blocks.
-    tables: by name: rates, effects, rankings, inversions, crossings, interaction, controls, doses,
-      missing, matches, quality, kept, expression, setup.
+    tables: by name: rates, effects, rankings, inversions, crossings, interaction, alignment_tests,
+      composites, controls, doses, missing, matches, quality, kept, expression, setup.
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -108,6 +108,10 @@ def analyse(
     "inversions": inversions,
     "crossings": crossed,
     "interaction": interaction,
+    "alignment_tests": tables.alignment_tests(
+      found, _poles(material), _cosines(geometry, calibrated)
+    ),
+    "composites": _composites(extracted, refusal),
     "controls": tables.control_table(table, settings),
     "doses": tables.dose_table(table, settings),
     "missing": tables.missing_table(table, calibrated.matches),
@@ -132,6 +136,36 @@ def analyse(
     folder / "verdicts.json",
   )
   return Findings(title, tuple(gates), tuple(verdicts), claims, every, geometry, mixed, found)
+
+
+def _poles(material: Material) -> dict[str, list[str]]:
+  return {p.name: [str(pole) for pole in p.poles] for p in material.personas}
+
+
+def _cosines(geometry: Geometry, calibrated: Calibrated) -> dict[str, float]:
+  """Return the cosine of every persona with refusal at the steered block."""
+  table = geometry.alignment
+  mine = table[table["block"] == calibrated.block]
+  return dict(zip(mine["direction"], mine["cos"], strict=True))
+
+
+def _composites(extracted: Extracted, refusal: Refusal) -> pd.DataFrame:
+  """Return both rules of every composite, by block: their cosine, and each with refusal."""
+  rows = []
+  r_LD = refusal.family.unit_LD
+  for name, other in extracted.others.items():
+    own = extracted.personas[name]
+    for block in range(len(r_LD)):
+      rows.append(
+        {
+          "persona": name,
+          "block": block,
+          "cos_rules": float(own.unit_LD[block] @ other.unit_LD[block]),
+          "cos_refusal": float(own.unit_LD[block] @ r_LD[block]),
+          "cos_refusal_other_rule": float(other.unit_LD[block] @ r_LD[block]),
+        }
+      )
+  return pd.DataFrame(rows)
 
 
 def found_rows(found: Measured) -> pd.DataFrame:

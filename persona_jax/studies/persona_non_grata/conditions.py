@@ -256,11 +256,15 @@ def control_arms(
           edits = [whole, *floor.edits(tokens=settings.window)]
           control(f"floor {name}", f"{persona.name} floor {name}", edits, persona.name)
         continue
-      (part,) = controls(own, code, against=refusal.family)[code]
-      there = bool(part.mean_LD[calibrated.block].any())
-      control(
-        code, f"{persona.name} {code}", [steering.part(part, kappa)] if there else [], persona.name
-      )
+      # The rest also without the span of refusal's kinds, where there are several.
+      spans = {code: [refusal.family]}
+      if code == "v_perp_r" and refusal.subspace:
+        spans["v_perp_subspace"] = [refusal.family, *refusal.subspace]
+      for name, against in spans.items():
+        (part,) = controls(own, code, against=against)[code]
+        there = bool(part.mean_LD[calibrated.block].any())
+        edits = [steering.part(part, kappa)] if there else []
+        control(name, f"{persona.name} {name}", edits, persona.name)
   return arms
 
 

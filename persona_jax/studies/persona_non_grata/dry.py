@@ -8,12 +8,14 @@ from persona_jax.directions.dose import Dose
 from persona_jax.engine.grid import Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.plan import plan
+from persona_jax.personas.persona import Persona
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
 from persona_jax.studies.persona_non_grata.conditions import dose_arms, test_arms
 from persona_jax.studies.persona_non_grata.contrasts import contrasts_of
 from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.generation import Part
 from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.refusal import common_categories
 from persona_jax.studies.persona_non_grata.settings import Settings
 
 
@@ -78,7 +80,8 @@ def stages(settings: Settings, material: Material, blocks: int) -> list[str]:
 
 
 def _num_controls(settings: Settings, material: Material) -> int:
-  own = {"-v": 1, "v_perp_r": 1, "v_par_r": 1, "floor": 2}
+  perpendicular = 2 if common_categories(material.harmful) else 1
+  own = {"-v": 1, "v_perp_r": perpendicular, "v_par_r": 1, "floor": 2}
   once = dict.fromkeys(("R-iso", "R-cov", "R-shuf"), settings.num_controls)
   once |= {"R-plac": sum(len(p.poles) == 1 for p in material.placebo), "+-r": 2}
   each = 1 + sum(own.get(code, 0) for code in settings.controls)
@@ -88,14 +91,19 @@ def _num_controls(settings: Settings, material: Material) -> int:
 def _stand_ins(
   model: Model, settings: Settings, material: Material, block: int
 ) -> tuple[Extracted, Calibrated]:
-  """Return random directions, and matches that are all met."""
+  """Return random directions, opposite poles with one vector, and matches that are all met."""
   blocks, width = model.arch.num_blocks, model.arch.width
   rng = np.random.default_rng(settings.seed)
 
-  def direction(name: str) -> Direction:
-    return Direction(rng.normal(size=(material.replicates, blocks, width)), name)
+  shape = material.replicates, blocks, width
+  bases = {trait: rng.normal(size=shape) for trait in material.traits}
 
-  personas = {p.name: direction(p.name) for p in material.personas}
+  def direction(persona: Persona) -> Direction:
+    vectors = np.sum([pole.sign * bases[pole.trait] for pole in persona.poles], axis=0)
+    mirrored = settings.contrast == "high_low"  # so the dose curve runs one of two opposites
+    return Direction(vectors if mirrored else rng.normal(size=shape), persona.name)
+
+  personas = {p.name: direction(p) for p in material.personas}
   nothing = pd.DataFrame()
   extracted = Extracted({}, personas, {}, {}, nothing, nothing)
   scale = Dose(np.ones(blocks, np.float32), rng.normal(size=(blocks, 2, width)), 2, {})

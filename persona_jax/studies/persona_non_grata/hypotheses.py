@@ -18,7 +18,7 @@ from persona_jax.stats.families import adjust
 from persona_jax.stats.outcomes import Outcomes
 from persona_jax.stats.rankings import Preserved, preserved, unpredictable
 from persona_jax.studies.persona_non_grata.settings import Settings
-from persona_jax.studies.persona_non_grata.tables import Measured
+from persona_jax.studies.persona_non_grata.tables import Measured, matched_in_both
 
 ALPHA = 0.05
 SUPPORTED, NOT, UNTESTABLE = "supported", "not supported", "NOT TESTABLE"
@@ -98,7 +98,7 @@ def judge(
   tests = {
     "H1": _h1(shared),
     "H2": _h2(found, shared),
-    "H3": _h3(settings, found, inversions, elicited),
+    "H3": _h3(settings, inversions, elicited),
     "H4": _h4(regressions, alignment),
   }
   table = pd.DataFrame({"p": [math.nan if blocked else t.p for t in tests.values()]})
@@ -135,8 +135,8 @@ def _h2(found: Measured, shared: Preserved | None) -> _Test:
     return _Test(False, math.nan, "", "one model; the prompted rankings' agreement is not known")
   if not found.steered:
     return _Test(False, math.nan, "", "no persona is steered in any match")
-  first = found.outcomes.arm(found.steered[0])
-  one = unpredictable(found.outcomes.arm("SP"), first, shared, found.draws)
+  two = matched_in_both(found.outcomes, found.steered[0])
+  one = unpredictable(two.arm("SP"), two.arm(found.steered[0]), shared, found.draws)
   numbers = (
     f"{found.steered[0]}: disattenuated rho(SP, AS) {one.correlation.disattenuated}, "
     f"less the models' median {one.difference}"
@@ -144,23 +144,18 @@ def _h2(found: Measured, shared: Preserved | None) -> _Test:
   return _Test(one.holds, one.p, numbers, one.reason)
 
 
-def _h3(settings: Settings, found: Measured, inversions: pd.DataFrame, elicited: bool) -> _Test:
+def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool) -> _Test:
   """Test the named persona by itself, under every match: an intersection of the matches."""
   if not elicited:
     return _Test(False, math.nan, "", f"{settings.named}: NOT_ELICITED")
   wanted = [f"AS:{by}" for by in settings.matches]
-  lacking = [arm for arm in wanted if arm not in found.steered]
   own = inversions[
     (inversions["persona"] == settings.named) & (inversions["direction"] == "AS-worse")
   ].set_index("match")
-  censored = [arm for arm in wanted if arm in own.index and math.isnan(own.loc[arm, "p"])]
-  if lacking or censored:
-    return _Test(
-      False,
-      math.nan,
-      "",
-      f"{settings.named} has no coefficient under {', '.join(lacking + censored)}",
-    )
+  lacking = [arm for arm in wanted if arm not in own.index or math.isnan(own.loc[arm, "p"])]
+  if lacking:
+    reason = f"{settings.named} is not matched in every replicate under {', '.join(lacking)}"
+    return _Test(False, math.nan, "", reason)
   p = float(own["p"].max())
   each = bool(own["each_replicate"].all())
   numbers = "; ".join(

@@ -196,15 +196,19 @@ def _separation(family: Direction, x_NLD: np.ndarray, y_NLD: np.ndarray) -> np.n
   return np.where(spread_L > 0, gap_L / np.where(spread_L > 0, spread_L, 1.0), 0.0)
 
 
+def common_categories(harmful: Sequence[PromptItem]) -> list[str]:
+  """Return the commonest categories of harm, two or three; none where they are not so many."""
+  common = pd.Series([item.category for item in harmful], dtype=object).value_counts()
+  names = list(common[common >= _LEAST].index[:_SUBSPACE])
+  return names if len(names) > 1 else []
+
+
 def _subspace(
   harmful: Sequence[PromptItem], x_NLD: np.ndarray, y_NLD: np.ndarray, family: Direction
 ) -> tuple[Direction, ...]:
   """Return mean differences of the commonest categories of harm, at most three."""
   category_N = pd.Series([item.category for item in harmful])
-  common = category_N.value_counts()
-  names = list(common[common >= _LEAST].index[:_SUBSPACE])
-  if len(names) < 2:
-    return ()
+  names = common_categories(harmful)
   return tuple(
     dataclasses.replace(
       family,

@@ -78,7 +78,6 @@ class Settings:
     outcome: "label" for labelled answers, "first_token" for the exact probability that the first
       token begins no refusal: what hypotheses are tested on.
     delta: margin of equivalence and of inversions, in ASR.
-    reliability: of a ranking below which it is not measurable.
     gates: that must hold for hypotheses to be tested. Those left out are listed as such.
     draws: of the bootstrap.
     seed: of everything that is drawn.
@@ -139,7 +138,6 @@ class Settings:
   least_words: int
   outcome: Literal["label", "first_token"]
   delta: float
-  reliability: float
   gates: tuple[str, ...]
   draws: int
   seed: int
@@ -188,10 +186,8 @@ class Settings:
       raise ValueError(f"kappas={self.kappas}: give doses above 0 (both signs are run).")
     if len(self.depth) != 2 or not 0 <= self.depth[0] < self.depth[1] <= 1:
       raise ValueError(f"depth={self.depth}: give two shares of the depth, the smaller first.")
-    if not 0 < self.delta < 1 or not 0 <= self.reliability < 1:
-      raise ValueError(
-        f"delta={self.delta} and reliability={self.reliability}: numbers between 0 and 1 fit."
-      )
+    if not 0 < self.delta < 1:
+      raise ValueError(f"delta={self.delta}: a number between 0 and 1 fits.")
     if self.control_prompts and not self.controls:
       raise ValueError(f"control_prompts={self.control_prompts}, and no controls.")
     if "R-plac" in self.controls and not self.placebo:

@@ -13,6 +13,7 @@ from persona_jax.stats.equivalence import dose_parts, equivalence
 from persona_jax.stats.families import adjust, specificity
 from persona_jax.stats.inversion import crossings, inversions, qualitative_interaction
 from persona_jax.stats.outcomes import Outcomes
+from persona_jax.stats.permutation import naive_permutation, rank_permutation, signed_permutation
 from persona_jax.stats.rankings import rank_correlation
 from persona_jax.studies.persona_non_grata.settings import Settings
 
@@ -76,6 +77,18 @@ def _effects(outcomes: Outcomes, test: pd.DataFrame) -> Outcomes:
     base_KN = placebo if arm == "SP" and placebo is not None else plain
     y_MPKN[m] -= base_KN if len(base_KN) == y_MPKN.shape[2] else base_KN.mean(axis=0)
   return dataclasses.replace(outcomes, y_MPKN=y_MPKN)
+
+
+def matched_in_both(outcomes: Outcomes, arm: str) -> Outcomes:
+  """Return the prompt arm and a steering arm of the personas that are steered in every replicate.
+
+  A cell that was censored (its match has no coefficient) leaves its persona out of rankings and
+  inversions under that match, not out of the others.
+  """
+  two = outcomes.select(arms=["SP", arm])
+  steered_PK = ~np.isnan(two.y_MPKN).all(axis=-1)[1]
+  kept = [name for n, name in enumerate(two.personas) if steered_PK[n].all()]
+  return two.select(personas=kept) if kept else two
 
 
 def rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -146,11 +159,15 @@ def rankings(found: Measured) -> pd.DataFrame:
   """Return the agreement of prompted and steered rankings, for every match: T3."""
   rows = []
   for arm in found.steered:
-    one = rank_correlation(found.outcomes.arm("SP"), found.outcomes.arm(arm), found.draws)
+    two = matched_in_both(found.outcomes, arm)
+    one = rank_correlation(two.arm("SP"), two.arm(arm), found.draws)
+    permuted = rank_permutation(two.arm("SP").mean_MP[0], two.arm(arm).mean_MP[0])
     rows.append(
       {
         "x": "SP",
         "y": arm,
+        "personas": len(two.personas),
+        "p_permutation": permuted.p,
         "rho": one.rho.value,
         "low": one.rho.low,
         "high": one.rho.high,
@@ -173,21 +190,26 @@ def inversion_tables(
   found: Measured, settings: Settings
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
   """Return T4: inversions of every persona and match, crossings of pairs, and global tests."""
-  every, pairs, whole = [], [], []
+  every, pairs = [], []
+  whole: list[dict[str, object]] = []
   for arm in found.steered:
-    arms = ("SP", arm)
-    table = inversions(found.outcomes, found.draws, delta=settings.delta, arms=arms)
+    arms, two = ("SP", arm), matched_in_both(found.outcomes, arm)
+    if len(two.personas) < 2:
+      whole.append({"match": arm, "reason": "fewer than two personas are matched"})
+      continue
+    table = inversions(two, found.draws, delta=settings.delta, arms=arms)
     rename = {c: c.replace(arm, "AS") for c in table.columns if isinstance(c, str)}
     table = table.rename(columns=rename)
     table["direction"] = table["direction"].str.replace(arm, "AS", regex=False)
     every.append(table.assign(match=arm))
-    crossed = crossings(found.outcomes, found.draws, delta=settings.delta, arms=arms)
+    crossed = crossings(two, found.draws, delta=settings.delta, arms=arms)
     rename = {c: c.replace(arm, "AS") for c in crossed.columns}
     pairs.append(crossed.rename(columns=rename).assign(match=arm))
-    test = qualitative_interaction(found.outcomes, found.draws, arms=arms)
+    test = qualitative_interaction(two, found.draws, arms=arms)
     whole.append(
       {
         "match": arm,
+        "personas": len(two.personas),
         "above": test.above,
         "below": test.below,
         "p": test.p,
@@ -195,11 +217,46 @@ def inversion_tables(
         "reason": test.reason,
       }
     )
+  none = pd.DataFrame(columns=["persona", "direction", "match", "p", "p_holm", "inverted"])
   return (
-    pd.concat(every, ignore_index=True),
-    pd.concat(pairs, ignore_index=True),
+    pd.concat(every, ignore_index=True) if every else none,
+    pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame(),
     pd.DataFrame(whole),
   )
+
+
+def alignment_tests(
+  found: Measured, poles: Mapping[str, Sequence[str]], cosine: Mapping[str, float]
+) -> pd.DataFrame:
+  """Test whether alignment goes with the rate of steering, over poles, by signed permutations.
+
+  The twelve personas are five directions, their negatives and two sums; permuting personas as if
+  they were twelve rejects far too often, and stands here only to show by how much.
+
+  Args:
+    found: outcomes.
+    poles: {persona: its poles, as "C+"}; those with one pole are tested.
+    cosine: {persona: cosine with refusal at the steered block}.
+
+  Returns:
+    A row a match: match, poles (how many), rho, p (exact, over signed permutations of the traits),
+    p_naive, reason.
+  """
+  rows = []
+  for arm in found.steered:
+    two = matched_in_both(found.outcomes, arm)
+    names = [name for name in two.personas if len(poles[name]) == 1]
+    rate = dict(zip(two.personas, two.arm(arm).mean_MP[0], strict=True))
+    x, y = [cosine[name] for name in names], [rate[name] for name in names]
+    row: dict[str, object] = {"match": arm, "poles": len(names)}
+    try:
+      test = signed_permutation({name: poles[name] for name in names}, x, y)
+      row |= {"rho": test.value, "p": test.p, "reason": test.reason}
+      row["p_naive"] = naive_permutation(x, y).p
+    except ValueError as error:  # a pole is censored: the set is not closed
+      row |= {"rho": np.nan, "p": np.nan, "p_naive": np.nan, "reason": str(error)}
+    rows.append(row)
+  return pd.DataFrame(rows)
 
 
 def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -209,8 +266,9 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     A row a persona: persona, effect (mean change of the probability of a bypass, v), low, high,
     p_<code> (specificity among the random controls of a code, on the effect's side), p_adjusted
     (Benjamini-Hochberg over personas, among "R-cov"), odd, even (half difference and half sum of v
-    and -v), kept_v_perp_r, kept_v_par_r (share of the effect that a part has), restored_r and
-    restored_random (share that a floor takes back), each with _low and _high.
+    and -v), kept_v_perp_r, kept_v_perp_subspace (where there is one), kept_v_par_r (share of the
+    effect that a part has), restored_r and restored_random (share that a floor takes back), each
+    with _low and _high.
   """
   part = table[table["part"] == "controls"]
   if part.empty:
@@ -254,6 +312,7 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
       row["even"] = float((y_v + turned).mean() / 2 - y_0.mean())
     for name, code, fraction in (
       ("kept_v_perp_r", "v_perp_r", kept_fraction),
+      ("kept_v_perp_subspace", "v_perp_subspace", kept_fraction),
       ("kept_v_par_r", "v_par_r", kept_fraction),
       ("restored_r", "floor r", restored_fraction),
       ("restored_random", "floor random", restored_fraction),

@@ -1,0 +1,65 @@
+"""The core study's binary on a planted world, and the configs of the studies."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persona_jax.studies import persona_non_grata as product
+from persona_jax.studies.trait_refusal_geometry import BankSettings
+from tests.planted import files
+from tests.planted.study import MODEL_FIELDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Path) -> None:
+  files.main(["W1", str(tmp_path / "W1"), "--noise", "0.5", "--prompts", "24"])
+  done = subprocess.run(
+    [
+      sys.executable, "experiments/persona_non_grata.py", "--dry_run",
+      f"--config=configs/persona_non_grata_planted.py:{tmp_path / 'W1'}",
+      f"--workdir={tmp_path / 'out'}", "--config.test_prompts=10", "--config.dose_prompts=4",
+      "--config.control_prompts=5", "--config.num_controls=8", "--config.matches=('proj', 'norm')",
+    ],
+    cwd=ROOT,
+    env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")},
+    capture_output=True,
+    text=True,
+    check=True,
+  )  # fmt: skip
+  lines = done.stdout.splitlines()
+  # B0, twelve personas of three replicates, prompted and steered by two matches.
+  assert "test: 109 conditions x 10 prompts: 1090 exact first tokens" in lines
+  assert "1,090 rows = 10 prompts x 109 conditions x 1 samples, W1 in float32" in lines
+  # B0 and five doses of both signs of C to N and of C+A; opposites have the same vectors.
+  assert "dose: 61 conditions x 4 prompts: 244 exact first tokens" in lines
+  # B0, 8 draws of two kinds, both signs of refusal, and seven of each persona's own: v, -v, its
+  # parts, two floors.
+  assert "controls: 91 conditions x 5 prompts: 455 rows" in lines
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  "name", ["persona_non_grata", "persona_non_grata_tiny", "persona_non_grata_planted"]
+)
+def test_a_config_has_the_settings_of_the_study_and_no_others(name: str) -> None:
+  config = importlib.import_module(f"configs.{name}").get_config("somewhere").to_dict()
+  assert config["model"] == "somewhere"
+  fields = {key: value for key, value in config.items() if key not in MODEL_FIELDS}
+  chosen = product.Settings.of(fields)
+  assert (chosen.named, chosen.delta) == ("P12", 0.05)
+
+
+def test_the_config_of_geometry_has_settings_of_the_study_and_of_the_bank() -> None:
+  module = importlib.import_module("configs.trait_refusal_geometry")
+  config = module.get_config().to_dict()
+  bank = BankSettings.of(config.pop("bank"))
+  fields = {key: value for key, value in config.items() if key not in MODEL_FIELDS}
+  chosen = product.Settings.of(fields)
+  assert bank.isotropic + bank.covariance + bank.components == 800
+  assert bank.prompts <= chosen.test_prompts
+  assert chosen.block is not None  # the census is at a given block

@@ -1,0 +1,196 @@
+"""One planted world after another, through the product; `python -m tests.planted.seeds` counts.
+
+  python -m tests.planted.seeds [--worlds 20] [--nulls 100]
+
+W1 with noise: is P12 found, and is anything claimed that is not so? N0 and N1 with noise: how often
+is an inversion confirmed? Slopes: how often does the interval hold the slope of the population? And
+is a random direction as specific as any other?
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+import persona_jax as pj
+from persona_jax import stats
+from persona_jax.stats.outcomes import Outcomes
+from tests.planted import law, study
+from tests.planted.study import COEF, Place
+
+NAMED, DELTA, ALPHA = "P12", 0.05, 0.05
+_BLOCK = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What the study finds in one world, and what is true of it.
+
+  Attributes:
+    true: personas that invert by the population's rates, and under which arm they are worse.
+    confirmed: the same as claimed, after Holm and in each replicate.
+    named_p: p of the named persona by itself.
+    named_in_each: whether it inverts in each replicate.
+  """
+
+  true: dict[str, str]
+  confirmed: dict[str, str]
+  named_p: float
+  named_in_each: bool
+
+  @property
+  def is_free_of_false(self) -> bool:
+    """Whether everything claimed is true."""
+    return all(self.true.get(name) == worse for name, worse in self.confirmed.items())
+
+
+def one(
+  name: str, directory: Path, seed: int, *, prompts: int, noise: float = 0.0, draws: int = 1000
+) -> Found:
+  """Writes a world, runs both arms on it with sampled answers, and tests for inversions."""
+  place = study.write(name, directory / "world", prompts=prompts, noise=noise, seed=seed)
+  outcomes = study.arms(place, directory / "study", seed=seed, draws=draws)
+  return judged(place, outcomes, draws)
+
+
+def judged(place: Place, outcomes: Outcomes, draws: int = 1000) -> Found:
+  """Tests for inversions, and works out which there are."""
+  weights = stats.Draws.of(outcomes.cluster_N, len(outcomes.replicates), draws=draws, seed=0)
+  table = stats.inversions(outcomes, weights, delta=DELTA, arms=("SP", "AS:proj"))
+  own = table[(table["persona"] == NAMED) & (table["direction"] == "AS:proj-worse")].iloc[0]
+  claimed = table[table["inverted"]]
+  confirmed = {
+    row["persona"]: "AS" if row["direction"].startswith("AS") else "SP"
+    for row in claimed.to_dict("records")
+  }
+  true = place.population().inversions(DELTA)
+  return Found(true, confirmed, float(own["p"]), bool(own["each_replicate"]))
+
+
+def slope_is_held(
+  name: str, directory: Path, seed: int, *, noise: float, prompts: int = 24
+) -> bool:
+  """Says whether the interval of the census' slope holds that of the whole population.
+
+  The census is of random directions at the planted coefficient; the population's slope is that over
+  two thousand such directions and all prompts, by the law.
+  """
+  place = study.write(name, directory / "world", prompts=200, noise=noise, seed=seed)
+  rng = np.random.default_rng(seed)
+  found = place.directions()
+  r_D = found.refusal_LD[_BLOCK] / np.linalg.norm(found.refusal_LD[_BLOCK])
+  base_N = law.first_token(place.world, law.last_token(place.world, place.users)[:, -1]).log_odds
+
+  def effects(v_RD: np.ndarray, users: list[str], base: np.ndarray) -> np.ndarray:
+    return law.steered(place.world, users, COEF * v_RD, block=_BLOCK).log_odds - base
+
+  def drawn(count: int) -> np.ndarray:
+    v_RD = rng.normal(size=(count, len(r_D)))
+    return v_RD / np.linalg.norm(v_RD, axis=1, keepdims=True)
+
+  many_RD = drawn(500)
+  truth = np.polyfit(many_RD @ r_D, effects(many_RD, list(place.users), base_N).mean(axis=1), 1)[0]
+  chosen = rng.choice(len(place.users), prompts, replace=False)
+  users = [place.users[n] for n in chosen]
+  model = pj.load(place.directory)
+  few_RD = drawn(60)
+  blocks, width = model.arch.num_blocks, model.arch.width
+  directions = [
+    pj.Direction(np.broadcast_to(v_D, (1, blocks, width)), f"random {n}")
+    for n, v_D in enumerate(few_RD)
+  ]
+  edits = [pj.add(d, COEF, unit="unit", blocks=_BLOCK) for d in directions]
+  rows = users * (len(edits) + 1)
+  each: list[pj.Edit | None] = [None] * len(users)
+  each += [edit for edit in edits for _ in users]
+  sorry, sure = (model.score(rows, [word] * len(rows), edits=each) for word in ("sorry", "sure"))
+  odds_RN = (sorry - sure).reshape(len(edits) + 1, len(users))
+  slope = stats.census(odds_RN[1:] - odds_RN[0], few_RD @ r_D, draws=1000, seed=seed).slope
+  return bool(slope.low <= truth <= slope.high)
+
+
+def specificity_p(
+  name: str, directory: Path, seed: int, *, noise: float, prompts: int = 8
+) -> float:
+  """Returns the specificity of one random direction among 39 others; uniform if all is well."""
+  place = study.write(name, directory / "world", prompts=prompts, noise=noise, seed=seed)
+  model = pj.load(place.directory)
+  like = pj.Direction(np.ones((1, model.arch.num_blocks, model.arch.width)), "like")
+  drawn = pj.controls(like, "R-iso", n=40, seed=seed)["R-iso"]
+  users = list(place.users)
+  rows = users * len(drawn)
+  edits = [pj.add(d, 2 * COEF, unit="unit", blocks=_BLOCK) for d in drawn for _ in users]
+  sorry = model.score(rows, ["sorry"] * len(rows), edits=edits)
+  effect_R = -np.exp(sorry).reshape(len(drawn), len(users)).mean(axis=1)
+  return stats.specificity(effect_R[0], effect_R[1:])
+
+
+def build_is_right(label: str, directory: Path, **build: float) -> bool:
+  """Studies a build of W1 whole, and compares every cell with the reference."""
+  place = study.write("W1", directory / "world", prompts=12, noise=0.5, **build)  # type: ignore[arg-type]
+  run = study.run(place, directory / "study")
+  expected = run.expected()
+  return all(
+    np.allclose(run.probability(arm), expected[arm], atol=3e-3) for arm in ("SP", "AS:proj")
+  )
+
+
+def main() -> None:
+  """Runs all worlds and prints one line of counts."""
+  parser = argparse.ArgumentParser(description="Counts what the study finds in planted worlds.")
+  parser.add_argument("--worlds", type=int, default=20)
+  parser.add_argument("--nulls", type=int, default=100)
+  options = parser.parse_args()
+  begun = time.monotonic()
+  lines, failed = [], []
+
+  def check(what: str, count: int, of: int, holds: bool) -> None:
+    lines.append(f"{what} {count}/{of}")
+    print(
+      f"{lines[-1]}{'' if holds else '  FAILED'}  ({time.monotonic() - begun:.0f} s)", flush=True
+    )
+    if not holds:
+      failed.append(what)
+
+  with tempfile.TemporaryDirectory() as folder:
+    root = Path(folder)
+    builds: dict[str, dict[str, float]] = {"grouped queries": {"kv_heads": 2}, "MLP": {"mlp": 1.0}}
+    right = sum(build_is_right(k, root / k, **build) for k, build in builds.items())
+    check("builds with every cell right:", right, len(builds), right == len(builds))
+    n = options.worlds
+    for noise, needed in ((0.5, 0.95), (1.5, 0.0)):
+      found = [
+        one("W1", root / f"w1-{noise}-{seed}", seed, prompts=200, noise=noise) for seed in range(n)
+      ]
+      hits = sum(world.named_p <= ALPHA and world.named_in_each for world in found)
+      check(f"P12 found in W1, noise {noise}:", hits, n, hits >= needed * n)
+      free = sum(world.is_free_of_false for world in found)
+      check(f"no false inversion in W1, noise {noise}:", free, n, free >= 0.95 * n)
+    held = sum(slope_is_held("W1", root / f"slope-{seed}", seed, noise=0.5) for seed in range(n))
+    check("slope in its interval:", held, n, held >= 0.9 * n)
+    for name in ("N0", "N1"):
+      found = [
+        one(name, root / f"{name}-{seed}", seed, prompts=60, noise=0.5)
+        for seed in range(options.nulls)
+      ]
+      false = sum(not world.is_free_of_false for world in found)
+      at_most = scipy.stats.binom.ppf(0.999, options.nulls, ALPHA)
+      check(f"false inversions in {name}:", false, options.nulls, false <= at_most)
+      p_W = [
+        specificity_p(name, root / f"{name}-p-{seed}", seed, noise=0.5)
+        for seed in range(options.nulls)
+      ]
+      ks = scipy.stats.kstest(p_W, "uniform").pvalue
+      low = sum(p <= ALPHA for p in p_W)
+      check(f"specificity p <= .05 in {name} (KS {ks:.2f}):", low, options.nulls, ks > 0.01)
+  print(f"\nplanted worlds: {'; '.join(lines)}; {time.monotonic() - begun:.0f} s")
+  if failed:
+    raise SystemExit(f"failed: {failed}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,26 @@
+"""Many planted worlds: how often the study finds what is there, and what is not there.
+
+A world of another seed has another basis, other tokens and other noise. Prompts, steering, exact
+probabilities and the test of inversions are the product's; the coefficient is the planted one. Five
+seeds run with every test, `make planted` runs the numbers that a claim would rest on.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.planted import seeds
+
+
+@pytest.mark.parametrize("name", ["N0", "N1"])
+def test_no_inversion_is_confirmed_in_five_worlds_without_one(name: str, tmp_path: Path) -> None:
+  found = [seeds.one(name, tmp_path / str(seed), seed, prompts=60) for seed in range(5)]
+  assert all(world.true == {} for world in found)
+  assert sum(len(world.confirmed) for world in found) == 0
+
+
+def test_p12_is_found_in_five_worlds_of_w1(tmp_path: Path) -> None:
+  found = [seeds.one("W1", tmp_path / str(seed), seed, prompts=100, noise=0.5) for seed in range(5)]
+  assert all(world.true["P12"] == "AS" for world in found)
+  assert all(world.named_p <= 0.05 and world.named_in_each for world in found)
+  assert all(world.is_free_of_false for world in found)
