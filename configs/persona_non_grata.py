@@ -42,6 +42,7 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   config.twin_prompts = 50
   config.dose_prompts = 50
   config.control_prompts = 50
+  config.spec_prompts = 24
 
   # Directions: answers under opposite texts, filtered, read without the texts (Chen et al. 2025,
   # arXiv 2507.21509, read them so, with the texts left in).

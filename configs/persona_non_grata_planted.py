@@ -31,6 +31,7 @@ def get_config(world: str = "runs/planted/W1") -> ml_collections.ConfigDict:
   config.twin_prompts = 0
   config.dose_prompts = 40
   config.control_prompts = 40
+  config.spec_prompts = 20
 
   # Its answers are two words long and hold no trait: directions come from prompts.
   config.source = "prompts"

@@ -25,6 +25,7 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.twin_prompts = 0
   config.dose_prompts = 4
   config.control_prompts = 6
+  config.spec_prompts = 3
 
   config.answer_tokens = 32
   config.answer_samples = 1

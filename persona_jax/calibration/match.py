@@ -277,7 +277,9 @@ def match(
 
   Returns:
     A row a persona and replicate: persona, replicate, by, block, read_block, coef (in median
-    residual norms), coef_low, coef_high (95 %), coef_raw (in the units of the residual stream),
+    residual norms), coef_low, coef_high (95 %), coef_raw (in the units of the residual
+    stream), coef_sigma (in standard deviations of the projection), coef_norms (in lengths of the
+    direction),
     target, target_* (the prompt's value on each scale), achieved_* (the edit's), status, reason, r2
     (of the isotonic fit), unreached (share of draws without a solution). Scales: norm, in median
     residual norms; proj, in the units of the residual stream; kl, nats a token; trait, standard
@@ -339,6 +341,8 @@ def match(
         "coef_low": found.low,
         "coef_high": found.high,
         "coef_raw": found.coef * norm,
+        "coef_sigma": found.coef * norm / _sigma(scale, gauge.block, pair.direction),
+        "coef_norms": found.coef * norm / float(pair.direction.norm_L[gauge.block]),
         "target": found.target,
         **{f"target_{s}": _value(targets, s, n) for s in SCALES},
         **{f"achieved_{s}": achieved[s][n] for s in SCALES},
@@ -349,6 +353,11 @@ def match(
       }
     )
   return pd.DataFrame(rows).astype({"replicate": "Int64"})
+
+
+def _sigma(scale: Dose, block: int, direction: Direction) -> float:
+  """Return the standard deviation of the projection; NaN where the sample has none."""
+  return scale.sigma(block, direction.unit_LD[block]) or float("nan")
 
 
 def _value(targets: Mapping[By, Sequence[Parts]], scale: By, n: int) -> float:

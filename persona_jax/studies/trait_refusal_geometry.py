@@ -8,8 +8,9 @@ null bands; a census of effects at one block and dose; regressions over independ
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from persona_jax.directions.controls import controls
@@ -30,6 +31,7 @@ from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 
 _NULL = 256  # R-cov draws of the bands, none of the bank's
+_SAME = 0.94  # cosine of either sign above which two directions are one
 _DRAWN = 12  # directions of a figure
 
 
@@ -105,7 +107,7 @@ def make_bank(
 ) -> dict[str, list[Direction]]:
   """Return {kind: directions}: persona, replicate, placebo, PC, R-iso, R-cov."""
   personas = [
-    dataclasses.replace(extracted.personas[p.name], concept=_name(p.name, p.label))
+    _with_poles(extracted.personas[p.name], _name(p.name, p.label), len(p.poles))
     for p in material.personas
   ]
   replicates = [
@@ -145,6 +147,11 @@ def describe(settings: BankSettings, material: Material, num_blocks: int, block:
     f"census at block {block}, dose {settings.kappa:g}: "
     f"{(total - counts['replicates'] + 1) * settings.prompts} rows"
   )
+
+
+def _with_poles(direction: Direction, concept: str, num_poles: int) -> Direction:
+  provenance = dict(direction.provenance) | {"num_poles": num_poles}
+  return dataclasses.replace(direction, concept=concept, provenance=provenance)
 
 
 def _name(name: str, label: str) -> str:
@@ -239,35 +246,35 @@ def _independent(
 
   Composites, opposite poles and replicates say nothing new of a slope; they are shown beside it.
   """
-  first: dict[str, list[Direction]] = {}
+  groups = [_Group({}, [])]
   rest: list[tuple[str, Direction]] = []
   for kind, ds in bank.items():
     for d in ds:
-      is_new = (
-        kind != "replicate" and len(d.concept.split()) <= 2 and not _is_known(d, first, block)
-      )
-      if is_new:
-        first.setdefault(kind, []).append(d)
-      else:
+      is_single = kind != "replicate" and d.provenance.get("num_poles", 1) == 1
+      if not (is_single and groups[0].takes(kind, d, block)):
         rest.append((kind, d))
-  groups = [first]
   for kind, d in rest:
-    if kind == "replicate":
-      continue
-    for group in groups[1:]:
-      if not _is_known(d, group, block):
-        group.setdefault(kind, []).append(d)
-        break
-    else:
-      groups.append({kind: [d]})
-  return groups
+    if kind != "replicate" and not any(group.takes(kind, d, block) for group in groups[1:]):
+      groups.append(_Group({}, []))
+      groups[-1].takes(kind, d, block)
+  return [group.members for group in groups]
 
 
-def _is_known(d: Direction, group: Mapping[str, Sequence[Direction]], block: int) -> bool:
-  unit_D = d.unit_LD[block]
-  return any(
-    abs(float(unit_D @ other.unit_LD[block])) > 0.94 for ds in group.values() for other in ds
-  )
+class _Group(NamedTuple):
+  """Directions none of which is another or its negative, and their unit vectors at a block."""
+
+  members: dict[str, list[Direction]]
+  units: list[np.ndarray]
+
+  def takes(self, kind: str, d: Direction, block: int) -> bool:
+    """Take a direction in, if it is a new one; return whether it was."""
+    v_D = d.mean_LD[block].astype(np.float64)
+    unit_D = v_D / np.linalg.norm(v_D)
+    if self.units and np.abs(np.stack(self.units) @ unit_D).max() > _SAME:
+      return False
+    self.units.append(unit_D)
+    self.members.setdefault(kind, []).append(d)
+    return True
 
 
 def _points(taken: Census, r: Direction, metrics: Sequence[Metric], slopes: Any) -> pd.DataFrame:

@@ -38,8 +38,8 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
   # B0 and five doses of both signs of C to N and of C+A; opposites have the same vectors.
   assert "dose: 61 conditions x 4 prompts: 244 exact first tokens" in lines
   # B0, 8 draws of two kinds, both signs of refusal, and seven of each persona's own: v, -v, its
-  # parts, two floors.
-  assert "controls: 91 conditions x 5 prompts: 455 rows" in lines
+  # part along refusal, those at right angles to it and to its span, two floors.
+  assert "controls: 103 conditions x 5 prompts: 515 rows" in lines
   assert not (tmp_path / "out").exists()
 
 

@@ -95,6 +95,7 @@ def settings(place: Place, **changes: Any) -> product.Settings:
     "test_prompts": len(place.users),
     "dose_prompts": 0,
     "control_prompts": 0,
+    "spec_prompts": 0,
     "controls": (),
     "matches": ("proj",),
     "generate": (),

@@ -52,7 +52,9 @@ def make(folder: Path) -> Make:
 @pytest.fixture(scope="module")
 def w1(make: Make) -> Study:
   controls = ("R-cov", "-v", "v_perp_r", "v_par_r", "+-r", "floor")
-  return make("W1", control_prompts=40, controls=controls, num_controls=40, dose_prompts=8)
+  return make(
+    "W1", control_prompts=40, controls=controls, num_controls=40, dose_prompts=8, spec_prompts=12
+  )
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,30 @@ def test_the_slope_is_that_of_the_law_and_composites_follow_from_poles(w1: Study
   at_two = effects.loc["AS:proj"]["rate"].loc[list(NAMES[:10])].to_numpy()
   np.testing.assert_allclose(at_two, asr[:10], atol=3e-3)
   np.testing.assert_allclose(predicted, asr[10:], atol=0.05)
+
+
+def test_the_inversion_is_there_in_all_specifications_behind_the_persona_head(w1: Study) -> None:
+  curve = w1.found.tables["specifications"]
+  assert set(curve["block"]) == {1, 2, 3}
+  assert set(curve["window"]) == {"answer", "all"}
+  assert set(curve["rule"]) == {"sum", "direct"}
+  assert len(curve) == 3 * 2 * 2 * len(w1.settings.kappas)
+  # Before the harm head a push at every token changes what that head reads.
+  strong = curve[(curve["kappa"] >= 0.2) & (curve["block"] >= 2)]
+  assert strong["holds"].all()
+  primary = curve[curve["primary"]].set_index("kappa")
+  effects = w1.found.tables["effects"].set_index(["arm", "persona"])
+  assert np.sign(primary.loc[0.2, "d_as"]) == np.sign(effects.loc["AS:proj", "P12"]["effect"])
+
+
+def test_cosines_have_intervals_over_questions_that_hold_the_planted_ones(w1: Study) -> None:
+  table = w1.found.geometry.cosines.set_index(["metric", "direction", "block"])
+  row = table.loc["euclidean", "P3", 2]
+  assert row["low"] - 1e-4 <= -0.6 <= row["high"] + 1e-4
+  assert row["cos"] == pytest.approx(-0.6, abs=1e-3)
+  assert np.isnan(table.loc["euclidean", "P12", 2]["low"])  # put together of two
+  causal = w1.found.geometry.alignment.set_index(["direction", "block"])["cos_causal"]
+  assert causal["P3", 2] == pytest.approx(-0.6, abs=1e-3)
 
 
 # ---- interventions -------------------------------------------------------------------------------
@@ -442,7 +468,7 @@ def test_a_stage_is_not_run_where_what_it_reads_is_not_there(w1: Study, folder: 
 
 def test_a_study_that_goes_on_reads_what_is_there(w1: Study) -> None:
   again = study.run(
-    w1.place, w1.out, control_prompts=40, num_controls=40, dose_prompts=8,
+    w1.place, w1.out, control_prompts=40, num_controls=40, dose_prompts=8, spec_prompts=12,
     controls=w1.settings.controls,
   )  # fmt: skip
   pd.testing.assert_frame_equal(again.table, w1.table)

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from persona_jax.engine.model import Model
 from persona_jax.personas.placement import describe_system_default, system_placement
+from persona_jax.personas.wording import check_texts
 from persona_jax.runs.run import write_json, write_parquet
 from persona_jax.scorers.base import Scorer
 from persona_jax.stats.mixed import MixedModel, mixed_model
@@ -22,6 +24,7 @@ from persona_jax.studies.persona_non_grata.hypotheses import SUPPORTED, Verdict,
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.specification import specification_curve
 from persona_jax.studies.persona_non_grata.tables import Measured
 
 
@@ -36,7 +39,8 @@ class Findings:
     claims: a row a persona that may be said to invert: claim ("H3", or "AS-worse" and "SP-worse" of
       the exploratory table), subject, text. Empty where a gate blocks.
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, alignment_tests,
-      composites, controls, doses, missing, matches, quality, kept, expression, setup.
+      composites, trait_cosines, specifications, controls, doses, missing, matches, quality, kept,
+      expression, setup.
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -85,7 +89,18 @@ def analyse(
   gates = gating.judge_gates(
     settings, table, refusal.about, expression, labelled=labelled, scorer=scorer
   )
-  geometry = examine(model, settings, material, extracted, refusal, calibrated)
+  geometry = examine(model, settings, material, extracted, refusal, calibrated, directory)
+  curve = specification_curve(
+    model,
+    settings,
+    material,
+    extracted,
+    calibrated,
+    refusal.ids,
+    _prompted(settings, table),
+    directory,
+    progress=False,
+  )
   inversions, crossed, interaction = tables.inversion_tables(found, settings)
   blocked = gating.blocked_by(gates)
   named = next(p for p in material.personas if p.name == settings.named)
@@ -112,6 +127,8 @@ def analyse(
       found, _poles(material), _cosines(geometry, calibrated)
     ),
     "composites": _composites(extracted, refusal),
+    "trait_cosines": _trait_cosines(extracted),
+    "specifications": curve,
     "controls": tables.control_table(table, settings),
     "doses": tables.dose_table(table, settings),
     "missing": tables.missing_table(table, calibrated.matches),
@@ -136,6 +153,29 @@ def analyse(
     folder / "verdicts.json",
   )
   return Findings(title, tuple(gates), tuple(verdicts), claims, every, geometry, mixed, found)
+
+
+def _prompted(settings: Settings, table: pd.DataFrame) -> dict[str, np.ndarray]:
+  """Return exact probabilities of the prompt arm on the prompts of the specification curve."""
+  arm = table[(table["part"] == "test") & (table["arm"] == "SP")]
+  first = list(arm["prompt_id"].drop_duplicates())[: settings.spec_prompts]
+  mine = arm[arm["prompt_id"].isin(first)]
+  means = mine.groupby(["persona", "prompt_id"])["p_bypass"].mean()
+  return {str(name): one.to_numpy(np.float64) for name, one in means.groupby("persona")}
+
+
+def _trait_cosines(extracted: Extracted) -> pd.DataFrame:
+  """Return cosines between all contrasts' directions: contrast, other, block, cos."""
+  names = list(extracted.contrasts)
+  unit_RLD = np.stack([extracted.contrasts[name].unit_LD for name in names]).astype(np.float64)
+  cos_LRR = np.einsum("rld,sld->lrs", unit_RLD, unit_RLD)
+  rows = [
+    {"contrast": names[i], "other": names[j], "block": block, "cos": float(cos_RR[i, j])}
+    for block, cos_RR in enumerate(cos_LRR)
+    for i in range(len(names))
+    for j in range(i + 1, len(names))
+  ]
+  return pd.DataFrame(rows, columns=["contrast", "other", "block", "cos"])
 
 
 def _poles(material: Material) -> dict[str, list[str]]:
@@ -221,10 +261,12 @@ def _setup(
     "persona in": "prefix of the user's turn"
     if settings.persona_in == "user"
     else f"system message (placement={system_placement(model.chat)})",
-    "personas": ", ".join(f"{p.name} {p.label}" for p in material.personas)
-    + "; all but "
-    + (", ".join(p.name for p in material.personas if p.documented) or "none")
-    + " are an assumption",
+    "personas": ", ".join(f"{p.name} {p.label}" for p in material.personas),
+    "documented": ", ".join(p.name for p in material.personas if p.documented)
+    + "; the others are an assumption"
+    if any(p.documented for p in material.personas)
+    else "none: all are an assumption",
+    "problems of persona texts": _text_problems(material),
     "harmless prompts": f"{settings.harmless}, no twins of harmful ones",
     "block": f"{calibrated.block} of {model.arch.num_blocks}: {calibrated.why}",
     "median residual norm": f"{calibrated.scale.resid_L[calibrated.block]:.4g}",
@@ -237,6 +279,14 @@ def _setup(
     "margin": f"{settings.delta}",
   }
   return pd.DataFrame({"what": list(lines), "value": list(lines.values())})
+
+
+def _text_problems(material: Material) -> str:
+  problems = check_texts(material.personas[0].lexicon)
+  if not problems:
+    return "none"
+  kinds = pd.Series([f"{p.kind}{' (declared)' if p.declared else ''}" for p in problems])
+  return ", ".join(f"{kind}: {n}" for kind, n in kinds.value_counts().items())
 
 
 def _claims(

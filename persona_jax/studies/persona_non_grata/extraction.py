@@ -13,7 +13,9 @@ from persona_jax.directions.extract import extract_by_methods
 from persona_jax.directions.formats.rows import file_name
 from persona_jax.directions.load import load_direction
 from persona_jax.directions.separation import projections, separation_of, wins
+from persona_jax.directions.tokens import capture_at
 from persona_jax.engine.model import Model
+from persona_jax.geometry.gram import PairDifferences
 from persona_jax.personas.persona import Persona
 from persona_jax.personas.poles import Pole
 from persona_jax.runs.run import write_parquet
@@ -98,6 +100,39 @@ def extract(
       others[persona.name] = direction
   placebo = {p.label: _persona(p, found, "sum") for p in material.placebo if len(p.poles) == 1}
   return Extracted(found, personas, others, placebo, quality, kept)
+
+
+def pair_differences(
+  model: Model, settings: Settings, material: Material, directory: Path, names: Sequence[str]
+) -> dict[str, PairDifferences]:
+  """Read what directions are the means of, by the contrast's name, with the pairs' questions.
+
+  Args:
+    names: of contrasts.
+
+  Returns:
+    Differences of activations at every block; memory is pairs x blocks x width floats each.
+  """
+  contrasts = {c.name: c for c in contrasts_of(settings, material)}
+  tokens = "last" if settings.source == "prompts" else settings.tokens
+  blocks = range(model.arch.num_blocks)
+  table = None
+  if settings.source == "answers":
+    table = pd.read_parquet(directory / "directions" / "answers.parquet")
+  found = {}
+  for name in names:
+    if table is None:
+      pairs = prompt_pairs(contrasts[name], material.questions, settings.persona_in)
+    else:
+      pairs = answer_pairs(table, name, settings.context, settings.persona_in)
+    sides = [
+      model.capture(chats, capture_at("resid_post", tokens))
+      for chats in (pairs.positive, pairs.negative)
+    ]
+    z_NLD = np.stack([sides[0]["resid_post", b] - sides[1]["resid_post", b] for b in blocks], 1)
+    questions = list(zip(pairs.replicate, pairs.question, strict=True))
+    found[name] = PairDifferences(z_NLD, questions)
+  return found
 
 
 def _persona(persona: Persona, found: Mapping[str, Direction], rule: str) -> Direction:

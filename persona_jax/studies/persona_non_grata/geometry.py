@@ -16,12 +16,13 @@ from persona_jax.geometry.cosines import cosine_table, means, shift_table
 from persona_jax.geometry.coupling import Derivative, finite_differences
 from persona_jax.geometry.decoy import alignment_correlation, alignment_table
 from persona_jax.geometry.gradients import Gradients, gradients
+from persona_jax.geometry.gram import PairDifferences
 from persona_jax.geometry.metrics import EUCLIDEAN, Metric, unembedding, whitening
 from persona_jax.runs.run import write_parquet
 from persona_jax.stats.census import census as regress
 from persona_jax.stats.census import predict
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
-from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.extraction import Extracted, pair_differences
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
@@ -30,6 +31,7 @@ _TABLES = (
   "alignment", "traits", "cosines", "shifts", "correlation", "linearity", "regressions", "predicted"
 )  # fmt: skip
 _COMPONENTS = 8
+_AGREES = 0.99  # cosine of a direction with the mean of its pairs
 _LINEAR = 16  # prompts of finite differences
 _NULL = 256  # R-cov draws of the bands
 
@@ -98,11 +100,13 @@ def examine(
   extracted: Extracted,
   refusal: Refusal,
   calibrated: Calibrated,
+  directory: Path,
 ) -> Geometry:
   """Measure geometry and its effects on harmful prompts.
 
-  Personas are drawn over the cloud of directions; the regression is over independent ones, at the
-  dose of the match "norm".
+  Intervals of cosines are over the questions that a pole's direction comes from; composites put
+  together of others have none. Personas are drawn over the cloud of directions; the regression is
+  over independent ones, at the dose of the match "norm".
   """
   r, block, kappa = refusal.family, calibrated.block, calibrated.kappa
   items = material.test[: settings.control_prompts or settings.test_prompts]
@@ -116,8 +120,12 @@ def examine(
   slopes = gradients(model, prompts, r, "all", refusal.ids, read=[calibrated.read_block])
   metrics, notes = _metrics(model, calibrated)
   size = kappa * float(calibrated.scale.resid_L[block])
+  pairs, lacking = _pairs(model, settings, material, extracted, own, directory)
+  notes += lacking
   counted = [
-    cosine_table(own, r, metric=metric, null=null, alpha=size, seed=settings.seed)
+    cosine_table(
+      own, r, metric=metric, null=null, alpha=size, pairs=pairs, draws=1000, seed=settings.seed
+    )
     for metric in metrics
   ]
   bank = direction_bank(
@@ -151,9 +159,11 @@ def examine(
     tokens=settings.window,
   )
   every = [d for ds in bank.values() for d in ds]
+  alignment = alignment_table(own, r, slopes, null, draws=settings.draws, seed=settings.seed)
+  alignment["cos_causal"] = _causal(own, refusal.causal)
   by_trait = alignment_table(traits, r, slopes, null, draws=settings.draws, seed=settings.seed)
   return Geometry(
-    alignment_table(own, r, slopes, null, draws=settings.draws, seed=settings.seed),
+    alignment,
     by_trait[by_trait["block"] == block],
     pd.concat(counted, ignore_index=True),
     shift_table(own, r),
@@ -164,6 +174,47 @@ def examine(
     _predicted(material, taken, people, r, block),
     notes,
   )
+
+
+def _pairs(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  extracted: Extracted,
+  own: Sequence[Direction],
+  directory: Path,
+) -> tuple[dict[str, PairDifferences], tuple[str, ...]]:
+  """Return the pair differences of personas whose direction is the mean of some."""
+  wanted: dict[str, tuple[str, int]] = {}
+  for persona in material.personas:
+    for label, sign in ((persona.label, 1), (persona.contrast().label, -1)):
+      summed = len(persona.poles) > 1 and settings.composites == "sum"
+      if label in extracted.contrasts and not summed and persona.name not in wanted:
+        wanted[persona.name] = label, sign
+  read = pair_differences(
+    model, settings, material, directory, sorted({label for label, _ in wanted.values()})
+  )
+  by_name = {d.concept: d for d in own}
+  found, notes = {}, []
+  for name, (label, sign) in wanted.items():
+    pairs = read[label]
+    signed = dataclasses.replace(pairs, z_NLD=sign * pairs.z_NLD)
+    mean_LD, own_LD = signed.z_NLD.mean(axis=0), by_name[name].mean_LD
+    size = np.linalg.norm(mean_LD, axis=-1) * np.linalg.norm(own_LD, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+      cos_L = (mean_LD * own_LD).sum(axis=-1) / size
+    if np.nanmin(cos_L) < _AGREES:  # replicates of very unlike numbers of pairs
+      notes.append(f"no interval of {name}'s cosine: replicates differ too much in their pairs")
+    else:
+      found[name] = signed
+  return found, tuple(notes)
+
+
+def _causal(own: Sequence[Direction], causal: Direction) -> np.ndarray:
+  """Return cosines with the one vector that causes refusal, in the order of the table."""
+  unit_RLD = np.stack([d.unit_LD for d in own])
+  found: np.ndarray = (unit_RLD * causal.unit_LD).sum(axis=-1).ravel()
+  return found
 
 
 def _metrics(model: Model, calibrated: Calibrated) -> tuple[list[Metric], tuple[str, ...]]:

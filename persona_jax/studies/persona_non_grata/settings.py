@@ -33,8 +33,9 @@ class Settings:
     train_prompts, held_out_prompts: harmful, and as many harmless, that the refusal direction is
       made of and chosen by.
     calibration_prompts: harmless prompts of doses and matches.
-    test_prompts, twin_prompts, dose_prompts, control_prompts: how many prompts the parts of the
-      grid have; twins are the harmless partners of test prompts.
+    test_prompts, twin_prompts, dose_prompts, control_prompts, spec_prompts: how many prompts the
+      parts of the grid and the specification curve have; twins are the harmless partners of test
+      prompts.
     source: "answers" contrasts answers given under opposite texts, "prompts" the prompts themselves
       at their last token.
     context: "stripped" reads answers without the text that they were given under, "kept" with it.
@@ -100,6 +101,7 @@ class Settings:
   twin_prompts: int
   dose_prompts: int
   control_prompts: int
+  spec_prompts: int
   source: Literal["answers", "prompts"]
   context: Literal["stripped", "kept"]
   tokens: Literal["answer_mean", "answer_first"]
@@ -173,9 +175,10 @@ class Settings:
     self._some("generate", ("test", "twins", "dose", "controls"))
     least = {
       "questions_each": 2, "train_prompts": 2, "held_out_prompts": 2, "calibration_prompts": 2,
-      "test_prompts": 2, "twin_prompts": 0, "dose_prompts": 0, "control_prompts": 0, "items": 0,
-      "answer_tokens": 1, "answer_samples": 1, "block_step": 1, "calibration_tokens": 1,
-      "dose_skip": 0, "num_controls": 1, "samples": 1, "max_new_tokens": 1, "draws": 100,
+      "test_prompts": 2, "twin_prompts": 0, "dose_prompts": 0, "control_prompts": 0,
+      "spec_prompts": 0, "items": 0, "answer_tokens": 1, "answer_samples": 1, "block_step": 1,
+      "calibration_tokens": 1, "dose_skip": 0, "num_controls": 1, "samples": 1,
+      "max_new_tokens": 1, "draws": 100,
     }  # fmt: skip
     for name, number in least.items():
       if getattr(self, name) < number:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from persona_jax.studies.persona_non_grata.analysis import Findings
 from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.specification import HOLDS, share
 
 _NOTHING = "n/m"
 
@@ -61,8 +62,9 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
   parts += ["", "## Claims", ""]
   parts += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
   parts += ["", f"## {rate_name(found)}", "", _code(by_persona(found))]
+  parts += ["", "## Setup", ""]
+  parts += [f"- {row['what']}: {row['value']}" for row in found.tables["setup"].to_dict("records")]
   names = {
-    "setup": "Setup",
     "rates": "Labels by arm and persona",
     "matches": "Matched strength",
     "controls": "Controls",
@@ -82,6 +84,7 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
       continue
     table = found.tables[name]
     parts.append("None." if table.empty else _code(_short(table).to_string(index=False)))
+  parts += ["", "## Specification curve", "", _specifications(found, settings)]
   parts += ["", "## Geometry: regressions of the effect over directions", ""]
   parts.append(_code(_short(found.geometry.regressions).to_string(index=False)))
   parts += [*(f"- {note}" for note in found.geometry.notes)]
@@ -95,6 +98,20 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text("\n".join(parts) + "\n", encoding="utf-8")
   return path
+
+
+def _specifications(found: Findings, settings: Settings) -> str:
+  curve = found.tables["specifications"]
+  if curve.empty:
+    return "None was asked for."
+  if found.blocked:
+    return f"Not testable: {found.blocked}."
+  coherent = int(curve["coherent"].sum())
+  return (
+    f"{settings.named} inverts in {share(curve):.0%} of {coherent} coherent specifications "
+    f"(blocks {curve['block'].min()} to {curve['block'].max()}, windows, rules, doses); "
+    f"{HOLDS:.0%} are wanted."
+  )
 
 
 def _agreement(agrees: bool | None) -> str:

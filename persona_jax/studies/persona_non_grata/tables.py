@@ -86,7 +86,8 @@ def matched_in_both(outcomes: Outcomes, arm: str) -> Outcomes:
   inversions under that match, not out of the others.
   """
   two = outcomes.select(arms=["SP", arm])
-  steered_PK = ~np.isnan(two.y_MPKN).all(axis=-1)[1]
+  missing_MPK = np.asarray(np.isnan(two.y_MPKN).all(axis=-1))
+  steered_PK = ~missing_MPK[1]
   kept = [name for n, name in enumerate(two.personas) if steered_PK[n].all()]
   return two.select(personas=kept) if kept else two
 
