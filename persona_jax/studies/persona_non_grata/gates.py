@@ -196,9 +196,9 @@ def _prompts_work(expression: pd.DataFrame) -> Verdict:
 
 
 def _fluent(table: pd.DataFrame) -> Verdict:
-  if "label" not in table:
-    return None, "nothing was generated"
   base = table[(table["arm"] == "B0") & (table["part"] == "test")]
+  if "label" not in base or base["label"].isna().all():
+    return None, "nothing was generated"
   share = float((base["label"] == "degenerate").mean())
   return share <= _DEGENERATE, f"{share:.2f} {'<=' if share <= _DEGENERATE else '>'} {_DEGENERATE}"
 

@@ -191,6 +191,10 @@ class Settings:
       raise ValueError(f"depth={self.depth}: give two shares of the depth, the smaller first.")
     if not 0 < self.delta < 1:
       raise ValueError(f"delta={self.delta}: a number between 0 and 1 fits.")
+    if self.outcome == "label" and "test" not in self.generate:
+      raise ValueError(
+        f"outcome='label' and generate={self.generate}: generate 'test', or take 'first_token'."
+      )
     if self.control_prompts and not self.controls:
       raise ValueError(f"control_prompts={self.control_prompts}, and no controls.")
     if "R-plac" in self.controls and not self.placebo:

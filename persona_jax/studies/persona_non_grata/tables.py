@@ -105,7 +105,7 @@ def rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
   rows = []
   for (arm, persona), mine in test.groupby(["arm", "persona"], sort=False):
     row = {"arm": arm, "persona": persona, "n": len(mine), "p_bypass": mine["p_bypass"].mean()}
-    if "label" in mine:
+    if "label" in mine and mine["label"].notna().any():
       share = mine["label"].value_counts(normalize=True)
       missing = share.get("unparsed", 0.0) + share.get("truncated", 0.0)
       answered = share.get("bypass", 0.0) + share.get("refuse", 0.0)
