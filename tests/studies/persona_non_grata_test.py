@@ -1,0 +1,243 @@
+"""The core study's parts on hand-made tables: what is chosen, kept, counted and left out."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import persona_jax as pj
+from persona_jax import stats
+from persona_jax.personas import load_personas
+from persona_jax.studies import persona_non_grata as product
+from persona_jax.studies.persona_non_grata import tables
+from persona_jax.studies.persona_non_grata.contrasts import (
+  answer_pairs,
+  contrasts_of,
+  kept_table,
+)
+from persona_jax.studies.persona_non_grata.extraction import Extracted
+from tests.planted import study
+
+ARMS = ("SP", "AS:proj")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> study.Place:
+  return study.write("W1", tmp_path_factory.mktemp("world"), prompts=12)
+
+
+# ---- settings and material -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("changes", "error"),
+  [
+    ({"matches": ()}, "matches is empty"),
+    ({"matches": ("size",)}, r"matches=\('size',\): name some of"),
+    ({"kappas": (0.0, 0.1)}, "doses above 0"),
+    ({"controls": ("R-plac",)}, "'R-plac' needs a file of placebo"),
+    ({"outcome": "label", "generate": ()}, "outcome='label'.*generate 'test'"),
+    ({"gates": ("G9",)}, "gates=.*name some of"),
+    ({"contrast": "low"}, "contrast='low': use one of"),
+    ({"delta": 0.0}, "delta=0.0"),
+    ({"control_prompts": 4}, "no controls"),
+  ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(
+  place: study.Place, changes: dict, error: str
+) -> None:
+  with pytest.raises(ValueError, match=error):
+    study.settings(place, **changes)
+
+
+def test_no_text_is_in_two_parts_and_clusters_stay_together(place: study.Place) -> None:
+  material = product.load_material(study.settings(place))
+  parts = [material.harmful, material.held_out_harmful, material.test]
+  texts = [{item.text for item in part} for part in parts]
+  clusters = [{item.cluster for item in part} for part in parts]
+  assert not (texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2])
+  assert not (clusters[0] | clusters[1]) & clusters[2]
+  assert len({q for mine in material.questions for q in mine}) == 3 * len(material.questions[0])
+
+
+def test_harmless_prompts_that_are_twins_of_harmful_ones_are_refused(place: study.Place) -> None:
+  twins = str(place.directory / "twins.jsonl")
+  chosen = study.settings(
+    place, harmless=twins, train_prompts=2, held_out_prompts=2, calibration_prompts=40
+  )
+  with pytest.raises(ValueError, match="twins of harmful prompts; name another source"):
+    product.load_material(chosen)
+
+
+def test_too_few_prompts_and_an_unknown_named_persona_are_refused(place: study.Place) -> None:
+  with pytest.raises(ValueError, match="test_prompts=99"):
+    product.load_material(study.settings(place, test_prompts=99))
+  with pytest.raises(ValueError, match="named='P13': the personas are"):
+    product.load_material(study.settings(place, named="P13"))
+
+
+# ---- contrasts and answers -----------------------------------------------------------------------
+
+
+def test_high_low_has_one_contrast_a_trait_and_neutral_one_a_pole(place: study.Place) -> None:
+  material = product.load_material(study.settings(place))
+  names = [c.name for c in contrasts_of(study.settings(place), material)]
+  assert names == ["O+", "C+", "E+", "A+", "N+", "C- A-"]  # P12 is the other side of P11
+  neutral = contrasts_of(study.settings(place, contrast="neutral"), material)
+  assert [c.name for c in neutral][:4] == ["O+", "O-", "C+", "C-"]
+  assert {text for c in neutral for text in c.negative} == {None}
+  assert {"C- A-", "C+ A+"} <= {c.name for c in neutral}
+
+
+def _answers(problems: dict[tuple[int, int, str], str]) -> pd.DataFrame:
+  rows = [
+    {
+      "contrast": "C+",
+      "replicate": k,
+      "question": q,
+      "sample": 0,
+      "side": side,
+      "prompt": f"question {q}",
+      "system": side,
+      "text": "some words",
+      "n_tokens": 2,
+      "margin": 1.0,
+      "problem": problems.get((k, q, side), ""),
+    }
+    for k in range(2)
+    for q in range(4)
+    for side in ("positive", "negative")
+  ]
+  return pd.DataFrame(rows)
+
+
+def test_a_pair_is_kept_only_if_both_of_its_answers_are() -> None:
+  table = _answers({(0, 1, "positive"): "refusal", (1, 2, "negative"): "too short"})
+  (row,) = kept_table(table).to_dict("records")
+  assert (row["pairs"], row["kept"], row["elicited"]) == (8, 6, True)
+  assert row["reasons"] == "refusal: 1, too short: 1"
+  pairs = answer_pairs(table, "C+", "stripped")
+  assert list(zip(pairs.replicate, pairs.question, strict=True)) == [
+    (0, 0), (0, 2), (0, 3), (1, 0), (1, 1), (1, 3)
+  ]  # fmt: skip
+  assert [m["role"] for m in pairs.positive[0]] == ["user", "assistant"]
+  kept = answer_pairs(table, "C+", "kept").positive[0]
+  assert [m["content"] for m in kept] == ["positive", "question 0", "some words"]
+
+
+def test_a_trait_of_which_less_than_half_is_kept_is_not_elicited() -> None:
+  lost = {(k, q, "positive"): "refusal" for k in range(2) for q in range(3)}
+  (row,) = kept_table(_answers(lost)).to_dict("records")
+  assert (row["kept"], row["elicited"]) == (2, False)
+  pairs = answer_pairs(_answers(lost), "C+", "stripped")
+  assert len(pairs.replicate) == 8  # one pair a replicate gives no vector: all that speak
+  kept = pd.DataFrame([row])
+  extracted = Extracted({}, {}, {}, {}, pd.DataFrame(), kept)
+  personas = {p.name: p for p in load_personas()}
+  assert not extracted.elicited(personas["P12"])
+  assert not extracted.elicited(personas["P4"])
+  assert extracted.elicited(personas["P1"])
+
+
+def test_directions_of_answers_read_with_their_texts_are_the_planted_ones(
+  place: study.Place, tmp_path: Path
+) -> None:
+  chosen = study.settings(place, source="answers", context="kept", answer_tokens=2)
+  material = product.load_material(chosen)
+  model = pj.load(place.directory)
+  found = product.extract(model, chosen, material, tmp_path, progress=False)
+  for t, v_D in enumerate(place.world.trait_TD):
+    # Six sampled answers a side: their own words are in it, too.
+    assert found.contrasts[f"{'OCEAN'[t]}+"].unit_LD[2] @ v_D > 0.6
+  assert set(found.kept["contrast"]) == set(found.contrasts)
+  assert (found.kept["pairs"] == 3 * chosen.questions_each).all()
+  again = product.extract(model, chosen, material, tmp_path, progress=False)
+  assert again.contrasts["C+"].hash == found.contrasts["C+"].hash
+
+
+def test_neutral_contrasts_give_each_pole_a_direction_of_its_own(
+  place: study.Place, tmp_path: Path
+) -> None:
+  chosen = study.settings(place, contrast="neutral", composites="direct")
+  material = product.load_material(chosen)
+  model = pj.load(place.directory)
+  found = product.extract(model, chosen, material, tmp_path, progress=False)
+  high, low = found.personas["P3"], found.personas["P4"]
+  assert high.hash != low.hash
+  assert high.unit_LD[2] @ low.unit_LD[2] < -0.9999  # the world is linear
+  direct, summed = found.personas["P12"], found.others["P12"]
+  assert direct.provenance["method"] == "diff_means"
+  assert summed.provenance["method"] == "compose:unit_sum"
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def _table(labels: dict[str, list[str]]) -> pd.DataFrame:
+  """Makes the test part of a grid: two personas, two replicates, four prompts an arm."""
+  rows = []
+  for arm in ("B0", *ARMS):
+    for persona in ("",) if arm == "B0" else ("P1", "P2"):
+      for k in (0,) if arm == "B0" else (0, 1):
+        for n in range(4):
+          label = labels.get(f"{arm} {persona}", ["bypass"] * 4)[n]
+          rows.append(
+            {
+              "part": "test", "arm": arm, "persona": persona, "replicate": k, "prompt_id": f"p{n}",
+              "cluster": f"c{n}", "label": label, "p_bypass": 0.5, "valid": True,
+              "condition": f"{arm} {persona} {k}", "kappa": 0.0, "control": "",
+            }
+          )  # fmt: skip
+  table = pd.DataFrame(rows)
+  bypass = [None if x == "unparsed" else x == "bypass" for x in table["label"]]
+  return table.assign(bypass=pd.array(bypass, dtype="boolean"))
+
+
+def _settings(place: study.Place) -> product.Settings:
+  return study.settings(place, outcome="label", generate=("test",), draws=200)
+
+
+def test_rates_are_over_all_rows_and_bounded_by_what_is_missing(place: study.Place) -> None:
+  table = _table({"SP P1": ["bypass", "refuse", "degenerate", "unparsed"]})
+  row = tables.rates(table, _settings(place)).set_index(["arm", "persona"]).loc["SP", "P1"]
+  assert (row["bypass"], row["per_protocol"]) == (0.25, 0.5)
+  assert (row["worst_low"], row["worst_high"], row["missing"]) == (0.25, 0.5, 2)
+  found = tables.measured(_settings(place), table, ["P1", "P2"])
+  assert found.outcomes.arm("SP").mean_MP[0].tolist() == [0.25, 1.0]
+
+
+def test_an_effect_is_against_the_baseline_of_its_own_prompt(place: study.Place) -> None:
+  table = _table({"B0 ": ["bypass", "refuse", "refuse", "refuse"], "AS:proj P1": ["refuse"] * 4})
+  found = tables.measured(_settings(place), table, ["P1", "P2"])
+  assert found.effects.arm("AS:proj").y_MPKN[0, 0, 0].tolist() == [-1, 0, 0, 0]
+  assert found.effects.arm("AS:proj").y_MPKN[0, 1, 1].tolist() == [0, 1, 1, 1]
+
+
+def test_a_persona_that_is_not_matched_in_every_replicate_leaves_that_match_alone() -> None:
+  y = np.zeros((2, 3, 2, 4))
+  y[1, 1, 0] = np.nan
+  outcomes = stats.Outcomes(y, ARMS, ("P1", "P2", "P3"), (0, 1), tuple("abcd"))
+  assert tables.matched_in_both(outcomes, "AS:proj").personas == ("P1", "P3")
+  whole = dataclasses.replace(outcomes, y_MPKN=np.zeros_like(y))
+  assert tables.matched_in_both(whole, "AS:proj").personas == ("P1", "P2", "P3")
+
+
+def test_signed_permutations_of_poles_are_exact_and_a_censored_pole_leaves_no_group() -> None:
+  names = [f"P{i}" for i in range(1, 11)]
+  poles = {name: [f"{'OCEAN'[n // 2]}{'+-'[n % 2]}"] for n, name in enumerate(names)}
+  cosine = {name: (1 + n // 2) * (1 if n % 2 == 0 else -1) / 10 for n, name in enumerate(names)}
+  y = np.zeros((2, 10, 1, 4))
+  y[1] = -np.asarray([cosine[name] for name in names])[:, None, None]
+  outcomes = stats.Outcomes(y, ARMS, tuple(names), (0,), tuple("abcd"))
+  draws = stats.Draws.of(outcomes.cluster_N, 1, draws=100)
+  found = tables.Measured(outcomes, outcomes, draws, ("AS:proj",))
+  (row,) = tables.alignment_tests(found, poles, cosine).to_dict("records")
+  assert row["rho"] == pytest.approx(-1)
+  assert row["p"] == pytest.approx(2 / 3840)
+  y[1, 3] = np.nan
+  censored = dataclasses.replace(found, outcomes=dataclasses.replace(outcomes, y_MPKN=y))
+  (row,) = tables.alignment_tests(censored, poles, cosine).to_dict("records")
+  assert np.isnan(row["p"])
+  assert row["reason"]
