@@ -152,7 +152,8 @@ def test_directions_of_answers_read_with_their_texts_are_the_planted_ones(
     # Six sampled answers a side: their own words are in it, too.
     assert found.contrasts[f"{'OCEAN'[t]}+"].unit_LD[2] @ v_D > 0.6
   assert set(found.kept["contrast"]) == set(found.contrasts)
-  assert (found.kept["pairs"] == 3 * chosen.questions_each).all()
+  pairs = 3 * chosen.questions_each * chosen.answer_samples
+  assert (found.kept["pairs"] == pairs).all()
   again = product.extract(model, chosen, material, tmp_path, progress=False)
   assert again.contrasts["C+"].hash == found.contrasts["C+"].hash
 
