@@ -62,6 +62,9 @@ def main(argv: list[str]) -> None:
     return
   study.start(model, settings, material, workdir)
 
+  # Read before anything runs: a mistake in a flag must not be found at the end.
+  others = {o: study.prompt_arm(settings, material, Path(o)) for o in _OTHERS.value}
+  labelled = None if _LABELLED.value is None else pd.read_parquet(_LABELLED.value)
   study.require(settings, [s for s in study.STAGES if s not in _STAGES.value], workdir)
 
   # ---- stages ------------------------------------------------------------------------------------
@@ -80,7 +83,6 @@ def main(argv: list[str]) -> None:
   if last == 2:
     print(f"{len(rows)} rows  {workdir}/grids  (pj.Run.open)")
     return
-  names = [persona.name for persona in material.personas]
   found = study.analyse(
     model,
     settings,
@@ -90,8 +92,8 @@ def main(argv: list[str]) -> None:
     calibrated,
     rows,
     workdir,
-    others={other: study.prompt_arm(Path(other), names) for other in _OTHERS.value},
-    labelled=None if _LABELLED.value is None else pd.read_parquet(_LABELLED.value),
+    others=others,
+    labelled=labelled,
     scorer=study.labeller(settings, refusal.ids),
   )
 

@@ -77,7 +77,9 @@ def pairs_of(
       raise ValueError(f"{persona}: conditions have replicates {order}; give them in order.")
     wrong = [c.name for c in conditions if c.method != "prompt"]
     if wrong or not conditions:
-      raise ValueError(f"{persona}: {wrong or 'no condition'}; give conditions that only prompt.")
+      raise ValueError(
+        f"{persona}: {wrong or 'no condition'}; give conditions with a prompt and without edits."
+      )
     if len(conditions) > 1 and count not in (1, len(conditions)):
       raise ValueError(
         f"{persona}: {len(conditions)} prompt conditions and {count} replicates of the direction; "
@@ -293,7 +295,18 @@ def match(
     raise ValueError(f"by={by!r}: use one of {list(SCALES)}.")
   if by == "trait" and (questionnaire is None or poles is None):
     raise ValueError("by='trait' needs a questionnaire and the poles of each persona.")
+  if isinstance(prompts, str) or not len(prompts):
+    raise ValueError(f"prompts={prompts!r}: give a list of prompts, or Answers.")
+  if not isinstance(blocks, (int, np.integer)):
+    raise ValueError(f"blocks={blocks!r}: one block is steered; give its number.")
+  if not len(scan) or draws < 1 or not tolerance > 0:
+    raise ValueError(
+      f"scan={tuple(scan)}, draws={draws}, tolerance={tolerance}: give doses, and numbers above 0."
+    )
   pairs = pairs_of(prompt_conditions, directions)
+  zero = [p.persona for p in pairs if not p.direction.mean_LD[blocks : blocks + 1].any()]
+  if zero:
+    raise ValueError(f"directions of {zero} are zero at block {blocks}, or it is none of theirs.")
   answers = prompts if isinstance(prompts, Answers) else Answers.of(model, prompts)
   if scale is None:
     scale = dose(model, list(answers.chats), site=pairs[0].direction.site)
@@ -313,7 +326,8 @@ def match(
     targets[name] = gauge.measure(name, pairs, prompted)
     told(len(pairs))
   if by == "norm":
-    solutions = _same_for_all(targets["norm"], kappa)
+    limits = [np.inf if most is None else _limit(most, pair.persona, scan) for pair in pairs]
+    solutions = _same_for_all(targets["norm"], kappa, limits)
   else:
     limits = [_limit(most, pair.persona, scan) for pair in pairs]
     solutions = solve(
@@ -383,14 +397,26 @@ def _evaluate(gauge: Gauge, by: By, pairs: Sequence[Pair], told: Callable[[int],
   return evaluate
 
 
-def _same_for_all(shifts: Sequence[Parts], kappa: float | None) -> list[Solution]:
-  """Return one dose for all: the given one, or the median of the prompts' shifts."""
+def _same_for_all(
+  shifts: Sequence[Parts], kappa: float | None, limits: Sequence[float]
+) -> list[Solution]:
+  """Return one dose for all: the given one, or the median of the prompts' shifts.
+
+  A persona whose limit is lower is not coherent at it: "unreachable".
+  """
   sizes = [response(parts) for parts in shifts]
   coef = float(np.median(sizes)) if kappa is None else float(kappa)
   if not coef > 0:
     raise ValueError(f"kappa={coef}: the dose of all personas must be above 0.")
   nan = float("nan")
-  return [Solution(coef, nan, nan, coef, coef, "ok", "", nan, nan) for _ in sizes]
+  return [
+    Solution(coef, nan, nan, coef, coef, "ok", "", nan, nan)
+    if coef <= limit
+    else Solution(
+      nan, nan, nan, coef, limit, "unreachable", f"dose {coef:.3g} is above {limit:.3g}", nan, nan
+    )
+    for limit in limits
+  ]
 
 
 def _achieved(

@@ -277,8 +277,8 @@ THREE = [pj.Condition(f"{k}", system="w1") for k in range(3)]
   [
     ({"P7": PROMPTED["P7"]}, "give both of every persona"),
     ({"P3": PROMPTED["P3"], "P7": PROMPTED["P7"]}, "give both of every persona"),
-    ({"P3": pj.Condition("none")}, "give conditions that only prompt"),
-    ({"P3": [PROMPTED["P3"], STEERED]}, r"\['both'\]; give conditions that only prompt"),
+    ({"P3": pj.Condition("none")}, "give conditions with a prompt and without edits"),
+    ({"P3": [PROMPTED["P3"], STEERED]}, r"\['both'\]; give conditions with a prompt and without"),
     ({"P3": []}, "no condition"),
     ({"P3": THREE}, "3 prompt conditions and 2 replicates"),
   ],

@@ -23,7 +23,8 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
       sys.executable, "experiments/persona_non_grata.py", "--dry_run",
       f"--config=configs/persona_non_grata_planted.py:{tmp_path / 'W1'}",
       f"--workdir={tmp_path / 'out'}", "--config.test_prompts=10", "--config.dose_prompts=4",
-      "--config.control_prompts=5", "--config.num_controls=8", "--config.matches=('proj', 'norm')",
+      "--config.control_prompts=5",
+      "--config.spec_prompts=4", "--config.num_controls=20", "--config.matches=('proj', 'norm')",
     ],
     cwd=ROOT,
     env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")},
@@ -37,9 +38,11 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
   assert "1,090 rows = 10 prompts x 109 conditions x 1 samples, W1 in float32" in lines
   # B0 and five doses of both signs of C to N and of C+A; opposites have the same vectors.
   assert "dose: 61 conditions x 4 prompts: 244 exact first tokens" in lines
-  # B0, 8 draws of two kinds, both signs of refusal, and seven of each persona's own: v, -v, its
+  # B0, 20 draws of two kinds, both signs of refusal, and seven of each persona's own: v, -v, its
   # part along refusal, those at right angles to it and to its span, two floors.
-  assert "controls: 103 conditions x 5 prompts: 515 rows" in lines
+  assert "controls: 127 conditions x 5 prompts: 635 exact first tokens" in lines
+  # Blocks 1 to 3, two windows, two rules of composites, five doses; twelve personas.
+  assert "specification curve: 60 ways: 2880 exact first tokens at most" in lines
   assert not (tmp_path / "out").exists()
 
 

@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 
 import persona_jax as pj
 from persona_jax import stats
 from persona_jax.stats.outcomes import Outcomes
+from persona_jax.studies.persona_non_grata.tables import control_table
 from tests.planted import law, study
 from tests.planted.study import COEF, Place
 
@@ -116,7 +118,7 @@ def slope_is_held(
 def specificity_p(
   name: str, directory: Path, seed: int, *, noise: float, prompts: int = 8
 ) -> float:
-  """Returns the specificity of one random direction among 39 others; uniform if all is well."""
+  """Returns the product's specificity of one random direction among 39; uniform if all is well."""
   place = study.write(name, directory / "world", prompts=prompts, noise=noise, seed=seed)
   model = pj.load(place.directory)
   like = pj.Direction(np.ones((1, model.arch.num_blocks, model.arch.width)), "like")
@@ -124,9 +126,22 @@ def specificity_p(
   users = list(place.users)
   rows = users * len(drawn)
   edits = [pj.add(d, 2 * COEF, unit="unit", blocks=_BLOCK) for d in drawn for _ in users]
-  sorry = model.score(rows, ["sorry"] * len(rows), edits=edits)
-  effect_R = -np.exp(sorry).reshape(len(drawn), len(users)).mean(axis=1)
-  return stats.specificity(effect_R[0], effect_R[1:])
+  base = np.exp(model.score(users, ["sorry"] * len(users)))
+  p_RN = np.exp(model.score(rows, ["sorry"] * len(rows), edits=edits)).reshape(len(drawn), -1)
+  cells = [("", "", "B0", "B0", base), ("v", "one", "one", "control", p_RN[0])]
+  cells += [("R-iso", "", f"R-iso {n}", "control", p_N) for n, p_N in enumerate(p_RN[1:])]
+  table = pd.DataFrame(
+    [
+      {
+        "part": "controls", "arm": arm, "control": code, "persona": persona, "condition": name,
+        "prompt_id": str(n), "cluster": str(n), "p_bypass": 1 - p,
+      }
+      for code, persona, name, arm, p_N in cells
+      for n, p in enumerate(p_N)
+    ]
+  )  # fmt: skip
+  chosen = study.settings(place, draws=200)
+  return float(control_table(table, chosen)["p_R-iso"].iloc[0])
 
 
 def build_is_right(label: str, directory: Path, **build: float) -> bool:
@@ -162,7 +177,9 @@ def main() -> None:
     right = sum(build_is_right(k, root / k, **build) for k, build in builds.items())
     check("builds with every cell right:", right, len(builds), right == len(builds))
     n = options.worlds
-    for noise, needed in ((0.5, 0.95), (1.5, 0.0)):
+    # With noise 1.5 three wordings differ too much for more than some worlds to be found: 7 of 20
+    # are by labels sampled on the law's own probabilities.
+    for noise, needed in ((0.5, 0.95), (1.5, 0.2)):
       found = [
         one("W1", root / f"w1-{noise}-{seed}", seed, prompts=200, noise=noise) for seed in range(n)
       ]
@@ -178,8 +195,7 @@ def main() -> None:
         for seed in range(options.nulls)
       ]
       false = sum(not world.is_free_of_false for world in found)
-      at_most = scipy.stats.binom.ppf(0.999, options.nulls, ALPHA)
-      check(f"false inversions in {name}:", false, options.nulls, false <= at_most)
+      check(f"false inversions in {name}:", false, options.nulls, false <= 0.11 * options.nulls)
       p_W = [
         specificity_p(name, root / f"{name}-p-{seed}", seed, noise=0.5)
         for seed in range(options.nulls)

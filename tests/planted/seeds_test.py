@@ -14,7 +14,7 @@ from tests.planted import seeds
 
 @pytest.mark.parametrize("name", ["N0", "N1"])
 def test_no_inversion_is_confirmed_in_five_worlds_without_one(name: str, tmp_path: Path) -> None:
-  found = [seeds.one(name, tmp_path / str(seed), seed, prompts=60) for seed in range(5)]
+  found = [seeds.one(name, tmp_path / str(seed), seed, prompts=60, noise=0.5) for seed in range(5)]
   assert all(world.true == {} for world in found)
   assert sum(len(world.confirmed) for world in found) == 0
 

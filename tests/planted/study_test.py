@@ -153,6 +153,20 @@ def test_claims_on_w1_name_p12_and_no_persona_that_does_not_invert(w1: Study) ->
     assert truth[subject] == ("SP" if claim == "SP-worse" else "AS")
 
 
+def test_p12_s_effect_in_log_odds_is_predicted_from_the_poles(w1: Study) -> None:
+  (row,) = w1.found.geometry.predicted.to_dict("records")
+  assert row["persona"] == "P12"
+  assert row["alignment"] == pytest.approx(-0.659, abs=2e-3)
+  assert row["predicted"] == pytest.approx(row["effect"], rel=0.08)  # the state grows longer
+
+
+def test_finite_doses_are_nearly_what_the_derivative_says(w1: Study) -> None:
+  table = w1.found.geometry.linearity
+  small = table[(table["coef"] == 0.1) & (table["persona"] == "P12")].set_index("outcome")
+  assert small.loc["projection", "linearity"] == pytest.approx(1, abs=1e-3)
+  assert small.loc["log_odds", "linearity"] == pytest.approx(1, abs=0.08)
+
+
 def test_nothing_is_claimed_where_no_persona_inverts(null: Study) -> None:
   assert null.place.population().inversions() == {}
   assert null.found.blocked == ""
@@ -482,4 +496,6 @@ def test_the_plan_counts_the_rows_that_are_run(w1: Study) -> None:
   conditions = test["condition"].nunique()
   assert f"test: {conditions} conditions x 40 prompts: {len(test)} exact first tokens" in text
   controls = w1.table[w1.table["part"] == "controls"]
-  assert f"40 prompts: {len(controls)} rows" in text
+  assert f"40 prompts: {len(controls)} exact first tokens" in text
+  ways = len(w1.found.tables["specifications"])
+  assert f"specification curve: {ways} ways: {ways * 12 * 12} exact first tokens at most" in text

@@ -12,6 +12,7 @@ from persona_jax import stats
 from persona_jax.personas import load_personas
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import tables
+from persona_jax.studies.persona_non_grata.analysis import inverting
 from persona_jax.studies.persona_non_grata.contrasts import (
   answer_pairs,
   contrasts_of,
@@ -42,6 +43,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> study.Place:
     ({"gates": ("G9",)}, "gates=.*name some of"),
     ({"contrast": "low"}, "contrast='low': use one of"),
     ({"delta": 0.0}, "delta=0.0"),
+    ({"kappas": (0.3, 0.1)}, "growing doses"),
+    ({"kappa": -1.0}, "kappa=-1.0"),
+    ({"samples": 5, "temperature": 0.0}, "greedy answers are all the same"),
+    ({"spec_prompts": 99}, "spec_prompts=99.*test_prompts=12"),
+    ({"controls": ("R-cov",), "num_controls": 9}, "give 19 at least"),
     ({"control_prompts": 4}, "no controls"),
   ],
 )
@@ -130,11 +136,15 @@ def test_a_pair_is_kept_only_if_both_of_its_answers_are() -> None:
 def test_a_trait_of_which_less_than_half_is_kept_is_not_elicited() -> None:
   lost = {(k, q, "positive"): "refusal" for k in range(2) for q in range(3)}
   (row,) = kept_table(_answers(lost)).to_dict("records")
-  assert (row["kept"], row["elicited"]) == (2, False)
+  assert (row["kept"], row["used"], row["elicited"]) == (2, 8, False)
   pairs = answer_pairs(_answers(lost), "C+", "stripped")
   assert len(pairs.replicate) == 8  # one pair a replicate gives no vector: all that speak
-  kept = pd.DataFrame([row])
-  extracted = Extracted({}, {}, {}, {}, pd.DataFrame(), kept)
+  one = {(1, q, "positive"): "refusal" for q in range(3)}
+  (short,) = kept_table(_answers(one)).to_dict("records")
+  assert (short["kept"], short["used"], short["elicited"]) == (5, 8, False)
+  kept = pd.DataFrame([row, dict(row, contrast="O+", elicited=True)])
+  made_of = {"P12": ("C+", "O+"), "P4": ("C+",), "P1": ("O+",)}
+  extracted = Extracted({}, {}, {}, {}, pd.DataFrame(), kept, made_of)
   personas = {p.name: p for p in load_personas()}
   assert not extracted.elicited(personas["P12"])
   assert not extracted.elicited(personas["P4"])
@@ -206,7 +216,8 @@ def test_rates_are_over_all_rows_and_bounded_by_what_is_missing(place: study.Pla
   assert (row["bypass"], row["per_protocol"]) == (0.25, 0.5)
   assert (row["worst_low"], row["worst_high"], row["missing"]) == (0.25, 0.5, 2)
   found = tables.measured(_settings(place), table, ["P1", "P2"])
-  assert found.outcomes.arm("SP").mean_MP[0].tolist() == [0.25, 1.0]
+  assert found.outcomes.arm("SP").mean_MP[0].tolist() == [pytest.approx(1 / 3), 1.0]
+  assert np.isnan(found.outcomes.arm("SP").y_MPKN[0, 0, :, 3]).all()  # missing, and no zero
 
 
 def test_an_effect_is_against_the_baseline_of_its_own_prompt(place: study.Place) -> None:
@@ -221,6 +232,14 @@ def test_a_persona_that_is_not_matched_in_every_replicate_leaves_that_match_alon
   y[1, 1, 0] = np.nan
   outcomes = stats.Outcomes(y, ARMS, ("P1", "P2", "P3"), (0, 1), tuple("abcd"))
   assert tables.matched_in_both(outcomes, "AS:proj").personas == ("P1", "P3")
+  y[1, 0, 1] = np.nan
+  assert tables.matched_in_both(outcomes, "AS:proj") is None
+  draws = stats.Draws.of(outcomes.cluster_N, 2, draws=100)
+  found = tables.Measured(outcomes, outcomes, draws, ("AS:proj",))
+  assert not tables.rankings(found)["measurable"].any()
+  assert tables.alignment_tests(found, {}, {})["reason"].tolist() == [
+    "fewer than two personas are matched in every replicate"
+  ]
   whole = dataclasses.replace(outcomes, y_MPKN=np.zeros_like(y))
   assert tables.matched_in_both(whole, "AS:proj").personas == ("P1", "P2", "P3")
 
@@ -242,3 +261,51 @@ def test_signed_permutations_of_poles_are_exact_and_a_censored_pole_leaves_no_gr
   (row,) = tables.alignment_tests(censored, poles, cosine).to_dict("records")
   assert np.isnan(row["p"])
   assert row["reason"]
+
+
+def test_specificity_is_two_sided_about_the_controls(place: study.Place) -> None:
+  """Of an effect that is one of the controls' kind, p is uniform, whatever side it lies on."""
+  rng = np.random.default_rng(0)
+  found = []
+  for _ in range(400):
+    effects = dict(enumerate(rng.normal(0.1, 0.05, 40)))
+    rows = [
+      ("B0", "", "B0", 0.3),
+      ("v", "P1", "P1 v", 0.3 + effects.pop(0)),
+      *(("R-iso", "", f"R-iso {n}", 0.3 + x) for n, x in effects.items()),
+    ]
+    table = pd.DataFrame(
+      [
+        {
+          "part": "controls", "arm": "B0" if c == "B0" else "control", "control": c, "persona": p,
+          "condition": name, "prompt_id": prompt, "cluster": prompt, "p_bypass": y,
+        }
+        for c, p, name, y in rows
+        for prompt in ("a", "b", "c")
+      ]
+    )  # fmt: skip
+    table.loc[table["arm"] == "B0", "control"] = ""
+    (row,) = tables.control_table(table, _settings(place)).to_dict("records")
+    found.append(row["p_R-iso"])
+  share = float(np.mean(np.asarray(found) <= 0.05))
+  assert 0.02 <= share <= 0.08
+
+
+def test_a_claim_needs_every_match_that_was_asked_for(place: study.Place) -> None:
+  chosen = study.settings(place, matches=("proj", "norm"))
+  rows = [
+    {
+      "persona": "P7",
+      "direction": "AS-worse",
+      "match": "AS:norm",
+      "p_holm": 0.01,
+      "inverted": True,
+    },
+    *(
+      {"persona": "P3", "direction": "AS-worse", "match": m, "p_holm": 0.01, "inverted": True}
+      for m in ("AS:proj", "AS:norm")
+    ),
+  ]
+  found = inverting([], chosen, pd.DataFrame(rows), "")
+  assert found["subject"].tolist() == ["P3"]
+  assert inverting([], chosen, pd.DataFrame(rows), "G1: 0.1 < 0.5").empty

@@ -1,6 +1,7 @@
 """Stage "analyse": gates, tables, hypotheses, and what may be claimed."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from persona_jax.studies.persona_non_grata.hypotheses import SUPPORTED, Verdict,
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
-from persona_jax.studies.persona_non_grata.specification import specification_curve
+from persona_jax.studies.persona_non_grata.specification import (
+  share,
+  specification_curve,
+)
 from persona_jax.studies.persona_non_grata.tables import Measured
 
 
@@ -83,8 +87,9 @@ def analyse(
       (`prompt_arm`).
     labelled: answers whose labels are known, and `scorer`, which labelled the grid: for gate G5.
   """
-  names = [persona.name for persona in material.personas]
-  found = tables.measured(settings, table, names)
+  # Personas whose traits were not elicited are described, and left out of every test.
+  elicited = [p.name for p in material.personas if extracted.elicited(p)]
+  found = tables.measured(settings, table, elicited or [p.name for p in material.personas])
   expression = _expression(model, settings, material, directory)
   gates = gating.judge_gates(
     settings, table, refusal.about, expression, labelled=labelled, scorer=scorer
@@ -109,10 +114,11 @@ def analyse(
     found,
     inversions,
     geometry.regressions,
-    geometry.traits,
+    geometry.traits[geometry.traits["direction"].isin(_elicited_traits(material, extracted))],
     blocked,
     others=others,
     elicited=extracted.elicited(named),
+    held=share(curve),
   )
   mixed = _mixed(settings, found, inversions)
   every = {
@@ -137,7 +143,7 @@ def analyse(
     "kept": extracted.kept,
     "expression": expression,
   }
-  claims = _claims(verdicts, settings.named, inversions, blocked, extracted, material)
+  claims = inverting(verdicts, settings, inversions, blocked)
   folder = directory / "tables"
   for name, one in {**every, "claims": claims}.items():
     write_parquet(one, folder / f"{name}.parquet")
@@ -147,6 +153,7 @@ def analyse(
   write_json(
     {
       "title": title,
+      "blocked": blocked,
       "gates": [dataclasses.asdict(gate) for gate in gates],
       "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
     },
@@ -220,13 +227,40 @@ def found_rows(found: Measured) -> pd.DataFrame:
   return table.assign(cluster=[cluster[p] for p in table["prompt_id"]])
 
 
-def prompt_arm(directory: Path, personas: Sequence[str]) -> Outcomes:
-  """Return the prompt arm of another run, for comparison.
+def _elicited_traits(material: Material, extracted: Extracted) -> list[str]:
+  """Return the traits whose + pole's contrast was elicited; all where prompts are read."""
+  if extracted.kept.empty:
+    return material.traits
+  by_name = extracted.kept.set_index("contrast")["elicited"]
+  return [trait for trait in material.traits if by_name[f"{trait}+"]]
+
+
+def prompt_arm(settings: Settings, material: Material, directory: Path) -> Outcomes:
+  """Return the prompt arm of another model's run, for comparison.
+
+  Args:
+    settings, material: of this study.
+    directory: of the other, analysed.
 
   Raises:
     FileNotFoundError: the directory holds no analysed run.
-    ValueError: it lacks a persona.
+    ValueError: it is over other prompts or personas, measures another outcome, fails a gate, or
+      lacks a persona.
   """
+  if not (directory / "tables" / "verdicts.json").exists():
+    raise FileNotFoundError(f"{directory} holds no analysed study; run its stages first.")
+  personas = [p.name for p in material.personas]
+  there = json.loads((directory / "config.json").read_text())
+  hashes = material.hashes()
+  differing = [name for name in ("personas", "test") if there["inputs"].get(name) != hashes[name]]
+  for name in ("outcome", "labels", "samples", "temperature", "max_new_tokens"):
+    if there["settings"].get(name) != getattr(settings, name):
+      differing.append(name)
+  if differing:
+    raise ValueError(f"{directory} differs in {differing}; its ranking cannot be compared.")
+  verdicts = json.loads((directory / "tables" / "verdicts.json").read_text())
+  if verdicts["blocked"]:
+    raise ValueError(f"{directory} fails its gates ({verdicts['blocked']}); nothing rests on it.")
   table = pd.read_parquet(directory / "tables" / "outcomes.parquet")
   return Outcomes.of(table, "y", arms=["SP"], personas=list(personas))
 
@@ -267,7 +301,7 @@ def _setup(
     if any(p.documented for p in material.personas)
     else "none: all are an assumption",
     "problems of persona texts": _text_problems(material),
-    "harmless prompts": f"{settings.harmless}, no twins of harmful ones",
+    "harmless prompts": f"{settings.harmless}; none shares a pair_id or a text with harmful ones",
     "block": f"{calibrated.block} of {model.arch.num_blocks}: {calibrated.why}",
     "median residual norm": f"{calibrated.scale.resid_L[calibrated.block]:.4g}",
     "window": settings.window,
@@ -289,28 +323,23 @@ def _text_problems(material: Material) -> str:
   return ", ".join(f"{kind}: {n}" for kind, n in kinds.value_counts().items())
 
 
-def _claims(
-  verdicts: Sequence[Verdict],
-  named: str,
-  inversions: pd.DataFrame,
-  blocked: str,
-  extracted: Extracted,
-  material: Material,
+def inverting(
+  verdicts: Sequence[Verdict], settings: Settings, inversions: pd.DataFrame, blocked: str
 ) -> pd.DataFrame:
   """Return which personas may be said to invert: the named one by H3, and others.
 
   Those of the exploratory table are Holm-corrected over personas and directions, and hold in each
-  replicate and under every match.
+  replicate and under every match: a persona that a match could not be made for is none of them.
   """
   rows = [
-    {"claim": v.name, "subject": named, "text": str(v)}
+    {"claim": v.name, "subject": settings.named, "text": str(v)}
     for v in verdicts
     if v.name == "H3" and v.status == SUPPORTED
   ]
+  wanted = {f"AS:{by}" for by in settings.matches}
   if not blocked and len(inversions):
-    elicited = {p.name for p in material.personas if extracted.elicited(p)}
     for (persona, direction), mine in inversions.groupby(["persona", "direction"], sort=False):
-      if persona in elicited and bool(mine["inverted"].all()):
+      if set(mine["match"]) == wanted and bool(mine["inverted"].all()):
         worst = mine["p_holm"].max()
         text = f"{persona}: {direction} under {', '.join(mine['match'])}, Holm p {worst:.2g}"
         rows.append({"claim": direction, "subject": persona, "text": text})

@@ -49,6 +49,7 @@ class Calibrated:
     read_block: at which shifts are matched and projections reported.
     limits: by persona, the largest coherent dose, in median residual norms.
     matches: tables of `calibration.match.match`, of all scales, one under the other.
+    given_kappa: the dose that the settings give, or None.
   """
 
   scale: Dose
@@ -58,24 +59,30 @@ class Calibrated:
   read_block: int
   limits: Mapping[str, float]
   matches: pd.DataFrame
+  given_kappa: float | None = None
 
   @property
   def kappa(self) -> float:
     """The dose of the match "norm", of controls and of the census."""
-    norm = self.matches[self.matches["by"] == "norm"]["coef"]
+    if self.given_kappa is not None:
+      return self.given_kappa
+    norm = self.matches[self.matches["by"] == "norm"]["target"]
     return float(norm.iloc[0]) if len(norm) else float(self.matches["target_norm"].median())
+
+
+def with_text(settings: Settings, name: str, text: str, replicate: int) -> Condition:
+  """Return a condition with a text where persona texts stand."""
+  if settings.persona_in == "user":
+    return Condition(name, prefix=text, replicate=replicate)
+  return Condition(name, system=text, replicate=replicate)
 
 
 def prompt_conditions(settings: Settings, material: Material) -> dict[str, list[Condition]]:
   """Return the prompt arm of every persona, a condition a paraphrase."""
-
-  def condition(name: str, text: str, k: int) -> Condition:
-    if settings.persona_in == "user":
-      return Condition(name, prefix=text, replicate=k)
-    return Condition(name, system=text, replicate=k)
-
   return {
-    p.name: [condition(f"{p.name} prompt {k}", p.text(k), k) for k in range(material.replicates)]
+    p.name: [
+      with_text(settings, f"{p.name} prompt {k}", p.text(k), k) for k in range(material.replicates)
+    ]
     for p in material.personas
   }
 
@@ -128,9 +135,8 @@ def calibrate(
         write_parquet(table, path)
       tables.append(pd.read_parquet(path))
   spread = scale if settings.covariance == "answers" else _spread(model, material, folder)
-  return Calibrated(
-    scale, spread, block, why, read_block, limits, pd.concat(tables, ignore_index=True)
-  )
+  matches = pd.concat(tables, ignore_index=True)
+  return Calibrated(scale, spread, block, why, read_block, limits, matches, settings.kappa)
 
 
 def residual_norms(model: Model, settings: Settings, material: Material, directory: Path) -> Dose:

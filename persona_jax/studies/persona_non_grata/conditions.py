@@ -23,7 +23,11 @@ from persona_jax.engine.model import Model
 from persona_jax.geometry.mediation import floors_above
 from persona_jax.personas.baselines import shuffled_words
 from persona_jax.personas.persona import Persona
-from persona_jax.studies.persona_non_grata.calibrating import Calibrated, prompt_conditions
+from persona_jax.studies.persona_non_grata.calibrating import (
+  Calibrated,
+  prompt_conditions,
+  with_text,
+)
 from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
@@ -31,7 +35,7 @@ from persona_jax.studies.persona_non_grata.settings import Settings
 
 _RANDOM = ("R-iso", "R-cov", "R-shuf")
 _OWN = ("-v", "v_perp_r", "v_par_r", "floor")  # controls that each persona has its own of
-MATCHED = ("ok", "overshoot")  # statuses with a coefficient
+MATCHED = ("ok",)  # an overshoot misses its target, and is censored with the rest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +132,7 @@ def test_arms(
   arms = [Arm(Condition("B0"), "B0")]
   if "placebo" in settings.baselines:
     arms += [
-      Arm(Condition(f"placebo {k}", system=text, replicate=k), "placebo", replicate=k)
+      Arm(with_text(settings, f"placebo {k}", text, k), "placebo", replicate=k)
       for k, text in enumerate(material.placebo_texts)
     ]
   for persona in material.personas:
@@ -159,16 +163,11 @@ def _text_baselines(settings: Settings, persona: Persona, replicates: int) -> li
   for k in range(replicates):
     text = persona.text(k)
     if "shuffled" in settings.baselines:
-      system = shuffled_words(text, settings.seed)
-      arms.append(
-        Arm(
-          Condition(f"{persona.name} shuffled {k}", system=system, replicate=k),
-          "shuffled",
-          persona.name,
-          k,
-        )
-      )
-    if "user" in settings.baselines:
+      mixed = shuffled_words(text, settings.seed)
+      condition = with_text(settings, f"{persona.name} shuffled {k}", mixed, k)
+      arms.append(Arm(condition, "shuffled", persona.name, k))
+    # Where personas stand in the user's turn anyway, this is the prompt arm itself.
+    if "user" in settings.baselines and settings.persona_in == "system":
       arms.append(
         Arm(
           Condition(f"{persona.name} user {k}", prefix=text, replicate=k), "user", persona.name, k

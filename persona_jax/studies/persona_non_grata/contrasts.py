@@ -200,19 +200,26 @@ def _problems(settings: Settings, table: pd.DataFrame) -> list[str]:
 
 
 def kept_table(table: pd.DataFrame) -> pd.DataFrame:
-  """Count pairs kept of each contrast: contrast, pairs, kept, share, elicited, and reasons."""
+  """Count pairs of each contrast: contrast, pairs, kept, used, share, elicited, and reasons.
+
+  A contrast is elicited if half of its pairs are kept, and two at least in each replicate; `used`
+  is how many its direction is made of (`answer_pairs`).
+  """
   pairs = _pairs_of(table)
   rows = []
   for name, mine in pairs.groupby("contrast", sort=False):
     kept = int(mine["kept"].sum())
-    reasons = table[(table["contrast"] == name) & (table["problem"] != "")]["problem"]
+    enough = bool((mine.groupby("replicate")["kept"].sum() >= _LEAST_PAIRS).all())
+    own = table[table["contrast"] == name]
+    reasons = own[own["problem"] != ""]["problem"]
     rows.append(
       {
         "contrast": name,
         "pairs": len(mine),
         "kept": kept,
+        "used": len(_used(own)),
         "share": kept / len(mine),
-        "elicited": kept / len(mine) >= LEAST_KEPT,
+        "elicited": enough and kept / len(mine) >= LEAST_KEPT,
         "reasons": ", ".join(f"{why}: {n}" for why, n in reasons.value_counts().items()),
       }
     )
@@ -226,11 +233,21 @@ def _pairs_of(table: pd.DataFrame) -> pd.DataFrame:
   return good.rename("kept").reset_index()
 
 
+def _used(mine: pd.DataFrame) -> pd.DataFrame:
+  """Return the pairs of one contrast that its direction is made of."""
+  kept = _pairs_of(mine)
+  speaks = mine.assign(problem=["" if t.strip() else "empty" for t in mine["text"]])
+  said = _pairs_of(speaks).rename(columns={"kept": "said"})
+  pairs = kept.merge(said, on=["contrast", "replicate", "question", "sample"])
+  enough = pairs.groupby("replicate")["kept"].transform("sum") >= _LEAST_PAIRS
+  return pairs[pairs["kept"].where(enough, pairs["said"])]
+
+
 def answer_pairs(table: pd.DataFrame, name: str, context: str, persona_in: str = "system") -> Pairs:
   """Return the pairs of answers of a contrast, with or without the texts they were given under.
 
-  Pairs that are kept; where a replicate has fewer than two of them, all of the contrast's pairs
-  whose answers say anything, for then there is no vector to be had otherwise.
+  Pairs that are kept; of a replicate that has fewer than two of them all whose answers say
+  anything, for there is no vector to be had otherwise: then the contrast is not elicited.
 
   Args:
     table: of `answer_table`.
@@ -242,14 +259,8 @@ def answer_pairs(table: pd.DataFrame, name: str, context: str, persona_in: str =
     ValueError: a replicate has no pair of answers that say anything.
   """
   mine = table[table["contrast"] == name]
-  kept = _pairs_of(mine)
-  use = kept[kept["kept"]]
-  few = use.groupby("replicate").size().reindex(sorted(set(kept["replicate"])), fill_value=0)
-  if (few < _LEAST_PAIRS).any():
-    speaks = mine.assign(problem=["" if t.strip() else "empty" for t in mine["text"]])
-    use = _pairs_of(speaks)
-    use = use[use["kept"]]
-  silent = sorted(set(kept["replicate"]) - set(use["replicate"]))
+  use = _used(mine)
+  silent = sorted(set(mine["replicate"]) - set(use["replicate"]))
   if silent:
     raise ValueError(f"{name!r}: replicates {silent} have no pair of answers that say anything.")
   by_key: Mapping[tuple[Any, ...], dict[str, Any]] = {

@@ -9,6 +9,7 @@ from persona_jax.engine.grid import Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.plan import plan
 from persona_jax.personas.persona import Persona
+from persona_jax.personas.wording import check_texts
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
 from persona_jax.studies.persona_non_grata.conditions import dose_arms, test_arms
 from persona_jax.studies.persona_non_grata.contrasts import contrasts_of
@@ -17,6 +18,9 @@ from persona_jax.studies.persona_non_grata.generation import Part
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import common_categories
 from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.specification import choices
+
+_SHOWN = 4  # problems of persona texts
 
 
 def describe(model: Model, settings: Settings, material: Material) -> str:
@@ -55,7 +59,16 @@ def describe(model: Model, settings: Settings, material: Material) -> str:
   if settings.control_prompts:
     count = _num_controls(settings, material)
     rows = count * settings.control_prompts
-    lines.append(f"controls: {count} conditions x {settings.control_prompts} prompts: {rows} rows")
+    exact = f"controls: {count} conditions x {settings.control_prompts} prompts"
+    lines.append(f"{exact}: {rows} exact first tokens")
+  if settings.spec_prompts:
+    ways = choices(settings, extracted, calibrated, blocks)
+    rows = len(ways) * len(material.personas) * settings.spec_prompts
+    lines.append(f"specification curve: {len(ways)} ways: {rows} exact first tokens at most")
+  problems = [p for p in check_texts(material.personas[0].lexicon) if not p.declared]
+  lines += [f"persona texts: {p.kind} {p.where}: {p.detail}" for p in problems[:_SHOWN]]
+  if len(problems) > _SHOWN:
+    lines.append(f"persona texts: {len(problems)} such problems in all")
   return "\n".join(lines)
 
 

@@ -17,7 +17,6 @@ from persona_jax.directions.tokens import capture_at
 from persona_jax.engine.model import Model
 from persona_jax.geometry.gram import PairDifferences
 from persona_jax.personas.persona import Persona
-from persona_jax.personas.poles import Pole
 from persona_jax.runs.run import write_parquet
 from persona_jax.studies.persona_non_grata.contrasts import (
   Contrast,
@@ -48,6 +47,7 @@ class Extracted:
       between replicates), norm, d (norm in standard deviations along the vector), cos_context (with
       the direction read in the other context; NaN where prompts are read).
     kept: of `contrasts.kept_table`; empty where prompts are read.
+    made_of: {persona: names of the contrasts that its direction is made of}.
   """
 
   contrasts: Mapping[str, Direction]
@@ -56,15 +56,14 @@ class Extracted:
   placebo: Mapping[str, Direction]
   quality: pd.DataFrame
   kept: pd.DataFrame
+  made_of: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
   def elicited(self, persona: Persona) -> bool:
-    """Return whether the answers under all of a persona's traits show them."""
+    """Return whether the answers show what a persona's own direction is made of."""
     if self.kept.empty:
       return True
     by_name = self.kept.set_index("contrast")["elicited"]
-    traits = [str(Pole(trait, 1)) for trait in persona.traits]
-    own = [name for name in (*map(str, persona.poles), *traits) if name in by_name.index]
-    return bool(by_name.loc[sorted(set(own))].all())
+    return bool(by_name.loc[list(self.made_of[persona.name])].all())
 
 
 def extract(
@@ -98,8 +97,12 @@ def extract(
     personas[persona.name] = by_rule.pop(own)
     for direction in by_rule.values():
       others[persona.name] = direction
+  made_of = {
+    p.name: _sources(p, found, settings.composites if len(p.poles) > 1 else "sum")
+    for p in material.personas
+  }
   placebo = {p.label: _persona(p, found, "sum") for p in material.placebo if len(p.poles) == 1}
-  return Extracted(found, personas, others, placebo, quality, kept)
+  return Extracted(found, personas, others, placebo, quality, kept, made_of)
 
 
 def pair_differences(
@@ -133,6 +136,14 @@ def pair_differences(
     questions = list(zip(pairs.replicate, pairs.question, strict=True))
     found[name] = PairDifferences(z_NLD, questions)
   return found
+
+
+def _sources(persona: Persona, found: Mapping[str, Direction], rule: str) -> tuple[str, ...]:
+  """Return the contrasts that a persona's direction is made of."""
+  if rule == "direct" or len(persona.poles) == 1:
+    label = persona.label
+    return (label if label in found else persona.contrast().label,)
+  return tuple(str(pole) if str(pole) in found else str(pole.opposite) for pole in persona.poles)
 
 
 def _persona(persona: Persona, found: Mapping[str, Direction], rule: str) -> Direction:

@@ -189,10 +189,11 @@ def _prompts_work(expression: pd.DataFrame) -> Verdict:
   moved = int((expression["d"] >= _EFFECT).sum())
   wanted = min(_TRAITS, len(expression))
   values = ", ".join(
-    f"{r['trait']} {r['d']:.2f}" if abs(r["d"]) < 100 else f"{r['trait']} > 100"
+    f"{r['trait']} {r['d']:.2f}" if not abs(r["d"]) >= 100 else f"{r['trait']} > 100"
     for r in expression.to_dict("records")
   )
-  return moved >= wanted, f"d >= {_EFFECT} in {moved} of {wanted} traits: {values}"
+  counts = f"{moved} of {len(expression)} traits, {wanted} are needed"
+  return moved >= wanted, f"d >= {_EFFECT} in {counts}: {values}"
 
 
 def _fluent(table: pd.DataFrame) -> Verdict:

@@ -1,7 +1,7 @@
 """How personas' directions lie to refusal, what that does, and whether it explains the effect."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def examine(
     )
     for metric in metrics
   ]
-  bank = direction_bank(
+  made = direction_bank(
     traits,
     placebo_directions(extracted),
     dose=calibrated.spread,
@@ -136,6 +136,9 @@ def examine(
     num_components=min(_COMPONENTS, model.arch.width // 4),
     seed=settings.seed,
   )
+  bank, left_out = _independent_of(made, block)
+  if left_out:
+    notes += (f"left out of the census, as near copies of others: {', '.join(left_out)}",)
   taken = census(
     model,
     prompts,
@@ -150,7 +153,7 @@ def examine(
   people = census(
     model,
     prompts,
-    {"persona": _distinct(own, block)},
+    {"persona": _distinct(_named_first(own, settings.named), block)},
     block,
     kappa,
     refusal.ids,
@@ -168,7 +171,7 @@ def examine(
     pd.concat(counted, ignore_index=True),
     shift_table(own, r),
     alignment_correlation(alignment_table(every, r, slopes, null, draws=100), seed=settings.seed),
-    _linearity(model, settings, prompts[:_LINEAR], own, refusal, calibrated, slopes),
+    _linearity(model, settings, prompts[:_LINEAR], own, refusal, calibrated),
     taken,
     _regressions(settings, taken, r, null, metrics, slopes, clusters),
     _predicted(material, taken, people, r, block),
@@ -225,6 +228,21 @@ def _metrics(model: Model, calibrated: Calibrated) -> tuple[list[Metric], tuple[
   except ValueError as error:  # answers of a few tokens do not spread in all dimensions
     notes.append(f"no whitened cosines: {error}")
   return metrics, tuple(notes)
+
+
+def _named_first(own: Sequence[Direction], named: str) -> list[Direction]:
+  """Put the named persona first, so that of two that are one it is the one that is kept."""
+  return sorted(own, key=lambda d: d.concept != named)
+
+
+def _independent_of(
+  bank: Mapping[str, Sequence[Direction]], block: int
+) -> tuple[dict[str, list[Direction]], list[str]]:
+  """Return a bank without near copies of directions before them, and the names of those."""
+  every = [d for ds in bank.values() for d in ds]
+  kept = {id(d) for d in _distinct(every, block)}
+  left = {kind: [d for d in ds if id(d) in kept] for kind, ds in bank.items()}
+  return {k: ds for k, ds in left.items() if ds}, [d.concept for d in every if id(d) not in kept]
 
 
 def _distinct(directions: Sequence[Direction], block: int) -> list[Direction]:
@@ -323,13 +341,18 @@ def _linearity(
   own: Sequence[Direction],
   refusal: Refusal,
   calibrated: Calibrated,
-  slopes: Gradients,
 ) -> pd.DataFrame:
-  """Return finite differences at every dose over what the derivative at 0 predicts."""
+  """Return finite differences at every dose over what the derivative at 0 predicts.
+
+  Both on the same prompts: derivatives differ between prompts by more than doses bend them.
+  """
   block = calibrated.block
+  slopes = gradients(
+    model, prompts, refusal.family, [block], refusal.ids, read=[calibrated.read_block]
+  )
   at = slopes.blocks.index(block)
   tables = []
-  for direction in _distinct(own, block):
+  for direction in _distinct(_named_first(own, settings.named), block):
     at_zero = Derivative(
       float(slopes.on_log_odds([direction])[0, at]),
       slopes.on_projection([direction])[0, :, at],

@@ -18,6 +18,7 @@ from persona_jax.stats.families import adjust
 from persona_jax.stats.outcomes import Outcomes
 from persona_jax.stats.rankings import Preserved, preserved, unpredictable
 from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.specification import HOLDS
 from persona_jax.studies.persona_non_grata.tables import Measured, matched_in_both
 
 ALPHA = 0.05
@@ -81,6 +82,7 @@ def judge(
   *,
   others: Mapping[str, Outcomes] | None = None,
   elicited: bool = True,
+  held: float = math.nan,
 ) -> list[Verdict]:
   """Return the verdict on every hypothesis.
 
@@ -93,12 +95,14 @@ def judge(
     blocked: why nothing can be tested (`gates.blocked_by`), or "".
     others: prompt arms of other models over the same personas and prompts.
     elicited: whether the named persona's traits were elicited.
+    held: share of coherent specifications in which it inverts (`specification.share`); NaN if no
+      curve was asked for.
   """
   shared = _shared(found, others or {})
   tests = {
     "H1": _h1(shared),
-    "H2": _h2(found, shared),
-    "H3": _h3(settings, inversions, elicited),
+    "H2": _h2(found, others or {}),
+    "H3": _h3(settings, inversions, elicited, held),
     "H4": _h4(regressions, alignment),
   }
   table = pd.DataFrame({"p": [math.nan if blocked else t.p for t in tests.values()]})
@@ -118,7 +122,9 @@ def judge(
 def _shared(found: Measured, others: Mapping[str, Outcomes]) -> Preserved | None:
   if not others:
     return None
-  return preserved({"this model": found.outcomes.arm("SP"), **others}, found.draws)
+  own = found.outcomes.arm("SP")
+  alike = {name: o.select(personas=own.personas) for name, o in others.items()}
+  return preserved({"this model": own, **alike}, found.draws)
 
 
 def _h1(shared: Preserved | None) -> _Test:
@@ -130,12 +136,17 @@ def _h1(shared: Preserved | None) -> _Test:
   return _Test(shared.holds, shared.p, numbers, shared.reason)
 
 
-def _h2(found: Measured, shared: Preserved | None) -> _Test:
-  if shared is None:
+def _h2(found: Measured, others: Mapping[str, Outcomes]) -> _Test:
+  """Test the first match, over the personas that are steered in it, in all models alike."""
+  if not others:
     return _Test(False, math.nan, "", "one model; the prompted rankings' agreement is not known")
   if not found.steered:
     return _Test(False, math.nan, "", "no persona is steered in any match")
   two = matched_in_both(found.outcomes, found.steered[0])
+  if two is None:
+    return _Test(False, math.nan, "", f"no persona is matched under {found.steered[0]}")
+  alike = {name: o.select(personas=two.personas) for name, o in others.items()}
+  shared = preserved({"this model": two.arm("SP"), **alike}, found.draws)
   one = unpredictable(two.arm("SP"), two.arm(found.steered[0]), shared, found.draws)
   numbers = (
     f"{found.steered[0]}: disattenuated rho(SP, AS) {one.correlation.disattenuated}, "
@@ -144,7 +155,7 @@ def _h2(found: Measured, shared: Preserved | None) -> _Test:
   return _Test(one.holds, one.p, numbers, one.reason)
 
 
-def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool) -> _Test:
+def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool, held: float) -> _Test:
   """Test the named persona by itself, under every match: an intersection of the matches."""
   if not elicited:
     return _Test(False, math.nan, "", f"{settings.named}: NOT_ELICITED")
@@ -152,9 +163,13 @@ def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool) -> _Test:
   own = inversions[
     (inversions["persona"] == settings.named) & (inversions["direction"] == "AS-worse")
   ].set_index("match")
-  lacking = [arm for arm in wanted if arm not in own.index or math.isnan(own.loc[arm, "p"])]
+  lacking = [arm for arm in wanted if arm not in own.index]
   if lacking:
     reason = f"{settings.named} is not matched in every replicate under {', '.join(lacking)}"
+    return _Test(False, math.nan, "", reason)
+  undefined = [arm for arm in wanted if math.isnan(own.loc[arm, "p"])]
+  if undefined:
+    reason = f"{', '.join(undefined)}: {own.loc[undefined[0], 'reason']}"
     return _Test(False, math.nan, "", reason)
   p = float(own["p"].max())
   each = bool(own["each_replicate"].all())
@@ -163,8 +178,14 @@ def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool) -> _Test:
     f"D_AS {r['d_AS']:+.3f} [{r['AS_low']:+.3f}, {r['AS_high']:+.3f}]"
     for arm, r in own.iterrows()
   )
-  reason = "" if each or p > ALPHA else "not in each replicate"
-  return _Test(each and p <= ALPHA, p, numbers, reason)
+  reasons = [] if each or p > ALPHA else ["not in each replicate"]
+  if math.isnan(held):
+    reasons.append("no specification curve was asked for")
+  else:
+    numbers += f"; in {held:.0%} of coherent specifications"
+    if held < HOLDS:
+      reasons.append(f"less than {HOLDS:.0%} of coherent specifications")
+  return _Test(each and p <= ALPHA and not held < HOLDS, p, numbers, "; ".join(reasons))
 
 
 def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:

@@ -185,8 +185,24 @@ class Settings:
         raise ValueError(f"{name}={getattr(self, name)}: at least {number} is needed.")
     if not self.matches:
       raise ValueError(f"matches is empty: name some of {list(SCALES)}.")
-    if not self.kappas or min(self.kappas) <= 0:
-      raise ValueError(f"kappas={self.kappas}: give doses above 0 (both signs are run).")
+    if not self.kappas or min(self.kappas) <= 0 or list(self.kappas) != sorted(set(self.kappas)):
+      raise ValueError(f"kappas={self.kappas}: give growing doses above 0 (both signs are run).")
+    if self.kappa is not None and not self.kappa > 0:
+      raise ValueError(f"kappa={self.kappa}: give a dose above 0, or None.")
+    if self.temperature < 0 or (self.samples > 1 and self.temperature == 0):
+      raise ValueError(
+        f"samples={self.samples} at temperature={self.temperature}: greedy answers are all the "
+        "same; give one sample, or a temperature above 0."
+      )
+    for name in ("dose_prompts", "control_prompts", "spec_prompts"):
+      if getattr(self, name) > self.test_prompts:
+        raise ValueError(
+          f"{name}={getattr(self, name)}: they are of the test's, test_prompts={self.test_prompts}."
+        )
+    if {"R-iso", "R-cov", "R-shuf"} & set(self.controls) and self.num_controls < 19:
+      raise ValueError(
+        f"num_controls={self.num_controls}: no p of specificity could be .05; give 19 at least."
+      )
     if len(self.depth) != 2 or not 0 <= self.depth[0] < self.depth[1] <= 1:
       raise ValueError(f"depth={self.depth}: give two shares of the depth, the smaller first.")
     if not 0 < self.delta < 1:
@@ -215,7 +231,7 @@ class Settings:
     Raises:
       ValueError: neither is there, or the model has no such block.
     """
-    block = self.block if self.block is not None else chosen
+    block = chosen if self.block is None else self.block
     if block is None or not 0 <= block < num_blocks:
       raise ValueError(f"block={block}: the model has blocks 0 to {num_blocks - 1}.")
     return block

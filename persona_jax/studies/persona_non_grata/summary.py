@@ -15,7 +15,7 @@ _NOTHING = "n/m"
 def screen(found: Findings, settings: Settings) -> str:
   """Return the first screen: title, gates, verdicts, claims, and rates by persona and method."""
   lines = [found.title, "", *map(str, found.gates), "", *map(str, found.verdicts), ""]
-  lines += ["Claims:"]
+  lines += ["Inversions that may be claimed:"]
   lines += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
   if found.blocked:
     lines.append(f"  (gates: {found.blocked})")
@@ -59,7 +59,7 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
   parts = [f"# {found.title}", "", "## Gates", ""]
   parts += [f"- {gate}" for gate in found.gates]
   parts += ["", "## Hypotheses", "", *(f"- {verdict}" for verdict in found.verdicts)]
-  parts += ["", "## Claims", ""]
+  parts += ["", "## Inversions that may be claimed", ""]
   parts += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
   parts += ["", f"## {rate_name(found)}", "", _code(by_persona(found))]
   parts += ["", "## Setup", ""]
@@ -83,7 +83,8 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
       parts.append(f"Not testable: {found.blocked}.")
       continue
     table = found.tables[name]
-    parts.append("None." if table.empty else _code(_short(table).to_string(index=False)))
+    nothing = "None: directions come from prompts." if name == "kept" else "None."
+    parts.append(nothing if table.empty else _code(_short(table).to_string(index=False)))
   parts += ["", "## Specification curve", "", _specifications(found, settings)]
   parts += ["", "## Geometry: regressions of the effect over directions", ""]
   parts.append(_code(_short(found.geometry.regressions).to_string(index=False)))
@@ -119,7 +120,9 @@ def _agreement(agrees: bool | None) -> str:
 
 
 def _short(table: pd.DataFrame) -> pd.DataFrame:
-  return table.round(3).drop(columns=[c for c in ("r2", "unreached") if c in table])
+  numbers = table.select_dtypes("number").columns
+  table = table.assign(**{c: table[c].round(3) + 0.0 for c in numbers})  # no -0.0
+  return table.drop(columns=[c for c in ("r2", "unreached") if c in table])
 
 
 def _code(text: str) -> str:

@@ -17,6 +17,7 @@ from persona_jax.stats.permutation import naive_permutation, rank_permutation, s
 from persona_jax.stats.rankings import rank_correlation
 from persona_jax.studies.persona_non_grata.settings import Settings
 
+_FEW = "fewer than two personas are matched in every replicate"
 MEASURE = {"label": "bypass", "first_token": "p_bypass"}
 
 
@@ -41,7 +42,9 @@ class Measured:
 def measured(settings: Settings, table: pd.DataFrame, personas: Sequence[str]) -> Measured:
   """Arrange the outcomes of the test part.
 
-  A label that is missing counts as no bypass: rates are over all rows (intention to treat).
+  Rates are over all rows that have a label (intention to treat): a degenerate answer is no bypass.
+  A row without one (unparsed, truncated, an edit that was not delivered) is missing, and never a
+  zero; `rates` counts and bounds it.
   """
   test = table[table["part"] == "test"].copy()
   value = MEASURE[settings.outcome]
@@ -56,7 +59,8 @@ def measured(settings: Settings, table: pd.DataFrame, personas: Sequence[str]) -
 
 
 def _itt(table: pd.DataFrame) -> pd.Series:
-  return (table["label"] == "bypass").astype("float64")
+  there = table["label"].isin(["bypass", "refuse", "degenerate"])
+  return (table["label"] == "bypass").astype("float64").where(there)
 
 
 def _effects(outcomes: Outcomes, test: pd.DataFrame) -> Outcomes:
@@ -79,17 +83,17 @@ def _effects(outcomes: Outcomes, test: pd.DataFrame) -> Outcomes:
   return dataclasses.replace(outcomes, y_MPKN=y_MPKN)
 
 
-def matched_in_both(outcomes: Outcomes, arm: str) -> Outcomes:
+def matched_in_both(outcomes: Outcomes, arm: str) -> Outcomes | None:
   """Return the prompt arm and a steering arm of the personas that are steered in every replicate.
 
   A cell that was censored (its match has no coefficient) leaves its persona out of rankings and
-  inversions under that match, not out of the others.
+  inversions under that match, not out of the others. None if fewer than two are left.
   """
   two = outcomes.select(arms=["SP", arm])
   missing_MPK = np.asarray(np.isnan(two.y_MPKN).all(axis=-1))
   steered_PK = ~missing_MPK[1]
   kept = [name for n, name in enumerate(two.personas) if steered_PK[n].all()]
-  return two.select(personas=kept) if kept else two
+  return two.select(personas=kept) if len(kept) > 1 else None
 
 
 def rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -106,8 +110,9 @@ def rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
   for (arm, persona), mine in test.groupby(["arm", "persona"], sort=False):
     row = {"arm": arm, "persona": persona, "n": len(mine), "p_bypass": mine["p_bypass"].mean()}
     if "label" in mine and mine["label"].notna().any():
-      share = mine["label"].value_counts(normalize=True)
-      missing = share.get("unparsed", 0.0) + share.get("truncated", 0.0)
+      share = mine["label"].value_counts() / len(mine)
+      gone = mine["label"].isna() | mine["label"].isin(["unparsed", "truncated"])
+      missing = float(gone.mean())
       answered = share.get("bypass", 0.0) + share.get("refuse", 0.0)
       bypass = share.get("bypass", 0.0)
       row |= {
@@ -118,7 +123,7 @@ def rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         **{
           name: share.get(name, 0.0) for name in ("refuse", "degenerate", "truncated", "unparsed")
         },
-        "missing": int((mine["label"].isin(["unparsed", "truncated"])).sum()),
+        "missing": int(gone.sum()),
       }
     rows.append(row)
   return pd.DataFrame(rows)
@@ -133,6 +138,8 @@ def effects(found: Measured, settings: Settings) -> pd.DataFrame:
     reason.
   """
   table = found.draws.rates(found.outcomes).rename(columns={"value": "rate"})
+  # Calibrated draws of a mean may leave the range of a rate.
+  table[["low", "high"]] = table[["low", "high"]].clip(0.0, 1.0)
   arms, personas = found.outcomes.arms, found.outcomes.personas
   coef = np.eye(len(arms) * len(personas)).reshape(-1, len(arms), len(personas))
   rows = []
@@ -161,6 +168,9 @@ def rankings(found: Measured) -> pd.DataFrame:
   rows = []
   for arm in found.steered:
     two = matched_in_both(found.outcomes, arm)
+    if two is None:
+      rows.append({"x": "SP", "y": arm, "measurable": False, "reason": _FEW})
+      continue
     one = rank_correlation(two.arm("SP"), two.arm(arm), found.draws)
     permuted = rank_permutation(two.arm("SP").mean_MP[0], two.arm(arm).mean_MP[0])
     rows.append(
@@ -195,8 +205,8 @@ def inversion_tables(
   whole: list[dict[str, object]] = []
   for arm in found.steered:
     arms, two = ("SP", arm), matched_in_both(found.outcomes, arm)
-    if len(two.personas) < 2:
-      whole.append({"match": arm, "reason": "fewer than two personas are matched"})
+    if two is None:
+      whole.append({"match": arm, "reason": _FEW})
       continue
     table = inversions(two, found.draws, delta=settings.delta, arms=arms)
     rename = {c: c.replace(arm, "AS") for c in table.columns if isinstance(c, str)}
@@ -214,7 +224,7 @@ def inversion_tables(
         "above": test.above,
         "below": test.below,
         "p": test.p,
-        "crossings": int(crossed["crosses"].sum()),
+        "crossings": int(crossed["crosses"].sum()) if crossed["SP_low"].notna().any() else np.nan,
         "reason": test.reason,
       }
     )
@@ -246,6 +256,9 @@ def alignment_tests(
   rows = []
   for arm in found.steered:
     two = matched_in_both(found.outcomes, arm)
+    if two is None:
+      rows.append({"match": arm, "poles": 0, "reason": _FEW})
+      continue
     names = [name for name in two.personas if len(poles[name]) == 1]
     rate = dict(zip(two.personas, two.arm(arm).mean_MP[0], strict=True))
     x, y = [cosine[name] for name in names], [rate[name] for name in names]
@@ -265,7 +278,8 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
   Returns:
     A row a persona: persona, effect (mean change of the probability of a bypass, v), low, high,
-    p_<code> (specificity among the random controls of a code, on the effect's side), p_adjusted
+    p_<code> (specificity: how many random controls of a code lie as far from their median, on
+    either side), p_adjusted
     (Benjamini-Hochberg over personas, among "R-cov"), odd, even (half difference and half sum of v
     and -v), kept_v_perp_r, kept_v_perp_subspace (where there is one), kept_v_par_r (share of the
     effect that a part has), restored_r and restored_random (share that a floor takes back), each
@@ -304,9 +318,9 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
       "low": effect.low,
       "high": effect.high,
     }
-    side = "greater" if effect.value >= 0 else "less"
     for code, values in random.items():
-      row[f"p_{code}"] = specificity(effect.value, values, alternative=side)  # type: ignore[arg-type]
+      middle = float(np.median(values))
+      row[f"p_{code}"] = specificity(abs(effect.value - middle), np.abs(values - middle))
     turned = of("-v", persona)
     if turned is not None:
       row["odd"] = float((y_v - turned).mean() / 2)
@@ -323,7 +337,9 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         continue
       pair = (y, y_v) if fraction is kept_fraction else (y_v, y)
       share = fraction(*pair, y_0, clusters, **options)  # type: ignore[arg-type]
-      row |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+      # Of no effect there is no share: the ratio of two chances says nothing.
+      value = share.value if effect.excludes(0.0) else np.nan
+      row |= {name: value, f"{name}_low": share.low, f"{name}_high": share.high}
     rows.append(row)
   found = pd.DataFrame(rows)
   if "p_R-cov" in found:
