@@ -124,7 +124,7 @@ aot: fetch $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python -m pytest --numprocesses=$(JOBS) $(if $(ARGS),$(ARGS),tests/aot)
 
 # Planted worlds in numbers that a claim would rest on; it ends with a line of counts. The simulated
-# studies behind the table in docs/core_study.md: .venv/bin/python -m tests.stats.simulations
+# studies behind the tables in docs/core_study.md, power too: .venv/bin/python -m tests.stats.simulations
 planted: fetch
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m pytest -q tests/planted tests/stats
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m tests.planted.seeds $(ARGS)

@@ -11,12 +11,19 @@ from tests.stats import simulations
 STUDIES, DRAWS = 2000, 400
 
 
-def test_equal_effects_are_neither_unpredictable_nor_inverted() -> None:
-  parts = ("H1", "H2", "H3", "H4")
+def test_equal_effects_are_not_inverted_and_no_slope_is_found() -> None:
+  parts = ("H3", "H4")
   seen = simulations.rejection_rates("equal", STUDIES, parts=parts, draws=DRAWS, halves=10)
-  for name in ("H2", "H3", "H3 any", "H4", "family"):
+  for name in ("H3", "H3 any", "H4"):
     assert seen.rate(name) <= 0.06, name
   assert 0.93 <= seen.rate("cover slope") <= 0.97
+
+
+def test_equal_effects_are_not_unpredictable_and_the_four_together_hold_their_level() -> None:
+  parts = ("H1", "H2", "H3", "H4")
+  seen = simulations.rejection_rates("equal", 500, parts=parts, draws=DRAWS, halves=10)
+  assert seen.rate("H2") <= 0.06
+  assert seen.rate("family") <= 0.06
   assert seen.rate("H1 found") > 0.3  # a test that finds nothing would hold every level
 
 

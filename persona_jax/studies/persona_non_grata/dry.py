@@ -117,8 +117,9 @@ def _stand_ins(
     return Direction(vectors if mirrored else rng.normal(size=shape), persona.name)
 
   personas = {p.name: direction(p) for p in material.personas}
+  others = {p.name: personas[p.name] for p in material.personas if len(p.poles) > 1}
   nothing = pd.DataFrame()
-  extracted = Extracted({}, personas, {}, {}, nothing, nothing)
+  extracted = Extracted({}, personas, others, {}, nothing, nothing)
   scale = Dose(np.ones(blocks, np.float32), rng.normal(size=(blocks, 2, width)), 2, {})
   matches = pd.DataFrame(
     [
