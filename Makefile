@@ -82,6 +82,7 @@ demo: fetch
 test:
 	+@$(MAKE) --no-print-directory --jobs=4 lint typecheck $(if $(ARGS),,bits) pytest
 
+# One thread of BLAS a process: two processes with two each wait for one another.
 # Most of the time goes into compiling hundreds of tiny programs, so LLVM's optimiser is left out (a
 # third less time, measured on 2 cores), each goes to LLVM in one piece instead of up to 32 (a quarter
 # less), and XLA's newer emitter of fusions is left out where it can be (another 40 % less; JAX 0.11
@@ -93,7 +94,7 @@ pytest: fetch
 	flags='$(QUICK_COMPILE) $(OLD_EMITTERS)'; \
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$flags" $(RUN) -c 'import jax; jax.devices()' >/dev/null 2>&1 || \
 	  flags='$(QUICK_COMPILE)'; \
-	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $$flags" \
+	OPENBLAS_NUM_THREADS=1 JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $$flags" \
 	  $(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(if $(ARGS),$(ARGS),-m 'not bits')
 
 bits: fetch
