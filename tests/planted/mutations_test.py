@@ -253,9 +253,6 @@ class Asked:
     bypass = pd.array(labels == "bypass", dtype="boolean")
     return pd.DataFrame({"label": labels, "bypass": bypass}, index=table.index)
 
-  def validate(self, labelled: pd.DataFrame) -> dict[str, object]:
-    raise NotImplementedError
-
 
 def test_a_judge_that_was_left_steered_is_found(
   honest: Study, monkeypatch: Patch, tmp_path: Path
