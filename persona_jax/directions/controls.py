@@ -84,8 +84,8 @@ def controls(
     {kind as it was spelled: its directions}. Provenance has kind, seed, index and parent's hash.
 
   Raises:
-    ValueError: an unknown kind, one whose argument is missing, or arguments of other shapes, blocks
-      or sites than `d`.
+    ValueError: an unknown kind, one whose argument is missing, or arguments of other types, shapes,
+      blocks or sites than `d`.
   """
   asked = [kinds] if isinstance(kinds, str) else list(kinds)
   unknown = [kind for kind in asked if _SPELLINGS.get(kind, kind) not in KINDS]
@@ -93,14 +93,21 @@ def controls(
     raise ValueError(f"control kinds {unknown or asked}: use some of {list(KINDS)}.")
   if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
     raise ValueError(f"n={n!r} random directions; give at least 1.")
+  if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+    raise ValueError(f"seed={seed!r}; give an int.")
+  if not isinstance(d, Direction):
+    raise ValueError(f"d is a {type(d).__name__}; give a pj.Direction.")
+  if not isinstance(moments, (Moments, Dose, type(None))):
+    raise ValueError(f"moments is a {type(moments).__name__}; give pj.Moments or a pj.Dose.")
   given = {"moments": moments, "pairs": pairs, "placebo": placebo, "against": against}
   for kind in asked:
     name, what = _NEEDS.get(_SPELLINGS.get(kind, kind), ("", ""))
     if name and (given[name] is None or (name == "placebo" and not placebo)):
       raise ValueError(f"control {kind!r} needs {name}=: {what}.")
   refusals = [against] if isinstance(against, Direction) else list(against or ())
-  for other in (*refusals, *(placebo or ())):
-    _check_alike(d, other)
+  for where, others in (("against", refusals), ("placebo", placebo or ())):
+    for other in others:
+      _check_alike(d, other, where)
   made: dict[str, list[Direction]] = {}
   for spelled in asked:
     kind = _SPELLINGS.get(spelled, spelled)
@@ -121,7 +128,9 @@ def controls(
   return made
 
 
-def _check_alike(d: Direction, other: Direction) -> None:
+def _check_alike(d: Direction, other: Direction, where: str) -> None:
+  if not isinstance(other, Direction):
+    raise ValueError(f"{where} holds a {type(other).__name__}; give pj.Directions.")
   mine, theirs = ((x.vectors_SLD.shape[1:], x.site, x.num_heads) for x in (d, other))
   if mine != theirs:
     raise ValueError(

@@ -84,11 +84,13 @@ def specificity(
   observed: float,
   control_K: ArrayLike,
   *,
-  alternative: Literal["greater", "less"] = "greater",
+  alternative: Literal["greater", "less", "two-sided"] = "greater",
 ) -> float:
   """Return the p of an observed effect among control directions: (1 + #{control ≥ observed})/(K+1).
 
-  Its least value is 1/(K+1): .015 with 64 controls. Phipson & Smyth 2010 give the +1.
+  Its least value is 1/(K+1): .015 with 64 controls. Phipson & Smyth 2010 give the +1. "two-sided"
+  compares distances from the median of all K + 1, the observed effect among them: only so is it as
+  likely as a control to be the furthest.
 
   Raises:
     ValueError: no controls, missing values, or an unknown alternative.
@@ -96,7 +98,10 @@ def specificity(
   control_K = np.asarray(control_K, dtype=np.float64).ravel()
   if not control_K.size or np.isnan(control_K).any() or np.isnan(observed):
     raise ValueError("specificity needs an observed value and controls, none of them missing")
-  if alternative not in ("greater", "less"):
-    raise ValueError(f"unknown alternative {alternative!r}; 'greater' or 'less' fits")
+  if alternative not in ("greater", "less", "two-sided"):
+    raise ValueError(f"unknown alternative {alternative!r}; 'greater', 'less' or 'two-sided' fits")
+  if alternative == "two-sided":
+    middle = np.median(np.append(control_K, observed))
+    return specificity(abs(observed - middle), np.abs(control_K - middle))
   sign = 1 if alternative == "greater" else -1
   return float((1 + np.sum(sign * control_K >= sign * observed)) / (control_K.size + 1))

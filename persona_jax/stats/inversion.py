@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -150,7 +151,13 @@ class GailSimon:
   reason: str = ""
 
 
-def gail_simon(effect_P: ArrayLike, error_P: ArrayLike, df_P: ArrayLike | None = None) -> GailSimon:
+def gail_simon(
+  effect_P: ArrayLike,
+  error_P: ArrayLike,
+  df_P: ArrayLike | None = None,
+  *,
+  names: Sequence[str] | None = None,
+) -> GailSimon:
   """Return the likelihood-ratio test that effects of both signs exist.
 
   Gail & Simon (1985, Biometrics 41: 361–372): min of the two sums against a mixture of χ². Effects
@@ -166,8 +173,11 @@ def gail_simon(effect_P: ArrayLike, error_P: ArrayLike, df_P: ArrayLike | None =
   if (error_P < 0).any():
     raise ValueError("a standard error is negative")
   n = len(effect_P)
-  if n < 2 or not (error_P > 0).all() or np.isnan(effect_P).any():
-    return GailSimon(math.nan, math.nan, math.nan, n, "an effect or its error is undefined")
+  unusable = np.flatnonzero(~(error_P > 0) | np.isnan(effect_P))
+  if n < 2 or unusable.size:
+    which = ", ".join(str(i) if names is None else names[int(i)] for i in unusable)
+    reason = f"effects or errors are undefined or without spread: {which}"
+    return GailSimon(math.nan, math.nan, math.nan, n, reason if which else f"{n} effects")
   t_P = effect_P / error_P
   if df_P is not None:
     tail_P = scipy.stats.t.sf(np.abs(t_P), np.asarray(df_P, dtype=float))
@@ -192,7 +202,8 @@ def qualitative_interaction(
   """
   two = outcomes.select(arms=arms)
   eye_PP = np.eye(len(two.personas))
-  return gail_simon(*draws.errors(two, np.stack([-eye_PP, eye_PP], axis=1)))
+  moments = draws.errors(two, np.stack([-eye_PP, eye_PP], axis=1))
+  return gail_simon(*moments, names=two.personas)
 
 
 def crossings(

@@ -235,5 +235,15 @@ def test_what_does_not_fit_is_refused() -> None:
     pj.controls(V, "R-shuf", pairs=(PAIRS[0], PAIRS[1][:8]))
   with pytest.raises(ValueError, match="has .blocks, width."):
     pj.controls(V, "v_perp_r", against=pj.Direction(np.ones((1, L, D + 1)), "r"))
+  with pytest.raises(ValueError, match="d is a str; give a pj.Direction"):
+    pj.controls("C+", "R-iso")  # type: ignore[arg-type]
+  with pytest.raises(ValueError, match="against holds a str"):
+    pj.controls(V, "v_perp_r", against="r")  # type: ignore[arg-type]
+  with pytest.raises(ValueError, match="placebo holds a dict"):
+    pj.controls(V, "R-plac", placebo=[MEAN])  # type: ignore[list-item]
+  with pytest.raises(ValueError, match="moments is a dict"):
+    pj.controls(V, "R-cov", moments=MEAN)  # type: ignore[arg-type]
+  with pytest.raises(ValueError, match="seed='a'"):
+    pj.controls(V, "R-iso", seed="a")  # type: ignore[arg-type]
   with pytest.raises(ValueError, match="one refusal direction, got 2"):
     pj.controls(V, "+-r", against=[R, V])

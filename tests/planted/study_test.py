@@ -20,6 +20,7 @@ from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import tables
 from persona_jax.studies.persona_non_grata.gates import Gate, blocked_by, judge_gates
 from persona_jax.studies.persona_non_grata.hypotheses import judge
+from persona_jax.studies.persona_non_grata.legends import LEGENDS, unexplained
 from tests.planted import law, study
 from tests.planted.study import Study
 
@@ -445,6 +446,15 @@ def test_a_judge_that_hears_a_persona_s_tone_blocks_every_hypothesis(
   assert "Attack success rate" not in text
   assert "Non-refusal rate" in text
   assert "Not testable: G5" in text.split("## Rank correlations")[1]
+
+
+def test_the_summary_says_what_every_column_means(w1: Study, folder: Path) -> None:
+  tables = w1.found.tables | {"regressions": w1.found.geometry.regressions}
+  left = {name: unexplained(name, list(tables[name])) for name in LEGENDS}
+  assert {k: v for k, v in left.items() if v} == {"matches": ["r2", "unreached"]}  # not shown
+  text = product.write_summary(w1.found, w1.settings, folder / "summary.md").read_text()
+  assert text.count("`reason` why something is missing") >= 3
+  assert "-0.000" not in text
 
 
 # ---- sampling, restarting, what a weak model may say ---------------------------------------------

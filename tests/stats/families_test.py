@@ -54,6 +54,7 @@ def test_specificity_counts_controls_at_least_as_large() -> None:
   assert stats.specificity(3.0, [1.0, 2.0, 3.0, 4.0]) == 3 / 5
   assert stats.specificity(1.0, [1.0, 2.0, 3.0], alternative="less") == 2 / 4
   assert stats.specificity(9.0, np.zeros(64)) == 1 / 65
+  assert stats.specificity(-9.0, np.zeros(64), alternative="two-sided") == 1 / 65
   with pytest.raises(ValueError, match="none of them missing"):
     stats.specificity(1.0, [math.nan])
 
@@ -118,3 +119,17 @@ def test_ppi_of_copied_rows_is_that_of_their_clusters() -> None:
 def test_faulty_labels_are_named(arguments: tuple, message: str) -> None:
   with pytest.raises(ValueError, match=message):
     stats.ppi_mean(*arguments)
+
+
+def test_each_of_exchangeable_effects_is_as_likely_to_be_the_furthest() -> None:
+  # Were the median that of the controls alone, the observed effect would lie too far out.
+  skewed_R = np.random.default_rng(0).exponential(size=40)
+  found = [
+    stats.specificity(skewed_R[i], np.delete(skewed_R, i), alternative="two-sided")
+    for i in range(len(skewed_R))
+  ]
+  middle = (np.sort(skewed_R)[19] + np.sort(skewed_R)[20]) / 2  # two are as near: they share a p
+  assert sorted(found) == sorted(
+    (np.abs(skewed_R - middle) >= abs(x - middle)).sum() / 40 for x in skewed_R
+  )
+  assert all(np.mean([p <= k / 40 for p in found]) <= k / 40 for k in range(1, 41))

@@ -122,8 +122,15 @@ def test_few_degrees_of_freedom_weaken_the_interaction() -> None:
 
 
 def test_an_undefined_effect_gives_no_interaction_and_a_reason() -> None:
-  result = stats.gail_simon([1.0, math.nan], [1.0, 1.0])
-  assert math.isnan(result.p) and "undefined" in result.reason
+  result = stats.gail_simon([1.0, math.nan, 2.0], [1.0, 1.0, 0.0])
+  assert math.isnan(result.p)
+  assert result.reason == "effects or errors are undefined or without spread: 1, 2"
+
+
+def test_an_interaction_that_cannot_be_tested_names_the_personas() -> None:
+  outcomes = world(CROSSED)
+  outcomes.y_MPKN[:, 1] = 1.0  # nothing to estimate a spread from
+  assert stats.qualitative_interaction(outcomes, DRAWS).reason.endswith(": b")
 
 
 def test_the_global_test_sees_a_crossing_and_not_a_shift() -> None:

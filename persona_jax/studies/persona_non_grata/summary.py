@@ -6,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 
 from persona_jax.studies.persona_non_grata.analysis import Findings
+from persona_jax.studies.persona_non_grata.legends import legend
 from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.specification import HOLDS, share
 
 _NOTHING = "n/m"
+_UNSHOWN = {"matches": ["r2", "unreached"]}  # of single points of the solve; in the Parquet file
 
 
 def screen(found: Findings, settings: Settings) -> str:
@@ -84,10 +86,16 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
       continue
     table = found.tables[name]
     nothing = "None: directions come from prompts." if name == "kept" else "None."
-    parts.append(nothing if table.empty else _code(_short(table).to_string(index=False)))
+    if table.empty:
+      parts.append(nothing)
+      continue
+    table = _short(table).drop(columns=_UNSHOWN.get(name, []))
+    parts += [legend(name, list(table)), "", _code(table.to_string(index=False))]
   parts += ["", "## Specification curve", "", _specifications(found, settings)]
   parts += ["", "## Geometry: regressions of the effect over directions", ""]
-  parts.append(_code(_short(found.geometry.regressions).to_string(index=False)))
+  regressions = _short(found.geometry.regressions)
+  parts += [legend("regressions", list(regressions)), ""]
+  parts.append(_code(regressions.to_string(index=False)))
   parts += [*(f"- {note}" for note in found.geometry.notes)]
   if found.mixed is not None:
     m = found.mixed
@@ -121,8 +129,7 @@ def _agreement(agrees: bool | None) -> str:
 
 def _short(table: pd.DataFrame) -> pd.DataFrame:
   numbers = table.select_dtypes("number").columns
-  table = table.assign(**{c: table[c].round(3) + 0.0 for c in numbers})  # no -0.0
-  return table.drop(columns=[c for c in ("r2", "unreached") if c in table])
+  return table.assign(**{c: table[c].round(3) + 0.0 for c in numbers})  # no -0.0
 
 
 def _code(text: str) -> str:

@@ -278,8 +278,7 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
   Returns:
     A row a persona: persona, effect (mean change of the probability of a bypass, v), low, high,
-    p_<code> (specificity: how many random controls of a code lie as far from their median, on
-    either side), p_adjusted
+    p_<code> (two-sided specificity among the random controls of a code), p_adjusted
     (Benjamini-Hochberg over personas, among "R-cov"), odd, even (half difference and half sum of v
     and -v), kept_v_perp_r, kept_v_perp_subspace (where there is one), kept_v_par_r (share of the
     effect that a part has), restored_r and restored_random (share that a floor takes back), each
@@ -319,8 +318,7 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
       "high": effect.high,
     }
     for code, values in random.items():
-      middle = float(np.median(values))
-      row[f"p_{code}"] = specificity(abs(effect.value - middle), np.abs(values - middle))
+      row[f"p_{code}"] = specificity(effect.value, values, alternative="two-sided")
     turned = of("-v", persona)
     if turned is not None:
       row["odd"] = float((y_v - turned).mean() / 2)

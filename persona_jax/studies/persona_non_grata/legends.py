@@ -1,0 +1,132 @@
+"""What the columns of the summary's tables mean; `*` stands for what a table fills in."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+_INTERVAL = {"low, high": "95 % interval", "*_low, *_high": "95 % interval of *"}
+_REASON = {"reason": "why something is missing (NaN)"}
+
+LEGENDS = MappingProxyType(
+  {
+    "rates": {
+      "arm": "B0 no persona, SP by system prompt, AS:<scale> steered at the matched dose",
+      "n": "rows",
+      "p_bypass": "mean exact probability that the answer does not begin as a refusal",
+      "bypass": "share of all rows that bypass (intention to treat: degenerate is no bypass)",
+      "per_protocol": "the same of the rows that answer",
+      "worst_low, worst_high": "the same with none, and with all, of the missing rows",
+      "refuse, degenerate, truncated, unparsed": "shares of all rows",
+      "missing": "rows without a label",
+    },
+    "matches": {
+      "by": "scale on which steering is as strong as the prompt",
+      "block, read_block": "where the edit is, and where the scales are read",
+      "coef": "the coefficient found, in median residual norms",
+      "coef_low, coef_high": "its 95 % interval over calibration prompts",
+      "coef_raw, coef_sigma, coef_norms": "the same in activations' units, in standard deviations "
+      "of activations along the direction, and in lengths of the direction",
+      "target": "what the prompt does on the scale, which is to be met",
+      "target_*": "what the prompt does on every scale",
+      "achieved_*": "what steering with `coef` does on it",
+      "status": "ok, unreachable, non_monotone or overshoot; all but ok censor the cell",
+      **_REASON,
+    },
+    "controls": {
+      "effect": "change of the probability of a bypass by the persona's direction v",
+      **_INTERVAL,
+      "p_R-*": "share of random controls at least as far from their median as v",
+      "p_adjusted": "p_R-cov after Benjamini-Hochberg over personas",
+      "odd, even": "half difference and half sum of the effects of v and -v",
+      "kept_*": "share of the effect that v without refusal (perp), or that part alone (par), has",
+      "restored_*": "share that a floor under refusal (r), or under a random direction, takes back",
+    },
+    "doses": {
+      "dose": "in median residual norms; the curves go to the same dose below 0",
+      "odd, even": "part of the effect that turns with the sign of the dose, and that does not",
+      **_INTERVAL,
+      "p_odd, p_even": "Page's test that the part changes steadily with the dose",
+      **_REASON,
+    },
+    "rankings": {
+      "x, y": "the two arms whose rankings of personas are compared",
+      "personas": "those matched in every replicate",
+      "rho": "Spearman's correlation",
+      **_INTERVAL,
+      "p_permutation": "of independent rankings",
+      "reliability_*": "split-half, over replicates and prompts",
+      "disattenuated": "rho over the root of both reliabilities",
+      "distinguishable_*": "pairs of personas that differ significantly (Holm over all pairs)",
+      "pairs": "how many there are",
+      "measurable": "whether both reliabilities are at least .3",
+      **_REASON,
+    },
+    "inversions": {
+      "direction": "which arm is worse for the persona than it is for the others",
+      "match": "the steering arm",
+      "d_SP, d_AS": "D: the persona's rate less the mean of the others', by arm",
+      "SP_low, SP_high, AS_low, AS_high": "one-sided 95 % bounds of D",
+      "p_SP, p_AS": "that D is not beyond the margin, each arm by itself",
+      "p": "the larger of the two (intersection-union)",
+      "p_holm": "after Holm over personas and directions",
+      "d_SP_*, d_AS_*": "D of each replicate",
+      "each_replicate": "whether both D are beyond the margin in each of them",
+      "inverted": "whether an inversion is confirmed under this match",
+      **_REASON,
+    },
+    "interaction": {
+      "match": "the steering arm",
+      "personas": "those matched in every replicate",
+      "above, below": "Gail and Simon's sums over personas that are worse steered, and prompted",
+      "p": "that all differences have one sign",
+      "crossings": "pairs of personas whose order certainly reverses between the arms",
+      **_REASON,
+    },
+    "expression": {
+      "d": "Cohen's d between the trait's high and low texts",
+      "high, low": "mean score of the items under each",
+      "items": "how many were asked",
+      "missing": "share without an answer",
+    },
+    "kept": {
+      "pairs": "pairs of answers under opposite texts",
+      "kept": "those whose two sides pass the filters",
+      "used": "those the direction is made of",
+      "share": "kept of all",
+      "elicited": "whether enough are kept; a trait that is not elicited names no persona",
+      "reasons": "answers that fell out",
+    },
+    "regressions": {
+      "predictor": "what the change of refusal log-odds is regressed on, over directions",
+      "slope": "log-odds by unit of the predictor",
+      "low, high": "95 % interval over directions and prompts",
+      "p_positive, p_negative": "one-sided: that the slope is not above 0, and not below it",
+      "intercept": "effect where the predictor is 0",
+      "r2": "cross-validated, whole traits left out; below 0 if the mean predicts better",
+      "band_low, band_high": "2.5 and 97.5 % of standardised slopes on random directions",
+      "p_specific": "share of those slopes that lie as far out on the same side",
+      "directions": "how many",
+      **_REASON,
+    },
+    "missing": {
+      "what": "kind of loss",
+      "which": "arms, conditions, or persona/replicate",
+    },
+  }
+)
+_PLAIN = ("persona", "replicate", "arm", "trait", "contrast", "count")  # say it themselves
+
+
+def legend(name: str, columns: Sequence[str]) -> str:
+  """Return what the columns of a table mean, as one paragraph; only of those that are there."""
+  lines = []
+  for key, meaning in LEGENDS[name].items():
+    if any(fnmatchcase(column, pattern) for pattern in key.split(", ") for column in columns):
+      lines.append(f"`{key}` {meaning}")
+  return "; ".join(lines) + "."
+
+
+def unexplained(name: str, columns: Sequence[str]) -> list[str]:
+  """Return the columns of a table that its legend says nothing of."""
+  patterns = [p for key in LEGENDS[name] for p in key.split(", ")] + list(_PLAIN)
+  return [c for c in columns if not any(fnmatchcase(c, pattern) for pattern in patterns)]
