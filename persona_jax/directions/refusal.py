@@ -22,20 +22,15 @@ import pandas as pd
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.direction import Direction
-from persona_jax.edits.edit import Edit
-from persona_jax.edits.operations import ablate, add
+from persona_jax.directions.refusal_scores import log_odds, score_all
 from persona_jax.edits.table import ROLES
 from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model
-from persona_jax.engine.next_tokens import NotDelivered, next_logits
+from persona_jax.engine.next_tokens import next_logits
 from persona_jax.engine.rows import Row, plain_prompt
 from persona_jax.personas.chat import Prompt
-
-# Where a direction is ablated so that nothing writes it to the stream or reads it there.
-ABLATED_SITES = ("resid_pre", "attn_out", "mlp_out")
-_SHARE_EPSILON, _KL_EPSILON = 1e-8, 1e-6  # of the authors' code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,29 +189,6 @@ def template_tail(rows: Sequence[Row]) -> int:
   return min(counts)
 
 
-def log_odds(logits_NV: np.ndarray, refusal_ids: Sequence[int]) -> np.ndarray:
-  """Return log(p / (1 - p)) of the refusal tokens' share p of the next token, float64 [N]."""
-  z_NV = logits_NV.astype(np.float64)
-  z_NV -= z_NV.max(axis=1, keepdims=True)
-  p_NV = np.exp(z_NV)
-  p_N = p_NV[:, list(refusal_ids)].sum(axis=1) / p_NV.sum(axis=1)
-  return np.log(p_N + _SHARE_EPSILON) - np.log(1 - p_N + _SHARE_EPSILON)
-
-
-def divergence(p_NV: np.ndarray, q_NV: np.ndarray) -> np.ndarray:
-  """Return KL of next tokens by their logits, epsilon as in the authors' code, float64 [N]."""
-
-  def share(z_NV: np.ndarray) -> np.ndarray:
-    z_NV = z_NV.astype(np.float64)
-    e_NV = np.exp(z_NV - z_NV.max(axis=1, keepdims=True))
-    found: np.ndarray = e_NV / e_NV.sum(axis=1, keepdims=True)
-    return found
-
-  p, q = share(p_NV), share(q_NV)
-  kl: np.ndarray = (p * (np.log(p + _KL_EPSILON) - np.log(q + _KL_EPSILON))).sum(axis=1)
-  return kl
-
-
 def refusal_tokens(
   model: Model, refusals: Sequence[str], answers: Sequence[str], *, least_ratio: float = 4.0
 ) -> tuple[int, ...]:
@@ -358,58 +330,14 @@ def _try_all(
 ) -> list[Candidate]:
   """Score all candidates; those of the last layers, which are left out anyway, are not run."""
   tail, num_blocks, _ = mean_PLD.shape
-  plain_NV = next_logits(model, harmless)
-  candidates, done = [], 0
+  nothing = math.nan, math.nan, math.nan
   places = list(itertools.product(range(-tail, 0), range(num_blocks)))
-  is_last = {
-    place: bool(filtered_out(Candidate(*place, 0.0, math.inf, 0.0), num_blocks, **filters))
+  to_try = [
+    place
     for place in places
-  }
-  to_try = len(places) - sum(is_last.values())
-  for position, block in places:
-    scores = (math.nan, math.nan, math.nan)
-    if not is_last[position, block]:
-      v_D = mean_PLD[position + tail, block]
-      scores = _scores(model, v_D, block, harmful, harmless, plain_NV, ids)
-      done += 1
-      if progress is not None:
-        progress(done, to_try)
-    candidates.append(Candidate(position, block, *scores))
-  return candidates
-
-
-def _scores(
-  model: Model,
-  v_D: np.ndarray,
-  block: int,
-  harmful: Sequence[Row],
-  harmless: Sequence[Row],
-  plain_NV: np.ndarray,
-  ids: Sequence[int],
-) -> tuple[float, float, float]:
-  """Return bypass, induce and KL of a candidate; NaN where there is none to be had."""
-  if not v_D.any():
-    return math.nan, math.nan, math.nan
-  v_SLD = np.broadcast_to(v_D, (1, model.arch.num_blocks, len(v_D)))
-  direction = Direction(v_SLD, "candidate")
-  removed = tuple(
-    ablate(direction, blocks="all", tokens="all", site=site, allow_other_site=True)
-    for site in ABLATED_SITES
-  )
-  added = (add(direction, 1.0, unit="raw", blocks=block, tokens="all"),)
-  try:
-    # A harmless prompt may hold nothing of the candidate but rounding.
-    both = [*_edited(harmful, removed), *_edited(harmless, removed)]
-    ablated_NV = next_logits(model, both, check_delivery=False)
-    induced_NV = next_logits(model, _edited(harmless, added))
-  except NotDelivered:
-    return math.nan, math.nan, math.nan
-  return (
-    float(log_odds(ablated_NV[: len(harmful)], ids).mean()),
-    float(log_odds(induced_NV, ids).mean()),
-    float(divergence(plain_NV, ablated_NV[len(harmful) :]).mean()),
-  )
-
-
-def _edited(rows: Sequence[Row], edits: tuple[Edit, ...]) -> list[Row]:
-  return [dataclasses.replace(row, edits=edits) for row in rows]
+    if not filtered_out(Candidate(*place, 0.0, math.inf, 0.0), num_blocks, **filters)
+  ]
+  vectors = [(mean_PLD[position + tail, block], block) for position, block in to_try]
+  scores = score_all(model, vectors, harmful, harmless, ids, progress)
+  found = dict(zip(to_try, scores, strict=True))
+  return [Candidate(*place, *found.get(place, nothing)) for place in places]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from persona_jax.directions.controls import controls
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.dose import Dose
-from persona_jax.directions.refusal import log_odds
+from persona_jax.directions.refusal_scores import log_odds
 from persona_jax.edits.operations import add
 from persona_jax.edits.target import ScaleTable, Unit
 from persona_jax.edits.window import Window

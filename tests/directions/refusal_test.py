@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
-from persona_jax.directions import refusal
+from persona_jax.directions import refusal_scores
 from persona_jax.directions.refusal import (
   Candidate,
   NoRefusalDirection,
   filtered_out,
   refusal_direction,
+  refusal_tokens,
   select,
 )
 from persona_jax.directions.separation import separation
@@ -79,11 +80,13 @@ def test_scores_are_those_of_the_definition():
   p_NV /= p_NV.sum(axis=1, keepdims=True)
   share_N = p_NV[:, [1, 4]].sum(axis=1)
   np.testing.assert_allclose(
-    refusal.log_odds(z_NV, [1, 4]), np.log(share_N / (1 - share_N)), rtol=1e-6
+    refusal_scores.log_odds(z_NV, [1, 4]), np.log(share_N / (1 - share_N)), rtol=1e-6
   )
   q_NV = p_NV[:, ::-1]
   theirs = (p_NV * np.log(p_NV / q_NV)).sum(axis=1)
-  np.testing.assert_allclose(refusal.divergence(z_NV, z_NV[:, ::-1]), theirs, rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(
+    refusal_scores.divergence(z_NV, z_NV[:, ::-1]), theirs, rtol=1e-3, atol=1e-5
+  )
 
 
 PROMPTS = [f"w{5 + n} w{20 + n} w9" for n in range(6)]
@@ -152,10 +155,10 @@ def test_a_direction_is_found_on_a_model(tiny):
   np.testing.assert_array_equal(found.causal.mean_LD, np.tile(v_D, (3, 1)))
   removed = [
     pj.ablate(found.causal, blocks="all", tokens="all", site=site, allow_other_site=True)
-    for site in refusal.ABLATED_SITES
+    for site in refusal_scores.ABLATED_SITES
   ]
   rows = encode_rows(tiny.model, PROMPTS[4:], [removed] * 2)
-  assert refusal.log_odds(next_logits(tiny.model, rows), [7, 11]).mean() == pytest.approx(
+  assert refusal_scores.log_odds(next_logits(tiny.model, rows), [7, 11]).mean() == pytest.approx(
     best.bypass, abs=1e-5
   )
   frame = found.table()
@@ -173,13 +176,27 @@ def test_a_direction_is_found_on_a_model(tiny):
     )  # fmt: skip
 
 
+def test_candidates_of_one_batch_score_as_each_by_itself(tiny):
+  rng = np.random.default_rng(0)
+  width = tiny.model.arch.width
+  vectors = [(rng.normal(size=width), block) for block in (0, 1, 2, 1)]
+  # Nothing to add or ablate, and what no activation can be changed by: they have no scores.
+  vectors += [(np.zeros(width), 1), (np.full(width, 1e-9), 1)]
+  harmful, harmless = (encode_rows(tiny.model, p, None) for p in (PROMPTS[:3], PROMPTS[3:5]))
+  found = refusal_scores.score_all(tiny.model, vectors, harmful, harmless, [7, 11])
+  for vector, together in zip(vectors, found, strict=True):
+    (alone,) = refusal_scores.score_all(tiny.model, [vector], harmful, harmless, [7, 11])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+  assert np.isfinite(found[:4]).all() and np.isnan(found[4:]).all()
+
+
 def test_refusal_tokens_come_from_judged_texts(tiny):
   refusals, answers = ["w7 w8", "w7 w9", "w11 w5", "w20"], ["w20 w5", "w21 w6", "w22", "w20 w9"]
-  assert set(refusal.refusal_tokens(tiny.model, refusals, answers)) == {
+  assert set(refusal_tokens(tiny.model, refusals, answers)) == {
     tiny.model.tokenizer.encode(word)[0] for word in ("w7",)
   }
   with pytest.raises(ValueError, match="give refusal_ids"):
-    refusal.refusal_tokens(tiny.model, answers, answers)
+    refusal_tokens(tiny.model, answers, answers)
 
 
 @pytest.fixture(scope="module")

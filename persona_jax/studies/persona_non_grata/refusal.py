@@ -13,13 +13,12 @@ from persona_jax.data.prompts import PromptItem
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.load import load_direction
 from persona_jax.directions.refusal import (
-  ABLATED_SITES,
   NoRefusalDirection,
   at_every_block,
-  log_odds,
   refusal_direction,
   refusal_tokens,
 )
+from persona_jax.directions.refusal_scores import ABLATED_SITES, log_odds
 from persona_jax.directions.tokens import capture_at
 from persona_jax.edits.operations import ablate, add
 from persona_jax.engine.encode import encode_rows

@@ -15,7 +15,7 @@ import tqdm
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.direction import Direction
-from persona_jax.directions.refusal import log_odds
+from persona_jax.directions.refusal_scores import log_odds
 from persona_jax.edits.operations import add
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model
