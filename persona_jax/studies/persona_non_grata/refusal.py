@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import tqdm
 
 from persona_jax.data.prompts import PromptItem
 from persona_jax.directions.direction import Direction
@@ -120,14 +121,21 @@ def _find(
   }
   table, position, block = None, -1, None
   try:
-    selected = refusal_direction(
-      model,
-      [i.text for i in harmful],
-      [i.text for i in harmless],
-      held_out_harmful=[i.text for i in material.held_out_harmful],
-      held_out_harmless=[i.text for i in material.held_out_harmless],
-      refusal_ids=ids,
-    )
+    with tqdm.tqdm(unit="candidate", desc="refusal") as bar:
+
+      def note(done: int, of: int) -> None:
+        bar.total = of
+        bar.update(done - bar.n)
+
+      selected = refusal_direction(
+        model,
+        [i.text for i in harmful],
+        [i.text for i in harmless],
+        held_out_harmful=[i.text for i in material.held_out_harmful],
+        held_out_harmless=[i.text for i in material.held_out_harmless],
+        refusal_ids=ids,
+        progress=note,
+      )
     table, position, block = selected.table(), selected.chosen.position, selected.chosen.block
     about |= {"selected": True, "why": ""}
   except NoRefusalDirection as error:
