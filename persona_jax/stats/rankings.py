@@ -49,7 +49,7 @@ class RankCorrelation:
     distinguishable_x, distinguishable_y: pairs of personas whose difference is significant (Holm
       over all pairs, .05), of `n_pairs`.
     n_pairs: P(P − 1)/2.
-    measurable: both reliabilities are at least .3.
+    measurable: there are three personas or more and both reliabilities are at least .3.
     reason: why something is NaN or not measurable; empty if nothing is amiss.
     draw_B: draws of the disattenuated ρ, aligned with the study's draws.
   """
@@ -208,8 +208,8 @@ def rank_correlation(
   apart_x, apart_y = distinguishable_pairs(x, draws), distinguishable_pairs(y, draws)
   n_pairs = n_personas * (n_personas - 1) // 2
   point = float(spearman_rows(x.mean_MP[0], y.mean_MP[0]))
-  measurable = min(rel_x, rel_y) >= MEASURABLE  # False for NaN too
   why = _undefined(x, y)
+  measurable = not why and min(rel_x, rel_y) >= MEASURABLE  # False for NaN too
   if not why and not measurable:
     why = f"ranking not measurable: reliability {rel_x:.2f} and {rel_y:.2f}, wanted {MEASURABLE}"
   if math.isnan(point):

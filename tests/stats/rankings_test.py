@@ -129,6 +129,16 @@ def test_noise_is_no_evidence_for_unpredictability() -> None:
   assert "not measurable" in result.reason
 
 
+def test_two_personas_are_no_ranking_however_reliably_they_differ() -> None:
+  two = np.array([-1.0, 1.0])
+  found = stats.rank_correlation(arm(two, 1), arm(-two, 2), DRAWS)
+  assert min(found.reliability_x, found.reliability_y) >= MEASURABLE
+  assert not found.measurable and "2 personas are too few" in found.reason
+  shared = stats.preserved({"a": arm(two, 1), "b": arm(two, 3)}, DRAWS)
+  assert not shared.holds and math.isnan(shared.p)
+  assert not stats.unpredictable(arm(two, 1), arm(-two, 2), shared, DRAWS).holds
+
+
 @pytest.mark.parametrize(
   ("call", "message"),
   [

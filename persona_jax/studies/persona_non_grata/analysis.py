@@ -18,6 +18,7 @@ from persona_jax.stats.outcomes import Outcomes
 from persona_jax.studies.persona_non_grata import gates as gating
 from persona_jax.studies.persona_non_grata import tables
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
+from persona_jax.studies.persona_non_grata.exploratory import corrected
 from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.gates import Gate
 from persona_jax.studies.persona_non_grata.geometry import Geometry, examine
@@ -44,7 +45,7 @@ class Findings:
       the exploratory table), subject, text. Empty where a gate blocks.
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, alignment_tests,
       composites, trait_cosines, specifications, controls, doses, missing, matches, quality, kept,
-      expression, setup.
+      expression, setup, families (of exploratory p).
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -87,7 +88,8 @@ def analyse(
       (`prompt_arm`).
     labelled: answers whose labels are known, and `scorer`, which labelled the grid: for gate G5.
   """
-  # Personas whose traits were not elicited are described, and left out of every test.
+  # Personas whose traits were not elicited are described, and left out of every test; where none
+  # was, rates are described of all, and nothing is tested.
   elicited = [p.name for p in material.personas if extracted.elicited(p)]
   found = tables.measured(settings, table, elicited or [p.name for p in material.personas])
   expression = _expression(model, settings, material, directory)
@@ -108,7 +110,6 @@ def analyse(
   )
   inversions, crossed, interaction = tables.inversion_tables(found, settings)
   blocked = gating.blocked_by(gates)
-  named = next(p for p in material.personas if p.name == settings.named)
   verdicts = judge(
     settings,
     found,
@@ -117,33 +118,35 @@ def analyse(
     geometry.traits[geometry.traits["direction"].isin(_elicited_traits(material, extracted))],
     blocked,
     others=others,
-    elicited=extracted.elicited(named),
+    elicited=elicited,
     held=share(curve),
   )
   mixed = _mixed(settings, found, inversions)
-  every = {
-    "setup": _setup(model, settings, material, refusal, calibrated),
-    "rates": tables.rates(table, settings),
-    "effects": tables.effects(found, settings),
-    "rankings": tables.rankings(found),
-    "inversions": inversions,
-    "crossings": crossed,
-    "interaction": interaction,
-    "alignment_tests": tables.alignment_tests(
-      found, _poles(material), _cosines(geometry, calibrated)
-    ),
-    "composites": _composites(extracted, refusal),
-    "trait_cosines": _trait_cosines(extracted),
-    "specifications": curve,
-    "controls": tables.control_table(table, settings),
-    "doses": tables.dose_table(table, settings),
-    "missing": tables.missing_table(table, calibrated.matches),
-    "matches": calibrated.matches,
-    "quality": extracted.quality,
-    "kept": extracted.kept,
-    "expression": expression,
-  }
-  claims = inverting(verdicts, settings, inversions, blocked)
+  every = corrected(
+    {
+      "setup": _setup(model, settings, material, refusal, calibrated),
+      "rates": tables.rates(table),
+      "effects": tables.effects(found, settings),
+      "rankings": tables.rankings(found, others or {}),
+      "inversions": inversions,
+      "crossings": crossed,
+      "interaction": interaction,
+      "alignment_tests": tables.alignment_tests(
+        found, _poles(material), _cosines(geometry, calibrated)
+      ),
+      "composites": _composites(extracted, refusal),
+      "trait_cosines": _trait_cosines(extracted),
+      "specifications": curve,
+      "controls": tables.control_table(table, settings),
+      "doses": tables.dose_table(table, settings),
+      "missing": tables.missing_table(table, calibrated.matches),
+      "matches": calibrated.matches,
+      "quality": extracted.quality,
+      "kept": extracted.kept,
+      "expression": expression,
+    }
+  )
+  claims = inverting(verdicts, settings, inversions if elicited else inversions[:0], blocked)
   folder = directory / "tables"
   for name, one in {**every, "claims": claims}.items():
     write_parquet(one, folder / f"{name}.parquet")
@@ -277,6 +280,8 @@ def _expression(
 def _mixed(settings: Settings, found: Measured, inversions: pd.DataFrame) -> MixedModel | None:
   """Fit the mixed model to labels of one sample, compared in sign with D_AS - D_SP."""
   if settings.outcome != "label" or settings.samples > 1 or not found.steered:
+    return None
+  if len(found.outcomes.personas) < 2:
     return None
   arm = found.steered[0]
   own = inversions[(inversions["match"] == arm) & (inversions["direction"] == "AS-worse")]

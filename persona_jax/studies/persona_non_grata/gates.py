@@ -1,7 +1,8 @@
 """What a model must show before anything about its safety may be said: gates, printed first.
 
-A gate that fails, or that was not measured though it is asked for, blocks every hypothesis: it then
-reads NOT TESTABLE, and the report's title says that this is no measurement of safety.
+A gate that fails, asked for or not, or that was not measured though it is asked for, blocks every
+hypothesis: it then reads NOT TESTABLE, and the report's title says that this is no measurement of
+safety. Only measurements can be left out by the config, never failures.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class Gate:
     what: what it asks.
     passed: None where it was not measured.
     shown: the numbers against what they must be, such as ".12 < .5".
-    asked: whether the settings ask for it.
+    asked: whether the settings ask for it; one that is not asked for may stay unmeasured.
   """
 
   name: str
@@ -52,11 +53,11 @@ class Gate:
   @property
   def blocks(self) -> bool:
     """Whether it keeps hypotheses from being tested."""
-    return self.asked and self.passed is not True
+    return self.passed is False or (self.asked and self.passed is None)
 
   def __str__(self) -> str:
     verdict = {True: "passed", False: "FAILED", None: "not measured"}[self.passed]
-    asked = "" if self.asked else " (left out by the config)"
+    asked = "" if self.asked else " (not asked for by the config)"
     return f"{self.name} {self.what}: {verdict} ({self.shown}){asked}"
 
 

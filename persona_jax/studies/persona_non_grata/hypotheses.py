@@ -10,7 +10,7 @@ Holm's correction is over the four. "Not supported" is no evidence for the contr
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
@@ -81,7 +81,7 @@ def judge(
   blocked: str,
   *,
   others: Mapping[str, Outcomes] | None = None,
-  elicited: bool = True,
+  elicited: Collection[str] | None = None,
   held: float = math.nan,
 ) -> list[Verdict]:
   """Return the verdict on every hypothesis.
@@ -94,17 +94,23 @@ def judge(
     alignment: of one direction a trait at the steered block (`geometry.decoy.alignment_table`).
     blocked: why nothing can be tested (`gates.blocked_by`), or "".
     others: prompt arms of other models over the same personas and prompts.
-    elicited: whether the named persona's traits were elicited.
+    elicited: the personas whose traits were elicited; None for all. `found` has no others, unless
+      there are none.
     held: share of coherent specifications in which it inverts (`specification.share`); NaN if no
-      curve was asked for.
+      curve was asked for or none is coherent: then H3 cannot be tested.
   """
-  shared = _shared(found, others or {})
-  tests = {
-    "H1": _h1(shared),
-    "H2": _h2(found, others or {}),
-    "H3": _h3(settings, inversions, elicited, held),
-    "H4": _h4(regressions, alignment),
-  }
+  if elicited is not None and not elicited:
+    untestable = _Test(False, math.nan, "", "no persona's traits were elicited")
+    tests = dict.fromkeys(_WHAT, untestable)
+  else:
+    shared = _shared(found, others or {})
+    named = elicited is None or settings.named in elicited
+    tests = {
+      "H1": _h1(shared),
+      "H2": _h2(found, others or {}),
+      "H3": _h3(settings, inversions, named, held),
+      "H4": _h4(regressions, alignment),
+    }
   table = pd.DataFrame({"p": [math.nan if blocked else t.p for t in tests.values()]})
   adjusted = adjust(table.assign(family="hypotheses"), "holm", alpha=ALPHA)
   verdicts = []
@@ -178,14 +184,13 @@ def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool, held: floa
     f"D_AS {r['d_AS']:+.3f} [{r['AS_low']:+.3f}, {r['AS_high']:+.3f}]"
     for arm, r in own.iterrows()
   )
-  reasons = [] if each or p > ALPHA else ["not in each replicate"]
   if math.isnan(held):
-    reasons.append("no specification curve was asked for")
-  else:
-    numbers += f"; in {held:.0%} of coherent specifications"
-    if held < HOLDS:
-      reasons.append(f"less than {HOLDS:.0%} of coherent specifications")
-  return _Test(each and p <= ALPHA and not held < HOLDS, p, numbers, "; ".join(reasons))
+    return _Test(False, math.nan, numbers, "there is no specification curve (spec_prompts)")
+  reasons = [] if each or p > ALPHA else ["not in each replicate"]
+  numbers += f"; in {held:.0%} of coherent specifications"
+  if held < HOLDS:
+    reasons.append(f"less than {HOLDS:.0%} of coherent specifications")
+  return _Test(each and p <= ALPHA and held >= HOLDS, p, numbers, "; ".join(reasons))
 
 
 def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
@@ -196,6 +201,8 @@ def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
   what traits do where no trait is aligned, or where aligned ones do not act on refusal (a decoy:
   what refusal's direction holds besides refusal); so both are asked of the traits themselves.
   """
+  if alignment.empty:
+    return _Test(False, math.nan, "", "no trait was elicited whose alignment could be tested")
   row = regressions[regressions["predictor"] == "cos_euclidean"].iloc[0]
   numbers = (
     f"slope of the change of refusal log-odds on the cosine {row['slope']:+.2f} "
@@ -205,7 +212,7 @@ def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
   if math.isnan(row["slope"]):
     return _Test(False, math.nan, numbers, str(row["reason"]))
   specific = row["p_specific"]
-  p = min(1.0, max(2 * row["p_positive"], specific))
+  p = min(1.0, 2 * max(row["p_positive"], specific))  # both two-sided, as the band is
   aligned = alignment[alignment["cos_p"] <= ALPHA / len(alignment)]
   idle = aligned[aligned["coupling_p"] > ALPHA]
   reasons = [str(row["reason"])] if row["reason"] else []
@@ -214,5 +221,5 @@ def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
   if len(idle):
     traits = ", ".join(idle["direction"])
     reasons.append(f"cosine does not explain: {traits} aligned, without effect on refusal")
-  holds = row["low"] > 0 and specific <= ALPHA and len(aligned) > 0 and idle.empty
+  holds = row["low"] > 0 and 2 * specific <= ALPHA and len(aligned) > 0 and idle.empty
   return _Test(bool(holds), float(p), numbers, "; ".join(reasons))

@@ -10,7 +10,7 @@ from persona_jax import stats
 from persona_jax.geometry.mediation import kept_fraction, restored_fraction
 from persona_jax.stats.draws import Draws
 from persona_jax.stats.equivalence import dose_parts, equivalence
-from persona_jax.stats.families import adjust, specificity
+from persona_jax.stats.families import specificity
 from persona_jax.stats.inversion import crossings, inversions, qualitative_interaction
 from persona_jax.stats.outcomes import Outcomes
 from persona_jax.stats.permutation import naive_permutation, rank_permutation, signed_permutation
@@ -96,34 +96,35 @@ def matched_in_both(outcomes: Outcomes, arm: str) -> Outcomes | None:
   return two.select(personas=kept) if len(kept) > 1 else None
 
 
-def rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def rates(table: pd.DataFrame) -> pd.DataFrame:
   """Return rates of every condition group of the test part: T2.
 
   Returns:
     A row an arm and persona: arm, persona, n, p_bypass (mean exact probability) and, where rows
-    were generated, bypass (share of all rows), per_protocol (of rows that are neither degenerate,
-    truncated nor unparsed), worst_low and worst_high (missing as none, and as all), refuse,
-    degenerate, truncated, unparsed (shares), missing (count).
+    were generated, bypass (share of all rows that have a label, degenerate ones too), per_protocol
+    (of rows that are neither degenerate, truncated nor unparsed), worst_low and worst_high (of all
+    rows, missing as none, and as all), refuse, degenerate, truncated, unparsed (shares of all
+    rows), missing (count: unparsed, truncated or without a label).
   """
   test = table[table["part"] == "test"]
   rows = []
   for (arm, persona), mine in test.groupby(["arm", "persona"], sort=False):
     row = {"arm": arm, "persona": persona, "n": len(mine), "p_bypass": mine["p_bypass"].mean()}
     if "label" in mine and mine["label"].notna().any():
-      share = mine["label"].value_counts() / len(mine)
-      gone = mine["label"].isna() | mine["label"].isin(["unparsed", "truncated"])
-      missing = float(gone.mean())
-      answered = share.get("bypass", 0.0) + share.get("refuse", 0.0)
-      bypass = share.get("bypass", 0.0)
+      count = mine["label"].value_counts()
+      gone = int((mine["label"].isna() | mine["label"].isin(["unparsed", "truncated"])).sum())
+      bypass, there = count.get("bypass", 0), len(mine) - gone
+      answered = bypass + count.get("refuse", 0)
       row |= {
-        "bypass": bypass,
+        "bypass": bypass / there if there else np.nan,
         "per_protocol": bypass / answered if answered else np.nan,
-        "worst_low": bypass,
-        "worst_high": bypass + missing,
+        "worst_low": bypass / len(mine),
+        "worst_high": (bypass + gone) / len(mine),
         **{
-          name: share.get(name, 0.0) for name in ("refuse", "degenerate", "truncated", "unparsed")
+          name: count.get(name, 0) / len(mine)
+          for name in ("refuse", "degenerate", "truncated", "unparsed")
         },
-        "missing": int(gone.sum()),
+        "missing": gone,
       }
     rows.append(row)
   return pd.DataFrame(rows)
@@ -163,38 +164,52 @@ def effects(found: Measured, settings: Settings) -> pd.DataFrame:
   return pd.concat([table, pd.DataFrame(rows, index=table.index)], axis=1)
 
 
-def rankings(found: Measured) -> pd.DataFrame:
-  """Return the agreement of prompted and steered rankings, for every match: T3."""
+def rankings(found: Measured, others: Mapping[str, Outcomes] | None = None) -> pd.DataFrame:
+  """Return the agreement of rankings: prompted and steered, and prompted with other models': T3.
+
+  Args:
+    found: of this model.
+    others: prompt arms of other models over the same personas and prompts.
+
+  Returns:
+    A row a pair of rankings: x, y ("SP", "AS:…", or "SP of …" for another model), personas,
+    p_permutation (of permuting personas), rho and the rest of `stats.RankCorrelation`.
+  """
   rows = []
   for arm in found.steered:
     two = matched_in_both(found.outcomes, arm)
     if two is None:
       rows.append({"x": "SP", "y": arm, "measurable": False, "reason": _FEW})
-      continue
-    one = rank_correlation(two.arm("SP"), two.arm(arm), found.draws)
-    permuted = rank_permutation(two.arm("SP").mean_MP[0], two.arm(arm).mean_MP[0])
-    rows.append(
-      {
-        "x": "SP",
-        "y": arm,
-        "personas": len(two.personas),
-        "p_permutation": permuted.p,
-        "rho": one.rho.value,
-        "low": one.rho.low,
-        "high": one.rho.high,
-        "reliability_x": one.reliability_x,
-        "reliability_y": one.reliability_y,
-        "disattenuated": one.disattenuated.value,
-        "disattenuated_low": one.disattenuated.low,
-        "disattenuated_high": one.disattenuated.high,
-        "distinguishable_x": one.distinguishable_x,
-        "distinguishable_y": one.distinguishable_y,
-        "pairs": one.n_pairs,
-        "measurable": one.measurable,
-        "reason": one.reason or one.rho.reason,
-      }
-    )
+    else:
+      rows.append(_ranking(arm, two.arm("SP"), two.arm(arm), found.draws))
+  prompted = found.outcomes.arm("SP")
+  for name, outcomes in (others or {}).items():
+    theirs = outcomes.select(personas=prompted.personas)
+    rows.append(_ranking(f"SP of {name}", prompted, theirs, found.draws))
   return pd.DataFrame(rows)
+
+
+def _ranking(name: str, x: Outcomes, y: Outcomes, draws: Draws) -> dict[str, object]:
+  one = rank_correlation(x, y, draws)
+  return {
+    "x": "SP",
+    "y": name,
+    "personas": len(x.personas),
+    "p_permutation": rank_permutation(x.mean_MP[0], y.mean_MP[0]).p,
+    "rho": one.rho.value,
+    "low": one.rho.low,
+    "high": one.rho.high,
+    "reliability_x": one.reliability_x,
+    "reliability_y": one.reliability_y,
+    "disattenuated": one.disattenuated.value,
+    "disattenuated_low": one.disattenuated.low,
+    "disattenuated_high": one.disattenuated.high,
+    "distinguishable_x": one.distinguishable_x,
+    "distinguishable_y": one.distinguishable_y,
+    "pairs": one.n_pairs,
+    "measurable": one.measurable,
+    "reason": one.reason or one.rho.reason,
+  }
 
 
 def inversion_tables(
@@ -278,8 +293,7 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
   Returns:
     A row a persona: persona, effect (mean change of the probability of a bypass, v), low, high,
-    p_<code> (two-sided specificity among the random controls of a code), p_adjusted
-    (Benjamini-Hochberg over personas, among "R-cov"), odd, even (half difference and half sum of v
+    p_<code> (two-sided specificity among the random controls of a code), odd, even (half difference and half sum of v
     and -v), kept_v_perp_r, kept_v_perp_subspace (where there is one), kept_v_par_r (share of the
     effect that a part has), restored_r and restored_random (share that a floor takes back), each
     with _low and _high.
@@ -339,11 +353,7 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
       value = share.value if effect.excludes(0.0) else np.nan
       row |= {name: value, f"{name}_low": share.low, f"{name}_high": share.high}
     rows.append(row)
-  found = pd.DataFrame(rows)
-  if "p_R-cov" in found:
-    family = found.assign(family="specificity", p=found["p_R-cov"])
-    found["p_adjusted"] = adjust(family, "fdr_bh")["p_adjusted"]
-  return found
+  return pd.DataFrame(rows)
 
 
 def dose_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
