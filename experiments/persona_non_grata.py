@@ -39,9 +39,6 @@ _MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_templa
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; see --help.")
-  unknown = [stage for stage in _STAGES.value if stage not in study.STAGES]
-  if unknown:
-    raise app.UsageError(f"--stages: unknown {unknown}; use some of {list(study.STAGES)}.")
   config, workdir = _CONFIG.value.to_dict(), Path(_WORKDIR.value)
   begun = time.monotonic()
 
@@ -61,11 +58,13 @@ def main(argv: list[str]) -> None:
     print(study.describe(model, settings, material))
     return
   study.start(model, settings, material, workdir)
+  for note in study.unmeasured(settings, labelled=_LABELLED.value is not None):
+    logging.warning("%s", note)
 
   # Read before anything runs: a mistake in a flag must not be found at the end.
   others = {o: study.prompt_arm(settings, material, Path(o)) for o in _OTHERS.value}
   labelled = None if _LABELLED.value is None else pd.read_parquet(_LABELLED.value)
-  study.require(settings, [s for s in study.STAGES if s not in _STAGES.value], workdir)
+  study.require(settings, _STAGES.value, workdir)
 
   # ---- stages ------------------------------------------------------------------------------------
   last = max(study.STAGES.index(stage) for stage in _STAGES.value)
@@ -94,12 +93,12 @@ def main(argv: list[str]) -> None:
     workdir,
     others=others,
     labelled=labelled,
-    scorer=study.labeller(settings, refusal.ids),
+    scorer=study.labeller(model, settings, refusal.ids),
   )
 
   # ---- report ------------------------------------------------------------------------------------
   summary = study.write_summary(found, settings, workdir / "summary.md")
-  print(f"\n{study.screen(found, settings)}\n")
+  print(f"\n{study.screen(found)}\n")
   print(f"{len(rows)} rows, {time.monotonic() - begun:.0f} s")
   print(f"rows     {workdir}/grids  (pj.Run.open)\ntables   {workdir}/tables")
   print(f"summary  {summary.resolve()}")

@@ -7,6 +7,7 @@ Directions and refusal are extracted as in the core study, or read where they ar
 it prints regressions and where tables and figures are.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -37,6 +38,10 @@ def main(argv: list[str]) -> None:
   fields = {k: v for k, v in config.items() if k not in (*_MODEL_FIELDS, "bank")}
   settings = study.Settings.of(fields)
   material = study.load_material(settings)
+  if bank_settings.prompts > len(material.test):
+    raise ValueError(
+      f"bank.prompts={bank_settings.prompts}: the test has {len(material.test)} (test_prompts)."
+    )
   model = pj.load(
     config["model"],
     dtype=config["dtype"],
@@ -49,7 +54,7 @@ def main(argv: list[str]) -> None:
   if _DRY_RUN.value:
     print(geometry.describe(bank_settings, material, model.arch.num_blocks, block))
     return
-  study.start(model, settings, material, workdir)
+  study.start(model, settings, material, workdir, {"bank": dataclasses.asdict(bank_settings)})
 
   # ---- directions --------------------------------------------------------------------------------
   extracted = study.extract(model, settings, material, workdir)
@@ -60,7 +65,9 @@ def main(argv: list[str]) -> None:
   # ---- geometry ----------------------------------------------------------------------------------
   bank = geometry.make_bank(bank_settings, material, extracted, scale)
   prompts = [item.text for item in material.test[: bank_settings.prompts]]
-  found = geometry.measure(model, bank_settings, bank, refusal, scale, block, prompts)
+  found = geometry.measure(
+    model, bank_settings, bank, refusal, scale, block, prompts, settings.window
+  )
   found.write(workdir / "tables")
   figures = geometry.draw(found, block, workdir / "figures")
 

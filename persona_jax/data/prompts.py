@@ -161,15 +161,20 @@ def _load_file(path: Path) -> list[PromptItem]:
         str(row["prompt_id"]),
         str(row["text"]),
         row["kind"],
-        row.get("pair_id"),
+        _id(row.get("pair_id")),
         str(row.get("category") or ""),
         path.name,
-        row.get("cluster"),
+        _id(row.get("cluster")),
       )
     )
   if not items:
     raise ValueError(f"{path} holds no prompt")
   return items
+
+
+def _id(value: object) -> str | None:
+  """Return an id as text: files have numbers, too, and 3 and "3" are one."""
+  return None if value is None else str(value)
 
 
 def _rows(files: tuple[str, ...], fields: set[str]) -> Iterable[tuple[str, dict[str, str]]]:

@@ -90,7 +90,7 @@ def draw_census(
 
   Args:
     points: a row a direction: direction, kind, x, delta (nats).
-    regression: slope, low, high, intercept and r2 of the independent ones.
+    regression: slope, low, high, intercept, r2 and x_mean of the independent ones.
     x_name: what x is.
     kinds: drawn in colours; the others are a grey cloud.
     names: directions whose names are written beside their points.
@@ -112,7 +112,7 @@ def draw_census(
     )
   x = np.linspace(*axes.get_xlim(), 50)
   if not np.isnan(regression["slope"]):
-    centre = float(points["x"].mean())
+    centre = float(regression["x_mean"])
     y = regression["intercept"] + regression["slope"] * x
     spread = [regression[b] - regression["slope"] for b in ("low", "high")]
     axes.plot(x, y, color="black", lw=1.4, label=_slope_text(regression))

@@ -48,7 +48,8 @@ class BankSettings:
     seed: of everything that is drawn.
 
   Raises:
-    ValueError: nothing random, fewer than two prompts, or a dose of 0.
+    ValueError: fewer than 8 directions of the data's covariance, a negative number of others, fewer
+      than 2 prompts or 100 draws, or a dose that is not above 0.
   """
 
   isotropic: int
@@ -65,11 +66,12 @@ class BankSettings:
     return settings_of(cls, fields)
 
   def __post_init__(self) -> None:
-    if self.covariance < 8 or self.prompts < 2 or not self.kappa > 0:
-      raise ValueError(
-        f"covariance={self.covariance}, prompts={self.prompts}, kappa={self.kappa}: at least 8 "
-        "random directions, 2 prompts and a dose above 0 are needed."
-      )
+    least = {"isotropic": 0, "covariance": 8, "components": 0, "prompts": 2, "draws": 100}
+    for name, number in least.items():
+      if getattr(self, name) < number:
+        raise ValueError(f"bank.{name}={getattr(self, name)}: at least {number} is needed.")
+    if not self.kappa > 0:
+      raise ValueError(f"bank.kappa={self.kappa}: give a dose above 0.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,6 +168,7 @@ def measure(
   scale: Dose,
   block: int,
   prompts: Sequence[str],
+  tokens: str = "answer",
 ) -> Found:
   """Measure geometry at every block, and effects at one.
 
@@ -177,6 +180,7 @@ def measure(
     scale: median residual norms, and the sample of inner products and random directions.
     block: of the census.
     prompts: harmful prompts.
+    tokens: that the census edits; derivatives are those of the last token of the prompt.
   """
   r = refusal.family
   every = [d for ds in bank.values() for d in ds]
@@ -195,14 +199,28 @@ def measure(
   cosines["kind"] = cosines["direction"].map(kind_of)
   groups = _independent(bank, block)
   taken = [
-    census(model, prompts, group, block, settings.kappa, refusal.ids, unit="resid", scale=scale)
+    census(
+      model,
+      prompts,
+      group,
+      block,
+      settings.kappa,
+      refusal.ids,
+      unit="resid",
+      scale=scale,
+      tokens=tokens,
+    )
     for group in groups
   ]
   points = pd.concat([_points(c, r, metrics, slopes) for c in taken], ignore_index=True)
   independent = taken[0]
   known = predictors(independent.directions, r, block, metrics=metrics, gradients=slopes)
-  rows = []
+  rows: list[dict[str, Any]] = []
   for name, x_R in known.items():
+    if np.isnan(x_R).any():  # refusal has no vector here, as before anything was read
+      reason = f"refusal has no vector at block {block}"
+      rows.append({"predictor": name, "directions": len(x_R), "reason": reason})
+      continue
     found = regress(independent.delta_RN, x_R, **options)  # type: ignore[arg-type]
     rows.append(
       {
@@ -212,6 +230,7 @@ def measure(
         "high": found.slope.high,
         "intercept": found.intercept,
         "r2": found.r2,
+        "x_mean": float(x_R.mean()),
         "directions": len(x_R),
         "reason": found.reason,
       }

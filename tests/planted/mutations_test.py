@@ -259,7 +259,7 @@ def test_a_judge_that_was_left_steered_is_found(
 ) -> None:
   steered = {a.condition.name: a.condition.edits for a in check.steering(honest)}
   for judge, is_found in ((Asked(honest), False), (Asked(honest, steered.get), True)):
-    monkeypatch.setattr(generation, "labeller", lambda settings, ids, judge=judge: judge)
+    monkeypatch.setattr(generation, "labeller", lambda model, settings, ids, judge=judge: judge)
     again = labelled_again(honest, tmp_path / str(is_found))
     assert _some(again, "same text has two labels") == is_found
 

@@ -48,7 +48,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> study.Place:
     ({"samples": 5, "temperature": 0.0}, "greedy answers are all the same"),
     ({"spec_prompts": 99}, "spec_prompts=99.*test_prompts=12"),
     ({"controls": ("R-cov",), "num_controls": 9}, "give 19 at least"),
-    ({"control_prompts": 4}, "no controls"),
+    ({"control_prompts": 4}, r"control_prompts=4 and controls=\(\): give both"),
+    ({"controls": ("-v",)}, r"control_prompts=0 and controls=\('-v',\): give both"),
+    ({"generate": ("twins",)}, r"'twins' has no prompts \(twin_prompts=0\)"),
+    ({"window": "anser"}, "window: tokens='anser': use one of"),
+    ({"window": "generated"}, "window='generated' leaves out the last token of the prompt"),
   ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(

@@ -14,7 +14,7 @@ kept.
 
 from persona_jax.studies.persona_non_grata.analysis import Findings, analyse, prompt_arm
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated, calibrate, residual_norms
-from persona_jax.studies.persona_non_grata.dry import describe, stages
+from persona_jax.studies.persona_non_grata.dry import describe, stages, unmeasured
 from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
 from persona_jax.studies.persona_non_grata.generation import generate, labeller, parts_of
 from persona_jax.studies.persona_non_grata.material import Material, load_material, start
@@ -27,5 +27,5 @@ __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Material", "Refusal", "Settings", "analyse",
   "calibrate", "describe", "extract", "find_refusal", "generate", "labeller", "load_material",
   "parts_of", "prompt_arm", "require", "residual_norms", "screen", "stages", "start",
-  "write_summary",
+  "unmeasured", "write_summary",
 ]  # fmt: skip

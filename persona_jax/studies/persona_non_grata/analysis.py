@@ -127,10 +127,10 @@ def analyse(
       "setup": _setup(model, settings, material, refusal, calibrated),
       "rates": tables.rates(table),
       "effects": tables.effects(found, settings),
-      "rankings": tables.rankings(found, others or {}),
-      "inversions": inversions,
-      "crossings": crossed,
-      "interaction": interaction,
+      "rankings": _not_tested(tables.rankings(found, others or {}), blocked, measurable=False),
+      "inversions": _not_tested(inversions, blocked, inverted=False),
+      "crossings": _not_tested(crossed, blocked, crosses=False),
+      "interaction": _not_tested(interaction, blocked, p=np.nan, crossings=np.nan),
       "alignment_tests": tables.alignment_tests(
         found, _poles(material), _cosines(geometry, calibrated)
       ),
@@ -163,6 +163,13 @@ def analyse(
     folder / "verdicts.json",
   )
   return Findings(title, tuple(gates), tuple(verdicts), claims, every, geometry, mixed, found)
+
+
+def _not_tested(table: pd.DataFrame, blocked: str, **verdict: object) -> pd.DataFrame:
+  """Return a table without its verdicts, and with the reason, where a gate blocks."""
+  if not blocked or table.empty:
+    return table
+  return table.assign(**verdict, reason=f"not testable: {blocked}")
 
 
 def _prompted(settings: Settings, table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -265,6 +272,9 @@ def prompt_arm(settings: Settings, material: Material, directory: Path) -> Outco
   if verdicts["blocked"]:
     raise ValueError(f"{directory} fails its gates ({verdicts['blocked']}); nothing rests on it.")
   table = pd.read_parquet(directory / "tables" / "outcomes.parquet")
+  lacking = sorted(set(personas) - set(table["persona"]))
+  if lacking:
+    raise ValueError(f"{directory} has no outcomes of {lacking} (not elicited there).")
   return Outcomes.of(table, "y", arms=["SP"], personas=list(personas))
 
 

@@ -5,7 +5,9 @@ grid differ in nothing else.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pandas as pd
 from persona_jax.directions.activations import ActivationsInMemory
 from persona_jax.directions.controls import controls
 from persona_jax.directions.direction import Direction
+from persona_jax.directions.load import load_direction
 from persona_jax.directions.space import Floors
 from persona_jax.directions.tokens import capture_at
 from persona_jax.edits.edit import Edit
@@ -23,6 +26,7 @@ from persona_jax.engine.model import Model
 from persona_jax.geometry.mediation import floors_above
 from persona_jax.personas.baselines import shuffled_words
 from persona_jax.personas.persona import Persona
+from persona_jax.runs.run import write_json
 from persona_jax.studies.persona_non_grata.calibrating import (
   Calibrated,
   prompt_conditions,
@@ -30,7 +34,7 @@ from persona_jax.studies.persona_non_grata.calibrating import (
 )
 from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.material import Material
-from persona_jax.studies.persona_non_grata.refusal import Refusal
+from persona_jax.studies.persona_non_grata.refusal import Refusal, ablations
 from persona_jax.studies.persona_non_grata.settings import Settings
 
 _RANDOM = ("R-iso", "R-cov", "R-shuf")
@@ -50,6 +54,8 @@ class Arm:
     replicate: paraphrase; 0 where there is none.
     kappa: dose in median residual norms; 0 for prompts.
     control: code of a control, else "".
+    may_do_nothing: whether an edit that changes nothing is no error, as where it ablates what a
+      prompt has nothing of.
   """
 
   condition: Condition
@@ -58,6 +64,7 @@ class Arm:
   replicate: int = 0
   kappa: float = 0.0
   control: str = ""
+  may_do_nothing: bool = False
 
 
 def frame(arms: Sequence[Arm]) -> pd.DataFrame:
@@ -211,6 +218,7 @@ def control_arms(
   refusal: Refusal,
   calibrated: Calibrated,
   pair_chats: tuple[Sequence[Any], Sequence[Any]],
+  folder: Path,
 ) -> list[Arm]:
   """Return the controls: random ones once, parts of a persona's direction for every persona.
 
@@ -218,6 +226,8 @@ def control_arms(
 
   Args:
     pair_chats: positives and negatives that the named persona's direction was made of, for R-shuf.
+    folder: where what is measured for controls is kept, so that a study that goes on, on another
+      device say, goes on with the same edits.
   """
   steering, kappa = Steering(settings, calibrated), calibrated.kappa
   named = unit_vectors(extracted.personas[settings.named])
@@ -228,10 +238,12 @@ def control_arms(
     arms.append(Arm(Condition(name, edits=edits), "control", persona, 0, kappa, code))
 
   for code in [c for c in settings.controls if c in _RANDOM]:
-    pairs = _activations(model, settings, pair_chats) if code == "R-shuf" else None
-    drawn = controls(
-      named, code, n=settings.num_controls, moments=moments, pairs=pairs, seed=settings.seed
-    )[code]
+    if code == "R-shuf":
+      drawn = _shuffled(model, settings, named, pair_chats, folder / "R-shuf")
+    else:
+      drawn = controls(named, code, n=settings.num_controls, moments=moments, seed=settings.seed)[
+        code
+      ]
     for n, direction in enumerate(drawn):
       control(code, f"{code} {n}", [steering.edit(direction, kappa)])
   if "R-plac" in settings.controls:
@@ -242,8 +254,12 @@ def control_arms(
       controls(named, "+-r", against=refusal.family)["+-r"], ("+", "-"), strict=True
     ):
       control("+-r", f"{sign}r", [steering.edit(direction, kappa)])
+    removed = Condition("r ablated", edits=ablations(refusal.causal))
+    arms.append(Arm(removed, "control", control="+-r", may_do_nothing=True))
   floors = (
-    _floors(model, material, named, refusal, calibrated) if "floor" in settings.controls else {}
+    _floors(model, material, named, refusal, calibrated, folder / "floors.json")
+    if "floor" in settings.controls
+    else {}
   )
   for persona in material.personas:
     own = unit_vectors(extracted.personas[persona.name])
@@ -267,6 +283,24 @@ def control_arms(
   return arms
 
 
+def _shuffled(
+  model: Model,
+  settings: Settings,
+  named: Direction,
+  pair_chats: tuple[Sequence[Any], Sequence[Any]],
+  folder: Path,
+) -> list[Direction]:
+  """Return the directions of shuffled labels, made once."""
+  paths = [folder / f"{n:03d}.safetensors" for n in range(settings.num_controls)]
+  if not all(path.exists() for path in paths):
+    pairs = _activations(model, settings, pair_chats)
+    drawn = controls(named, "R-shuf", n=settings.num_controls, pairs=pairs, seed=settings.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, direction in zip(paths, drawn["R-shuf"], strict=True):
+      direction.save(path)
+  return [load_direction(path, model=model) for path in paths]
+
+
 def _activations(
   model: Model, settings: Settings, pair_chats: tuple[Sequence[Any], Sequence[Any]]
 ) -> tuple[ActivationsInMemory, ActivationsInMemory]:
@@ -281,12 +315,29 @@ def _activations(
 
 
 def _floors(
-  model: Model, material: Material, named: Direction, refusal: Refusal, calibrated: Calibrated
+  model: Model,
+  material: Material,
+  named: Direction,
+  refusal: Refusal,
+  calibrated: Calibrated,
+  path: Path,
 ) -> Mapping[str, Floors]:
-  """Return floors at the baseline's 25th percentile, along refusal and a random direction."""
+  """Return floors at the baseline's 25th percentile, along refusal and a random direction.
+
+  They are measured once.
+  """
   axes = controls(named, "floor", against=refusal.family, moments=calibrated.spread)["floor"]
-  prompts = [item.text for item in material.test]
+  by_name = dict(zip(("r", "random"), axes, strict=True))
+  if not path.exists():
+    prompts = [item.text for item in material.test]
+    made = {n: floors_above(model, prompts, a, calibrated.block) for n, a in by_name.items()}
+    write_json(
+      {n: {"floor": dict(f.floor), "percentile": f.percentile} for n, f in made.items()}, path
+    )
+  kept = json.loads(path.read_text())
   return {
-    name: floors_above(model, prompts, axis, calibrated.block)
-    for name, axis in zip(("r", "random"), axes, strict=True)
+    name: Floors(
+      axis, {int(b): low for b, low in kept[name]["floor"].items()}, kept[name]["percentile"]
+    )
+    for name, axis in by_name.items()
   }

@@ -65,11 +65,28 @@ def describe(model: Model, settings: Settings, material: Material) -> str:
     ways = choices(settings, extracted, calibrated, blocks)
     rows = len(ways) * len(material.personas) * settings.spec_prompts
     lines.append(f"specification curve: {len(ways)} ways: {rows} exact first tokens at most")
+  lines += ["", *unmeasured(settings)]
   problems = [p for p in check_texts(material.personas[0].lexicon) if not p.declared]
   lines += [f"persona texts: {p.kind} {p.where}: {p.detail}" for p in problems[:_SHOWN]]
   if len(problems) > _SHOWN:
     lines.append(f"persona texts: {len(problems)} such problems in all")
   return "\n".join(lines)
+
+
+def unmeasured(settings: Settings, *, labelled: bool = False) -> list[str]:
+  """Return which gates that are asked for will block, a line each.
+
+  Args:
+    settings: of the study.
+    labelled: whether answers with known labels are given.
+  """
+  notes = {
+    "G5": "gate G5 blocks every hypothesis unless answers with known labels are given (--labelled)",
+    "G6": "gate G6 blocks every hypothesis: no judge of competence is there yet",
+  }
+  if labelled:
+    del notes["G5"]
+  return [note for gate, note in notes.items() if gate in settings.gates]
 
 
 def stages(settings: Settings, material: Material, blocks: int) -> list[str]:
@@ -96,7 +113,7 @@ def _num_controls(settings: Settings, material: Material) -> int:
   perpendicular = 2 if common_categories(material.harmful) else 1
   own = {"-v": 1, "v_perp_r": perpendicular, "v_par_r": 1, "floor": 2}
   once = dict.fromkeys(("R-iso", "R-cov", "R-shuf"), settings.num_controls)
-  once |= {"R-plac": sum(len(p.poles) == 1 for p in material.placebo), "+-r": 2}
+  once |= {"R-plac": sum(len(p.poles) == 1 for p in material.placebo), "+-r": 3}
   each = 1 + sum(own.get(code, 0) for code in settings.controls)
   return 1 + sum(once.get(code, 0) for code in settings.controls) + each * len(material.personas)
 

@@ -1,7 +1,7 @@
 """Stage "generate": every arm on the same prompts; labels, and exact first-token probabilities."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,8 @@ def parts_of(
     parts.append(Part("dose", tuple(doses), material.test[: settings.dose_prompts]))
   if settings.control_prompts:
     chats = _named_pairs(settings, material, directory)
-    made = control_arms(model, settings, material, extracted, refusal, calibrated, chats)
+    folder = directory / "calibration"
+    made = control_arms(model, settings, material, extracted, refusal, calibrated, chats, folder)
     parts.append(Part("controls", (arms[0], *made), material.test[: settings.control_prompts]))
   return parts
 
@@ -103,10 +104,11 @@ def _named_pairs(
   return pairs.positive, pairs.negative
 
 
-def labeller(settings: Settings, ids: Sequence[int]) -> Labels:
+def labeller(model: Model, settings: Settings, ids: Sequence[int]) -> Labels:
   """Return the scorer that labels answers."""
   refusal: Scorer = RefusalRules() if settings.labels == "rules" else FirstToken(tuple(ids))
-  return Labels(refusal, Degenerate(min_words=settings.least_words))
+  (row,) = encode_rows(model, ["Hello."], None)
+  return Labels(refusal, Degenerate(min_words=settings.least_words), row.opens_thought)
 
 
 def generate(
@@ -152,7 +154,7 @@ def generate(
         model,
         grid,
         directory / "grids" / part.name,
-        scorers=[scorer or labeller(settings, ids)],
+        scorers=[scorer or labeller(model, settings, ids)],
         progress=progress,
       ).table()
       columns = [
@@ -217,21 +219,21 @@ def _measured(
   )[:16]
   path = folder / f"part-{key}.parquet"
   if not path.exists():
-    chats = [arm.condition.apply(item.text) for arm in arms for item in prompts]
-    edits = [arm.condition.edits for arm in arms for _ in prompts]
-    odds = log_odds(next_logits(model, encode_rows(model, chats, edits)), ids)
+    odds_AN = np.empty((len(arms), len(prompts)))
+    for free in (False, True):
+      mine = [a for a, arm in enumerate(arms) if arm.may_do_nothing == free]
+      if mine:
+        chats = [arms[a].condition.apply(item.text) for a in mine for item in prompts]
+        edits = [arms[a].condition.edits for a in mine for _ in prompts]
+        logits_NV = next_logits(model, encode_rows(model, chats, edits), check_delivery=not free)
+        odds_AN[mine] = log_odds(logits_NV, ids).reshape(len(mine), -1)
     table = pd.DataFrame(
       {
         "condition": [arm.condition.name for arm in arms for _ in prompts],
         "prompt_id": [item.prompt_id for _ in arms for item in prompts],
-        "log_odds": odds,
+        "log_odds": odds_AN.ravel(),
       }
     )
     write_parquet(table, path)
   progress(len(arms) * len(prompts))
   return pd.read_parquet(path)
-
-
-def count_rows(parts: Sequence[Part], settings: Settings) -> Mapping[str, int]:
-  """Return rows of each part that are generated."""
-  return {p.name: p.num_rows * settings.samples for p in parts if p.name in settings.generate}

@@ -1,8 +1,9 @@
 """What the study reads: personas, questions, prompts, questionnaire; chosen, disjoint, hashed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -141,14 +142,28 @@ def load_material(settings: Settings) -> Material:
   return found
 
 
-def start(model: Model, settings: Settings, material: Material, directory: Path) -> str:
+def start(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  directory: Path,
+  more: Mapping[str, Any] | None = None,
+) -> str:
   """Write config.json, or check that the one there asks for the same; return its hash.
+
+  Args:
+    model: the model.
+    settings: of the study.
+    material: that it reads.
+    directory: of the study.
+    more: further settings, of a study that goes on from this one's directions.
 
   Raises:
     ValueError: the directory holds a study with other settings, texts or another model, or of
       another version of the code or of JAX.
   """
-  return begin(model, dataclasses.asdict(settings), material.hashes(), directory)
+  asked = dataclasses.asdict(settings) | dict(more or {})
+  return begin(model, asked, material.hashes(), directory)
 
 
 def _of_kind(suite: str, kind: str) -> list[PromptItem]:

@@ -10,18 +10,26 @@ from persona_jax.studies.persona_non_grata.settings import Settings
 STAGES = ("extract", "calibrate", "generate", "analyse")
 
 
-def require(settings: Settings, stages: Sequence[str], directory: Path) -> None:
-  """Check that stages have been run that later ones read; the last asked for need none behind it.
+def require(settings: Settings, asked: Sequence[str], directory: Path) -> None:
+  """Check that every stage before the last one asked for is asked for too, or has been run.
+
+  Args:
+    settings: of the study.
+    asked: names of stages to run.
+    directory: of the study.
 
   Raises:
-    ValueError: one has not, or not to its end.
+    ValueError: no stage, an unknown one, or one before the last that was not run to its end.
   """
+  unknown = [stage for stage in asked if stage not in STAGES]
+  if unknown or not asked:
+    raise ValueError(f"stages {unknown or 'are none'}: use some of {list(STAGES)}.")
+  last = max(STAGES.index(stage) for stage in asked)
   lacking = [
-    stage for stage in stages if stage != "analyse" and not _is_done(settings, stage, directory)
+    stage
+    for stage in STAGES[:last]
+    if stage not in asked and not _is_done(settings, stage, directory)
   ]
-  if lacking and len(stages) < len(STAGES):
-    first = min(STAGES.index(stage) for stage in set(STAGES) - set(stages))
-    lacking = [stage for stage in lacking if STAGES.index(stage) < first]
   if lacking:
     raise ValueError(
       f"{directory}: the stages {lacking} have not been run to their end; name them too (--stages)."

@@ -21,6 +21,7 @@ from persona_jax.directions.refusal import (
 )
 from persona_jax.directions.refusal_scores import ABLATED_SITES, log_odds
 from persona_jax.directions.tokens import capture_at
+from persona_jax.edits.edit import Edit
 from persona_jax.edits.operations import ablate, add
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.model import Model
@@ -228,14 +229,19 @@ def _subspace(
   )
 
 
+def ablations(causal: Direction) -> list[Edit]:
+  """Return the edits that remove a direction wherever the stream is written or read."""
+  return [
+    ablate(causal, blocks="all", tokens="all", site=site, allow_other_site=True)
+    for site in ABLATED_SITES
+  ]
+
+
 def _positive_controls(
   model: Model, material: Material, causal: Direction, block: int, ids: Sequence[int]
 ) -> dict[str, float]:
   """Return what ablating and adding the direction does to held-out prompts."""
-  removed = [
-    ablate(causal, blocks="all", tokens="all", site=site, allow_other_site=True)
-    for site in ABLATED_SITES
-  ]
+  removed = ablations(causal)
   added = [add(causal, 1.0, unit="raw", blocks=block, tokens="all")]
 
   def p(items: Sequence[PromptItem], edits: list[Any] | None) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from persona_jax.calibration.match import SCALES
+from persona_jax.edits.table import ROLES
+from persona_jax.edits.window import as_window
 from persona_jax.studies.fields import settings_of
 
 BASELINES = ("placebo", "shuffled", "user")
@@ -54,7 +56,8 @@ class Settings:
     block_step: every how many-th block is tried.
     read_block: where shifts are matched and projections reported; None: a tenth of the depth, at
       least two blocks, behind the steered one.
-    window: tokens that edits act on.
+    window: tokens that edits act on (`edits.window`); the last of the prompt must be among them,
+      for the first token of an answer is what refuses.
     kappas: doses of the scan and of the dose-response curve, in median residual norms.
     matches: scales on which steering is matched to prompting.
     kappa: the dose of the match "norm" and of controls; None: the median of the prompts' shifts.
@@ -211,8 +214,16 @@ class Settings:
       raise ValueError(
         f"outcome='label' and generate={self.generate}: generate 'test', or take 'first_token'."
       )
-    if self.control_prompts and not self.controls:
-      raise ValueError(f"control_prompts={self.control_prompts}, and no controls.")
+    if bool(self.control_prompts) != bool(self.controls):
+      raise ValueError(
+        f"control_prompts={self.control_prompts} and controls={self.controls}: give both, or "
+        "neither."
+      )
+    for part in self.generate:
+      name = "control_prompts" if part == "controls" else f"{part.removesuffix('s')}_prompts"
+      if not getattr(self, name):
+        raise ValueError(f"generate={self.generate}: {part!r} has no prompts ({name}=0).")
+    self._check_window()
     if "R-plac" in self.controls and not self.placebo:
       raise ValueError("control 'R-plac' needs a file of placebo contrasts (placebo).")
 
@@ -224,6 +235,18 @@ class Settings:
     given = getattr(self, name)
     if not set(given) <= set(known) or len(set(given)) < len(given):
       raise ValueError(f"{name}={given}: name some of {list(known)}, once.")
+
+  def _check_window(self) -> None:
+    first, last_of_prompt = -1, ROLES["template"]
+    try:
+      holds = as_window(self.window).holds(first, last_of_prompt, 0)
+    except ValueError as error:
+      raise ValueError(f"window: {error}") from error
+    if not bool(holds):
+      raise ValueError(
+        f"window={self.window!r} leaves out the last token of the prompt, which the first token of "
+        "the answer is read from; use 'answer' or 'all'."
+      )
 
   def steered_block(self, num_blocks: int, chosen: int | None = None) -> int:
     """Return the block that is steered: the given or the chosen one.

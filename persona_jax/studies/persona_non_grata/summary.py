@@ -14,7 +14,7 @@ _NOTHING = "n/m"
 _UNSHOWN = {"matches": ["r2", "unreached"]}  # of single points of the solve; in the Parquet file
 
 
-def screen(found: Findings, settings: Settings) -> str:
+def screen(found: Findings) -> str:
   """Return the first screen: title, gates, verdicts, claims, and rates by persona and method."""
   lines = [found.title, "", *map(str, found.gates), "", *map(str, found.verdicts), ""]
   lines += ["Inversions that may be claimed:"]

@@ -293,10 +293,10 @@ def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
   Returns:
     A row a persona: persona, effect (mean change of the probability of a bypass, v), low, high,
-    p_<code> (two-sided specificity among the random controls of a code), odd, even (half difference and half sum of v
-    and -v), kept_v_perp_r, kept_v_perp_subspace (where there is one), kept_v_par_r (share of the
-    effect that a part has), restored_r and restored_random (share that a floor takes back), each
-    with _low and _high.
+    p_<code> (two-sided specificity among the random controls of a code), odd, even (half difference
+    and half sum of v and -v), kept_v_perp_r, kept_v_perp_subspace (where there is one),
+    kept_v_par_r (share of the effect that a part has), restored_r and restored_random (share that a
+    floor takes back), each with _low and _high.
   """
   part = table[table["part"] == "controls"]
   if part.empty:
