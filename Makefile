@@ -125,9 +125,10 @@ aot: fetch $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python -m pytest --numprocesses=$(JOBS) $(if $(ARGS),$(ARGS),tests/aot)
 
 # Planted worlds in numbers that a claim would rest on; it ends with a line of counts. The simulated
-# studies behind the tables in docs/core_study.md, power too: .venv/bin/python -m tests.stats.simulations
+# studies behind docs/core_study.md are among them (power: -m tests.stats.simulations --power).
 planted: fetch
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m pytest -q tests/planted tests/stats
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m tests.stats.simulations
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m tests.planted.seeds $(ARGS)
 
 bench-kernels: $(AOT_STAMP)

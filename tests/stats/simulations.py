@@ -1,7 +1,8 @@
 """How often the tests of the core study are wrong when nothing is there, and what they can find.
 
-`python -m tests.stats.simulations` prints the rates, the coverage, the negative controls and the
-power for the documentation; `tests/stats/simulations_test.py` holds a smaller run to its bounds.
+`python -m tests.stats.simulations` prints the rates, the coverage and the negative controls of the
+documentation and fails if one is outside its bounds; with `--power` also what can be found.
+`tests/stats/simulations_test.py` holds smaller runs to the same bounds.
 
 Studies come from a logistic-normal generator: log-odds = base + persona effect + prompt (SD 1.5,
 shared by arms and models) + prompt × persona (SD .5) + persona × replicate (SD .3), binary
@@ -241,7 +242,7 @@ def _census_hypothesis(
     y_RN, x_R, control_x_KR=control_KR, draws=draws, seed=int(rng.integers(TABLES))
   )
   tally.add(**{"cover slope": result.slope.low <= 0 <= result.slope.high})
-  return {"H4": max(result.p_negative, result.p_specific)}
+  return {"H4": min(1.0, 2 * max(result.p_positive, result.p_specific))}
 
 
 def negative_controls(
@@ -334,21 +335,60 @@ def smallest_inversion(
   return high / 100
 
 
+# What a rate may be: .06 is .05 and two standard errors of 2,000 studies. Negative controls must be
+# wrong: permuting personas rejects a true null in about .2 of studies, eyeballing in .83.
+_COVERS = 0.93, 0.97
+_LEVEL = 0.0, 0.06
+BOUNDS = {
+  "cover ASR": _COVERS,
+  "cover D": _COVERS,
+  "cover method": _COVERS,
+  "cover slope": _COVERS,
+  "one-sided D": _LEVEL,
+  "H1": _LEVEL,
+  "H2": _LEVEL,
+  "H3": _LEVEL,
+  "H3 any": _LEVEL,
+  "H4": _LEVEL,
+  "family": _LEVEL,
+  "signed": _LEVEL,
+  "naive": (0.18, 1.0),
+  "eyeball": (0.78, 1.0),
+}
+
+
+def outside(tally: Tally) -> dict[str, float]:
+  """Return the rates that are outside their bounds."""
+  rates = {name: tally.rate(name) for name in tally.total if name in BOUNDS}
+  return {name: x for name, x in rates.items() if not BOUNDS[name][0] <= x <= BOUNDS[name][1]}
+
+
 def main() -> None:
-  """Print the whole table."""
+  """Print all rates, and fail if one is outside its bounds."""
   parser = argparse.ArgumentParser(description="error rates, coverage and power, by simulation")
   parser.add_argument("--simulations", type=int, default=2000)
   parser.add_argument("--draws", type=int, default=1000)
+  parser.add_argument("--power", action="store_true", help="also the smallest inversion found")
   args = parser.parse_args()
-  for scenario in SCENARIOS:
+  wrong = {}
+  for scenario in (*SCENARIOS, "negative controls"):
     start = time.perf_counter()
-    tally = rejection_rates(scenario, args.simulations, draws=args.draws)
+    if scenario in SCENARIOS:
+      tally = rejection_rates(scenario, args.simulations, draws=args.draws)
+    else:
+      tally = negative_controls(args.simulations)
     seconds = time.perf_counter() - start
     print(f"scenario {scenario!r}, {tally.n} studies, {seconds:.0f} s")
     print("  " + "  ".join(f"{name} {tally.rate(name):.3f}" for name in tally.total), flush=True)
-  tally = negative_controls(args.simulations)
-  print(f"negative controls, {tally.n} studies")
-  print("  " + "  ".join(f"{name} {tally.rate(name):.3f}" for name in tally.total), flush=True)
+    wrong |= {f"{scenario}: {name}": x for name, x in outside(tally).items()}
+  if args.power:
+    print_power()
+  if wrong:
+    raise SystemExit(f"outside their bounds: {wrong}")
+
+
+def print_power() -> None:
+  """Print the smallest inversion that is found in 80 % of studies, by design."""
   print("smallest inversion (D = −x under SP, +x under AS) found with 80 % power")
   designs: list[tuple[int, int, Replicates]] = [
     (50, 3, "own"),
