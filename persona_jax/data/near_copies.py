@@ -1,14 +1,18 @@
 """Near-copies among texts: they are no independent evidence, and leak from one split to another."""
 
 import collections
+import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.data.prompts import PromptItem
 
 _WORD = re.compile(r"\w+")
 
@@ -41,14 +45,46 @@ def near_copies(texts: Sequence[str], *, least: float = 0.5, words: int = 5) -> 
   # Texts of the same grams are one node, so that many equal ones take no time.
   node_of: dict[frozenset[_Gram], int] = {}
   node_N = [node_of.setdefault(_grams(text, words), len(node_of)) for text in texts]
-  if not node_N:
-    return []
-  pairs = list(_pairs(list(node_of), least))
-  first, second = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
-  graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(node_of),) * 2)
-  component_V = connected_components(graph, directed=False)[1]
+  component_V = _components(_pairs(list(node_of), least), len(node_of))
   number: dict[int, int] = {}
-  return [number.setdefault(int(component_V[node]), len(number)) for node in node_N]
+  return [number.setdefault(component_V[node], len(number)) for node in node_N]
+
+
+def clustered(items: Sequence[PromptItem]) -> list[PromptItem]:
+  """Return the prompts in their order, with near-copies and clusters that they state as one.
+
+  Prompts belong together if they are near-copies or state the same cluster. What belongs together
+  gets the first cluster that is stated in it; where none is, a name made of its first prompt. A
+  prompt by itself is left as it is.
+  """
+  first_of: dict[tuple[str, int | str], int] = {}
+  pairs = []
+  for n, (item, number) in enumerate(zip(items, near_copies([i.text for i in items]), strict=True)):
+    pairs.append((first_of.setdefault(("near", number), n), n))
+    if item.cluster is not None:
+      pairs.append((first_of.setdefault(("stated", item.cluster), n), n))
+  members: dict[int, list[int]] = {}
+  for n, component in enumerate(_components(pairs, len(items))):
+    members.setdefault(component, []).append(n)
+  found = list(items)
+  for together in members.values():
+    if len(together) > 1:
+      stated = [items[n].cluster for n in together if items[n].cluster is not None]
+      first = items[together[0]]
+      # Ids may be the same in two suites, and other prompts' ids stand in for clusters.
+      name = stated[0] if stated else f"{first.prompt_id}:{content_hash(first.text)[:8]}"
+      for n in together:
+        found[n] = dataclasses.replace(items[n], cluster=name)
+  return found
+
+
+def _components(pairs: Iterable[tuple[int, int]], count: int) -> list[int]:
+  """Return the connected component of each of `count` nodes."""
+  if count == 0:
+    return []
+  first, second = np.array(list(pairs), dtype=np.intp).reshape(-1, 2).T
+  graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
+  return connected_components(graph, directed=False)[1].tolist()
 
 
 def _grams(text: str, words: int) -> frozenset[_Gram]:

@@ -1,11 +1,13 @@
 """Near-copies: clusters of texts that share most of their runs of five words."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from persona_jax.data.near_copies import near_copies
-from persona_jax.data.prompts import load_prompts
+from persona_jax.data.near_copies import clustered, near_copies
+from persona_jax.data.prompts import PromptItem, load_prompts
 
 
 def brute_force(texts: list[str], least: float, words: int) -> list[set[int]]:
@@ -117,3 +119,48 @@ def test_order_of_the_texts_changes_no_cluster() -> None:
   assert {frozenset(int(order[i]) for i in c) for c in moved} == {
     frozenset(c) for c in members(near_copies(texts))
   }
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+LINE = "a b c d e f g h i j k"
+COPIES = [LINE, f"{LINE} l", f"{LINE} m"]
+
+
+def prompts(*texts_and_clusters: tuple[str, str | None]) -> list[PromptItem]:
+  return [
+    PromptItem(f"p{n}", text, "harmful", None, "", "here", cluster)
+    for n, (text, cluster) in enumerate(texts_and_clusters)
+  ]
+
+
+def clusters(*texts_and_clusters: tuple[str, str | None]) -> list[str | None]:
+  return [item.cluster for item in clustered(prompts(*texts_and_clusters))]
+
+
+def test_near_copies_get_one_cluster_and_a_prompt_by_itself_stays_as_it_is() -> None:
+  found = clusters((COPIES[0], None), ("other", None), (COPIES[1], None), ("alone", "mine"))
+  assert found[1::2] == [None, "mine"]
+  assert found[0] == found[2]
+  assert found[0] is not None
+  assert found[0].startswith("p0:")
+
+
+def test_a_stated_cluster_takes_in_near_copies_and_joins_another() -> None:
+  assert clusters(("x", "c"), ("y", "c"), (COPIES[0], None)) == ["c", "c", None]
+  assert clusters((COPIES[0], None), (COPIES[1], "c"), ("y", "c")) == ["c"] * 3
+  assert clusters(("x", "b"), (COPIES[0], "a"), (COPIES[1], "b")) == ["b"] * 3
+  assert clusters() == []
+
+
+def test_a_cluster_s_name_is_no_other_one_s_where_two_suites_have_the_same_ids() -> None:
+  one = prompts((COPIES[0], None), (COPIES[1], None))
+  other = prompts(("z y x w v u", None), ("z y x w v u", None))
+  names = [item.cluster for item in clustered([*one, *other])]
+  assert names[0] == names[1] != names[2] == names[3]
+
+
+def test_all_else_of_a_prompt_and_the_order_are_kept() -> None:
+  before = prompts((COPIES[0], None), ("other", None), (COPIES[2], None))
+  after = clustered(before)
+  assert [dataclasses.replace(item, cluster=None) for item in after] == before
