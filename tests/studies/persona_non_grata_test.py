@@ -183,20 +183,29 @@ def test_near_copies_in_two_parts_are_refused(place: study.Place, tmp_path: Path
     product.load_material(dataclasses.replace(chosen, questions=harmless))
 
 
-@pytest.mark.parametrize("part", ["held_out_harmful", "test"])
-def test_the_check_of_parts_does_not_rest_on_the_draw(place: study.Place, part: str) -> None:
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [
+    ("harmful", "held_out_harmful"),
+    ("held_out_harmful", "test"),
+    ("harmless", "calibration"),
+    ("calibration", "twins"),
+  ],
+)
+def test_the_check_of_parts_does_not_rest_on_the_draw(
+  place: study.Place, one: str, other: str
+) -> None:
   material = product.load_material(study.settings(place))
-  first, *rest = getattr(material, part)
-  like = dataclasses.replace(first, text=f"{_texts('a', 1, 1)[0]} now", cluster=None)
-  other = dataclasses.replace(material.harmful[0], text=_texts("a", 1, 1)[0])
-  leaky = dataclasses.replace(
-    material, **{part: (like, *rest), "harmful": (other, *material.harmful[1:])}
-  )
-  with pytest.raises(ValueError, match=f"near-copies are both in 'harmful' and '{part}'"):
+  text = _texts("a", 1, 1)[0]
+  item = dataclasses.replace(material.harmful[0], text=text, pair_id=None)
+  like = dataclasses.replace(item, text=f"{text} now")
+  leaky = dataclasses.replace(material, **{one: (item,), other: (like,)})
+  with pytest.raises(ValueError, match=f"near-copies are both in '{one}' and '{other}'"):
     check_disjoint(leaky, set())
+  check_disjoint(dataclasses.replace(material, **{one: (item,), other: ()}), set())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 4, 5])  # both in the test, neither anywhere, one in training
 def test_the_pair_of_near_copies_of_the_built_in_suite_is_in_one_part(seed: int) -> None:
   config = persona_non_grata.get_config().to_dict()
   fields = {k: v for k, v in config.items() if k not in study.MODEL_FIELDS}

@@ -19,6 +19,7 @@ from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.start import begin
 
 Poles = dict[str, tuple[tuple[str, int], ...]]
+_Suites = dict[tuple[str, str], list[PromptItem]]  # by the name of the suite and kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,10 +154,10 @@ def start(model: Model, settings: Settings, material: Material, directory: Path)
   return begin(model, dataclasses.asdict(settings), material.hashes(), directory)
 
 
-def _suites(names: Sequence[str]) -> dict[tuple[str, str], list[PromptItem]]:
+def _suites(names: Sequence[str]) -> _Suites:
   """Return prompts by suite and kind, with the clusters of all suites together."""
   read = {name: load_prompts(name) for name in dict.fromkeys(names)}
-  found: dict[tuple[str, str], list[PromptItem]] = {}
+  found: _Suites = {}
   for kind in ("harmful", "harmless"):
     mine = {name: [i for i in items if i.kind == kind] for name, items in read.items()}
     rest = iter(clustered([item for items in mine.values() for item in items]))
@@ -164,9 +165,7 @@ def _suites(names: Sequence[str]) -> dict[tuple[str, str], list[PromptItem]]:
   return found
 
 
-def _of_kind(
-  suites: dict[tuple[str, str], list[PromptItem]], suite: str, kind: str
-) -> list[PromptItem]:
+def _of_kind(suites: _Suites, suite: str, kind: str) -> list[PromptItem]:
   if not suites[suite, kind]:
     raise ValueError(f"prompt suite {suite!r} has no {kind} prompts.")
   return suites[suite, kind]
@@ -180,7 +179,7 @@ def _by_cluster(items: Sequence[PromptItem]) -> list[list[PromptItem]]:
 
 
 def _one_of_each(
-  suites: dict[tuple[str, str], list[PromptItem]],
+  suites: _Suites,
   suite: str,
   kind: str,
   count: int,
@@ -203,7 +202,7 @@ def _one_of_each(
 
 def _test_prompts(
   settings: Settings,
-  suites: dict[tuple[str, str], list[PromptItem]],
+  suites: _Suites,
   used: Sequence[PromptItem],
   rng: np.random.Generator,
 ) -> list[PromptItem]:
