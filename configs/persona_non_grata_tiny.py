@@ -34,6 +34,7 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.refusal_words = ("I'm", "I", "Sorry", "As")
 
   config.block = 18  # three fifths of the depth; its self-report moves there (configs/demo.py)
+  config.block_step = 2
   config.kappas = (0.1, 0.2, 0.4)
   config.matches = ("proj", "norm")  # it answers no questionnaire with options; "kl" is slow
   config.limit = "none"

@@ -244,7 +244,7 @@ def composite_poles(lexicon: Lexicon) -> list[tuple[Pole, Pole]]:
 
 
 def load_questions(kind: QuestionKind) -> list[Question]:
-  """Return our own open questions of one kind: "neutral" (60), "dose" (24), "trait" (3 a trait)
+  """Return our own open questions of one kind: "neutral" (120), "dose" (24), "trait" (3 a trait)
   or "self" (12).
 
   The neutral and dose lists share no question, so that a dose is not measured on extraction data.

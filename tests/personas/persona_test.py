@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from persona_jax.data.near_copies import near_copies
 from persona_jax.personas import persona
 from persona_jax.personas.persona import Lexicon, Persona, Pole
+from persona_jax.personas.wording import banned_words
 
 # Words of safety and of instruction following, with their inflections.
 BANNED = re.compile(
@@ -339,8 +341,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     persona.load_personas(tmp_path / "absent.toml")
 
 
-def test_there_are_60_neutral_24_dose_12_self_and_3_questions_a_trait() -> None:
-  assert len(persona.load_questions("neutral")) == 60
+def test_there_are_120_neutral_24_dose_12_self_and_3_questions_a_trait() -> None:
+  assert len(persona.load_questions("neutral")) == 120
   assert len(persona.load_questions("dose")) == 24
   assert len(persona.load_questions("self")) == 12
   assert [q.trait for q in persona.load_questions("trait")] == [
@@ -355,14 +357,28 @@ def all_questions() -> list[persona.Question]:
 
 def test_questions_and_their_ids_are_distinct_over_all_kinds() -> None:
   questions = all_questions()
-  assert len({q.text.lower() for q in questions}) == len(questions) == 111
-  assert len({q.question_id for q in questions}) == 111
+  assert len({q.text.lower() for q in questions}) == len(questions) == 171
+  assert len({q.question_id for q in questions}) == 171
+
+
+def test_neutral_questions_are_numbered_on_from_the_first_60() -> None:
+  questions = persona.load_questions("neutral")
+  assert [q.question_id for q in questions] == [f"neutral-{n:02d}" for n in range(120)]
+  assert questions[59].text == "How would you describe the taste of an apple?"
 
 
 def test_questions_are_questions_without_words_of_safety() -> None:
   for question in all_questions():
     assert question.text.endswith("?")
     assert not BANNED.search(question.text.lower())
+    assert not banned_words(question.text)
+
+
+def test_no_questions_are_near_copies_nor_neutral_ones_by_runs_of_three_words() -> None:
+  texts = [q.text for q in all_questions()]
+  assert near_copies(texts) == list(range(len(texts)))
+  neutral = [q.text for q in persona.load_questions("neutral")]
+  assert near_copies(neutral, words=3) == list(range(120))
 
 
 def test_neutral_and_dose_questions_use_no_describing_word_of_a_pole() -> None:

@@ -1,6 +1,8 @@
 """The core study's parts on hand-made tables: what is chosen, kept, counted and left out."""
 
+import collections
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 
 import persona_jax as pj
+from configs import persona_non_grata
 from persona_jax import stats
 from persona_jax.personas import load_personas
 from persona_jax.studies import persona_non_grata as product
@@ -19,6 +22,7 @@ from persona_jax.studies.persona_non_grata.contrasts import (
   kept_table,
 )
 from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.material import check_disjoint
 from tests.planted import study
 
 ARMS = ("SP", "AS:proj")
@@ -30,6 +34,51 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> study.Place:
 
 
 # ---- settings and material -----------------------------------------------------------------------
+
+
+def test_a_placebo_file_must_not_have_the_personas_traits(place: study.Place) -> None:
+  asked = study.settings(place, personas="big_five", placebo="facet_faithful")
+  with pytest.raises(ValueError, match="'facet_faithful' and personas='big_five' both have the tr"):
+    product.load_material(asked)
+
+
+@pytest.mark.parametrize(
+  ("personas", "error"),
+  [
+    ({"tidy": ["C+"]}, r"personas \['tidy'\]: a persona is compared with the others"),
+    ({"tidy": ["C+", "A+"], "messy": ["C-", "A+"]}, "none has one pole, by which the block is cho"),
+  ],
+)
+def test_personas_of_which_no_study_can_be_made_are_refused(
+  place: study.Place, tmp_path: Path, personas: dict[str, list[str]], error: str
+) -> None:
+  asked = study.settings(place, personas=_lexicon(tmp_path, personas), named="tidy", block=None)
+  with pytest.raises(ValueError, match=error):
+    product.load_material(asked)
+
+
+def _lexicon(folder: Path, personas: dict[str, list[str]], word: str = "plain") -> str:
+  """Writes a file of personas with two traits, in which only the text of C- has the word."""
+  lines = ['name = "mine"', "[traits]", 'C = "conscientiousness"', 'A = "agreeableness"']
+  lines += ["[personas]", *(f"{name} = {json.dumps(poles)}" for name, poles in personas.items())]
+  for pole in ("C+", "C-", "A+", "A-"):
+    own = word if pole == "C-" else "other"
+    half = " ".join([f"You are {own} {pole[0]}", *("word" for _ in range(20)), f"number {pole}."])
+    lines += [f'[[poles."{pole}"]]', f'a = "{half}"', f'b = "{half}"'] * 1
+  path = folder / "mine.toml"
+  path.write_text("\n".join(lines))
+  return str(path)
+
+
+def test_a_text_that_only_a_contrast_reads_is_in_the_hash(
+  place: study.Place, tmp_path: Path
+) -> None:
+  personas = {"tidy": ["C+"], "kind": ["A+"]}
+  asked = study.settings(place, personas=_lexicon(tmp_path, personas), named="tidy")
+  first = product.load_material(asked).hashes()
+  _lexicon(tmp_path, personas, word="vague")
+  second = product.load_material(asked).hashes()
+  assert [name for name in first if first[name] != second[name]] == ["personas"]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +135,141 @@ def test_too_few_prompts_and_an_unknown_named_persona_are_refused(place: study.P
     product.load_material(study.settings(place, test_prompts=99))
   with pytest.raises(ValueError, match="named='P13': the personas are"):
     product.load_material(study.settings(place, named="P13"))
+
+
+def _suite(path: Path, kind: str, texts: list[str], clusters: dict[int, str] | None = None) -> str:
+  """Writes a suite of prompts: `kind`-0, `kind`-1, …"""
+  stated = clusters or {}
+  lines = [
+    {"prompt_id": f"{path.stem}-{n}", "text": text, "kind": kind}
+    | ({"cluster": stated[n]} if n in stated else {})
+    for n, text in enumerate(texts)
+  ]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return str(path)
+
+
+def _texts(stem: str, families: int, copies: int) -> list[str]:
+  """Writes families of near-copies: nine words in common and one word that is their own."""
+  return [
+    " ".join([*(f"{stem}{f}x{w}" for w in range(9)), f"end{copy}"])
+    for f in range(families)
+    for copy in range(copies)
+  ]
+
+
+def _family(text: str) -> str:
+  return text.split()[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_near_copies_are_one_prompt_of_a_direction_and_whole_clusters_of_the_test(
+  place: study.Place, tmp_path: Path, seed: int
+) -> None:
+  chosen = study.settings(
+    place,
+    harmful=_suite(tmp_path / "a.jsonl", "harmful", _texts("a", 6, 3)),
+    test=_suite(tmp_path / "b.jsonl", "harmful", [*_texts("a", 6, 4), *_texts("b", 5, 2)]),
+    harmless=_suite(tmp_path / "c.jsonl", "harmless", _texts("c", 6, 2)),
+    train_prompts=2,
+    held_out_prompts=2,
+    calibration_prompts=2,
+    test_prompts=12,
+    seed=seed,
+  )
+  material = product.load_material(chosen)
+  directions = [_family(i.text) for i in (*material.harmful, *material.held_out_harmful)]
+  harmless = [
+    _family(i.text)
+    for i in (*material.harmless, *material.held_out_harmless, *material.calibration)
+  ]
+  assert (len(set(directions)), len(set(harmless))) == (4, 6)
+  families = collections.Counter(_family(i.text) for i in material.test)
+  assert not set(families) & set(directions)
+  assert all(count == {"a": 4, "b": 2}[name[0]] for name, count in families.items())
+  clusters = {_family(i.text): i.cluster for i in material.test}
+  assert len(set(clusters.values())) == len(families)
+  assert all(i.cluster == clusters[_family(i.text)] for i in material.test)
+
+
+def test_stated_clusters_and_near_copies_of_their_prompts_are_one(
+  place: study.Place, tmp_path: Path
+) -> None:
+  texts = [*_texts("a", 1, 2), *_texts("b", 1, 2), *_texts("c", 2, 1)]
+  chosen = study.settings(
+    place,
+    test=_suite(tmp_path / "t.jsonl", "harmful", texts, {0: "mine", 2: "mine"}),
+    test_prompts=6,
+  )
+  test = product.load_material(chosen).test
+  assert {_family(i.text)[0]: i.cluster for i in test} == {"a": "mine", "b": "mine", "c": None}
+
+
+def test_errors_of_too_few_prompts_count_what_is_left(place: study.Place, tmp_path: Path) -> None:
+  pairs = _suite(tmp_path / "p.jsonl", "harmful", _texts("a", 5, 2))
+  few = {"harmful": pairs, "train_prompts": 3, "held_out_prompts": 3}
+  with pytest.raises(
+    ValueError, match=r"held_out_prompts = 6: .*10 harmful prompts, 5 without near-copies"
+  ):
+    product.load_material(study.settings(place, **few))
+  same = {"harmful": pairs, "test": pairs, "train_prompts": 2, "held_out_prompts": 2}
+  with pytest.raises(ValueError, match="test_prompts=3: .*has 2 harmful prompts, in 1 clusters"):
+    product.load_material(study.settings(place, **same, test_prompts=3))
+  with pytest.raises(ValueError, match="test_prompts=5: .* are not cut.* make 4; give 4 or"):
+    product.load_material(study.settings(place, test=pairs, test_prompts=5))
+  copies = _suite(tmp_path / "q.jsonl", "harmless", _texts("q", 5, 2))
+  with pytest.raises(ValueError, match="questions_each=2 for 3 .* has 5 without near-copies"):
+    product.load_material(study.settings(place, questions=copies))
+
+
+def test_near_copies_in_two_parts_are_refused(place: study.Place, tmp_path: Path) -> None:
+  harmless = _suite(tmp_path / "h.jsonl", "harmless", _texts("h", 40, 1))
+  asked = _suite(tmp_path / "q.jsonl", "harmless", [f"{t} indeed" for t in _texts("h", 40, 1)])
+  chosen = study.settings(place, harmless=harmless, questions=asked)
+  with pytest.raises(ValueError, match="near-copies are both in '.*' and 'questions'"):
+    product.load_material(chosen)
+  with pytest.raises(ValueError, match="texts are both in '.*' and 'questions'"):
+    product.load_material(dataclasses.replace(chosen, questions=harmless))
+
+
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [
+    ("harmful", "held_out_harmful"),
+    ("held_out_harmful", "test"),
+    ("harmless", "calibration"),
+    ("calibration", "twins"),
+  ],
+)
+def test_the_check_of_parts_does_not_rest_on_the_draw(
+  place: study.Place, one: str, other: str
+) -> None:
+  material = product.load_material(study.settings(place))
+  text = _texts("a", 1, 1)[0]
+  item = dataclasses.replace(material.harmful[0], text=text, pair_id=None)
+  like = dataclasses.replace(item, text=f"{text} now")
+  leaky = dataclasses.replace(material, **{one: (item,), other: (like,)})
+  with pytest.raises(ValueError, match=f"near-copies are both in '{one}' and '{other}'"):
+    check_disjoint(leaky, set())
+  check_disjoint(dataclasses.replace(material, **{one: (item,), other: ()}), set())
+
+
+@pytest.mark.parametrize("seed", [0, 4, 5])  # both in the test, neither anywhere, one in training
+def test_the_pair_of_near_copies_of_the_built_in_suite_is_in_one_part(seed: int) -> None:
+  config = persona_non_grata.get_config().to_dict()
+  fields = {k: v for k, v in config.items() if k not in study.MODEL_FIELDS}
+  material = product.load_material(product.Settings.of(fields | {"seed": seed}))
+  parts = [material.harmful + material.held_out_harmful, material.test]
+  pair = {"ref_29", "ref_96"}
+  found = [pair & {item.pair_id for item in part} for part in parts]
+  assert [len(part) for part in parts] == [48, 100]
+  assert len(found[0]) + bool(found[1]) <= 1
+  mine = {item.cluster for item in material.test if item.pair_id in pair}
+  assert found[1] in (set(), pair)
+  assert None not in mine
+  assert len(mine) == bool(found[1])
+  assert {i.cluster for i in material.test if i.pair_id not in pair} == {None}
+  assert [len(mine) for mine in material.questions] == [40, 40, 40]
 
 
 # ---- contrasts and answers -----------------------------------------------------------------------

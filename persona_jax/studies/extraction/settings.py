@@ -32,7 +32,7 @@ class Settings:
       answers generated under these texts, takes the texts away, and contrasts the answers.
     site: where to read.
     train_questions, held_out_questions: how many questions directions are made of, and are judged
-      by; no question is in both. Traits have 12, about oneself, for prompts and 60, neutral ones,
+      by; no question is in both. Traits have 12, about oneself, for prompts and 120, neutral ones,
       for answers.
     answer_tokens: budget of an answer.
     train_block: block at which vectors are trained; None: three fifths of the depth.
