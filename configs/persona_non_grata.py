@@ -60,7 +60,7 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   config.answer_tokens = 96
   config.answer_samples = 2
   config.least_answer_tokens = 24
-  config.least_margin = 0.0  # nats a token
+  config.least_margin = 0.2  # points of the five-point scale that the model rates answers on
   config.refusal_words = ()  # derived from the model's own answers (Arditi et al. 2024 list theirs)
 
   # Block and doses, in median residual norms of the block.

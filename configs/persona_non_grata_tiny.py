@@ -30,6 +30,7 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.answer_tokens = 32
   config.answer_samples = 1
   config.least_answer_tokens = 16
+  config.least_margin = 0.0  # the right sign; its ratings all lie within .1 of the middle
   # It refuses nothing, so nothing can be derived; these begin the refusals of its larger kin.
   config.refusal_words = ("I'm", "I", "Sorry", "As")
 

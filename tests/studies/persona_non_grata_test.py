@@ -3,7 +3,11 @@
 import collections
 import dataclasses
 import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +21,9 @@ from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import tables
 from persona_jax.studies.persona_non_grata.analysis import inverting
 from persona_jax.studies.persona_non_grata.contrasts import (
+  Contrast,
   answer_pairs,
+  answer_table,
   contrasts_of,
   kept_table,
 )
@@ -102,6 +108,8 @@ def test_a_text_that_only_a_contrast_reads_is_in_the_hash(
     ({"generate": ("twins",)}, r"'twins' has no prompts \(twin_prompts=0\)"),
     ({"window": "anser"}, "window: tokens='anser': use one of"),
     ({"window": "generated"}, "window='generated' leaves out the last token of the prompt"),
+    ({"least_margin": -0.1}, "least_margin=-0.1: points of a scale from 1 to 5"),
+    ({"least_margin": 4.0}, "least_margin=4.0: points of a scale from 1 to 5"),
   ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(
@@ -285,6 +293,18 @@ def test_high_low_has_one_contrast_a_trait_and_neutral_one_a_pole(place: study.P
   assert {"C- A-", "C+ A+"} <= {c.name for c in neutral}
 
 
+def test_a_contrast_names_its_traits_and_which_text_has_more_of_them(place: study.Place) -> None:
+  chosen = study.settings(place, placebo="placebo4")
+  material = product.load_material(chosen)
+  traits = {c.name: c.traits for c in contrasts_of(chosen, material)}
+  assert traits["C+"] == (("conscientiousness", 1),)
+  assert traits["C- A-"] == (("conscientiousness", -1), ("agreeableness", -1))
+  assert traits["drink+"] == (("tea over coffee", 1),)
+  neutral = contrasts_of(dataclasses.replace(chosen, contrast="neutral"), material)
+  traits = {c.name: c.traits for c in neutral}
+  assert traits["C-"] == (("conscientiousness", -1),)  # its text has less than no text at all
+
+
 def _answers(problems: dict[tuple[int, int, str], str]) -> pd.DataFrame:
   rows = [
     {
@@ -297,7 +317,7 @@ def _answers(problems: dict[tuple[int, int, str], str]) -> pd.DataFrame:
       "system": side,
       "text": "some words",
       "n_tokens": 2,
-      "margin": 1.0,
+      "rating": 3.0,
       "problem": problems.get((k, q, side), ""),
     }
     for k in range(2)
@@ -339,12 +359,157 @@ def test_a_trait_of_which_less_than_half_is_kept_is_not_elicited() -> None:
   assert extracted.elicited(personas["P1"])
 
 
+@dataclasses.dataclass
+class Reads:
+  """Answers as the system text says, and reads in an answer how high its writer is in a trait.
+
+  A text is words and ratings, such as "conscientiousness=4.5"; without one of the trait that is
+  asked for, options have little of the probability.
+  """
+
+  rows: int = 0  # scored
+
+  def generate(self, chats: Sequence[list[dict[str, str]]], **_: object) -> list[SimpleNamespace]:
+    texts = [chat[0]["content"] for chat in chats]
+    return [SimpleNamespace(text=text, token_ids=text.split()) for text in texts]
+
+  def score(
+    self,
+    chats: Sequence[list[dict[str, str]]],
+    letters: Sequence[str],
+    *,
+    progress: Callable[[int], None],
+  ) -> np.ndarray:
+    self.rows += len(letters)
+    progress(len(letters))
+    levels = ("very low", "low", "neither low nor high", "high", "very high")
+    p = []
+    for (_, answer, asked), letter in zip(chats, letters, strict=True):
+      shown = dict(line.split(". ", 1) for line in asked["content"].splitlines()[1:-1])
+      trait = re.findall('"(.+)"', asked["content"])[0]
+      said = re.findall(rf"{trait}=([\d.]+)", answer["content"])
+      level = 1 + levels.index(shown[letter])
+      near = max(0.0, 1 - abs(level - float(said[0]))) if said else 0.08
+      p.append(0.9 * near + 0.02 * (letter == "A"))  # a liking for the first place
+    with np.errstate(divide="ignore"):
+      return np.log(p)
+
+
+def _judged(place: study.Place, *contrasts: Contrast, **changes: object) -> pd.DataFrame:
+  chosen = study.settings(place, source="answers", answer_samples=1, least_mass=0.5, **changes)
+  asks = dataclasses.replace(product.load_material(chosen), questions=(("what do you do?",),))
+  return answer_table(Reads(), chosen, contrasts, asks, progress=False)
+
+
+def _says(rating: str, trait: str = "conscientiousness") -> str:
+  return f"what one does on a day {trait}={rating}"
+
+
+WRONG = "does not show the trait more than its opposite"
+
+
+@pytest.mark.parametrize(
+  ("positive", "negative", "sign", "margin", "problems"),
+  [
+    ("3.5", "3.0", 1, 0.0, ["", ""]),
+    ("3.0", "3.5", 1, 0.0, [WRONG, WRONG]),
+    ("3.0", "3.5", -1, 0.0, ["", ""]),  # the positive text is of the low pole
+    ("3.5", "3.0", -1, 0.0, [WRONG, WRONG]),
+    ("3.5", "3.0", 1, 0.45, ["", ""]),
+    ("3.5", "3.0", 1, 0.55, [WRONG, WRONG]),
+    ("3.5", "none", 1, 0.0, ["", "not rated"]),
+    ("none", "none", 1, 0.0, ["not rated", "not rated"]),
+  ],
+)
+def test_a_pair_is_kept_if_its_answers_are_rated_apart_on_the_right_side(
+  place: study.Place,
+  positive: str,
+  negative: str,
+  sign: int,
+  margin: float,
+  problems: list[str],
+) -> None:
+  contrast = Contrast("C", (_says(positive),), (_says(negative),), (("conscientiousness", sign),))
+  table = _judged(place, contrast, least_margin=margin)
+  assert table["problem"].tolist() == problems
+  # 2 % of .92 lie on the first place, in one order "very low" and in the other "very high".
+  for rating, said in zip(table["rating"], (positive, negative), strict=True):
+    assert (
+      np.isnan(rating)
+      if said == "none"
+      else rating == pytest.approx((0.9 * float(said) + 0.02 * 3) / 0.92)
+    )
+  assert table["second_rating"].isna().all()
+  (row,) = kept_table(table).to_dict("records")
+  assert row["kept"] == (problems == ["", ""])
+
+
+def test_equal_ratings_are_no_difference(place: study.Place) -> None:
+  texts = (_says("3.5"),), ("other words are said " + _says("3.5"),)
+  table = _judged(place, Contrast("C", *texts, (("conscientiousness", 1),)), least_margin=0.0)
+  assert table["problem"].tolist() == [WRONG, WRONG]
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "problems"),
+  [
+    (("2.0", "4.0"), ("4.0", "2.0"), ["", ""]),  # less conscientious and more agreeable
+    (("2.0", "2.0"), ("4.0", "4.0"), [WRONG, WRONG]),  # only less conscientious
+    (("4.0", "4.0"), ("2.0", "2.0"), [WRONG, WRONG]),  # only more agreeable
+    (("2.0", "none"), ("4.0", "2.0"), ["not rated", ""]),
+  ],
+)
+def test_a_composite_needs_both_of_its_traits(
+  place: study.Place, low: tuple[str, str], high: tuple[str, str], problems: list[str]
+) -> None:
+  sides = [f"{_says(c)} {_says(a, 'agreeableness')}" for c, a in (low, high)]
+  traits = (("conscientiousness", -1), ("agreeableness", 1))
+  table = _judged(place, Contrast("C- A+", (sides[0],), (sides[1],), traits), least_margin=0.2)
+  assert table["problem"].tolist() == problems
+  assert (table["second_rating"].isna() == [problem == "not rated" for problem in problems]).all()
+
+
+def test_what_is_wrong_with_an_answer_comes_before_what_its_pair_does_not_show(
+  place: study.Place,
+) -> None:
+  refusal = "I'm sorry, but I can't help with that. " + _says("2.0")
+  refused = Contrast("a", (refusal,), (_says("4.0"),), (("conscientiousness", 1),))
+  silent = Contrast("b", (" ",), (_says("4.0"),), (("conscientiousness", 1),))
+  table = _judged(place, refused, silent)
+  assert table["problem"].tolist() == ["refusal", "", "empty", ""]
+  assert table["rating"].isna().tolist() == [False, False, True, False]
+
+
+def test_an_answer_of_several_contrasts_is_rated_once_a_trait(place: study.Place) -> None:
+  chosen = study.settings(place, source="answers", answer_samples=1)
+  asks = dataclasses.replace(product.load_material(chosen), questions=(("what do you do?",),))
+  none = _says("3.0")
+  contrasts = [
+    Contrast("C+", (_says("4.0"),), (none,), (("conscientiousness", 1),)),
+    Contrast("C-", (_says("2.0"),), (none,), (("conscientiousness", -1),)),
+  ]
+  reads = Reads()
+  table = answer_table(reads, chosen, contrasts, asks, progress=False)
+  assert table["problem"].tolist() == [""] * 4
+  assert reads.rows == 3 * 10
+
+
+def _with_unknown_words(place: study.Place, directory: Path) -> Path:
+  """Copies a world whose tokenizer reads words that it does not have as a filler."""
+  shutil.copytree(place.directory, directory)
+  path = directory / "tokenizer.json"
+  content = json.loads(path.read_text())
+  content["model"]["unk_token"] = "w0"
+  path.write_text(json.dumps(content))
+  return directory
+
+
 def test_directions_of_answers_read_with_their_texts_are_the_planted_ones(
   place: study.Place, tmp_path: Path
 ) -> None:
   chosen = study.settings(place, source="answers", context="kept", answer_tokens=2)
   material = product.load_material(chosen)
-  model = pj.load(place.directory)
+  model = pj.load(_with_unknown_words(place, tmp_path / "world"))
   found = product.extract(model, chosen, material, tmp_path, progress=False)
   for t, v_D in enumerate(place.world.trait_TD):
     # Six sampled answers a side: their own words are in it, too.
@@ -352,8 +517,48 @@ def test_directions_of_answers_read_with_their_texts_are_the_planted_ones(
   assert set(found.kept["contrast"]) == set(found.contrasts)
   pairs = 3 * chosen.questions_each * chosen.answer_samples
   assert (found.kept["pairs"] == pairs).all()
+  # Its answers hold no trait, and its options are one word to it: nothing is rated apart.
+  assert (found.kept["kept"] == 0).all() and not found.kept["elicited"].any()
   again = product.extract(model, chosen, material, tmp_path, progress=False)
   assert again.contrasts["C+"].hash == found.contrasts["C+"].hash
+
+
+def test_directions_of_noise_are_flagged_and_named_unreliable(
+  place: study.Place, tmp_path: Path
+) -> None:
+  """Answers are planted: words that go with the side, or words of chance."""
+  chosen = study.settings(place, source="answers", questions_each=6, answer_samples=1)
+  material = product.load_material(chosen)
+  rng = np.random.default_rng(0)
+  rows = []
+  for name in (contrast.name for contrast in contrasts_of(chosen, material)):
+    for k, questions in enumerate(material.questions):
+      for q, question in enumerate(questions):
+        chance = [" ".join(f"w{n}" for n in rng.integers(0, 40, 4)) for _ in range(2)]
+        for side, word, words in zip(("positive", "negative"), ("w1", "w2"), chance, strict=True):
+          own = {"O+": words, "E+": f"{word} {word}" if q % 2 else "w3"}
+          rows.append(
+            {
+              "contrast": name, "replicate": k, "question": q, "sample": 0, "side": side,
+              "prompt": question, "system": None,
+              "text": own.get(name, f"{word} {word} {word} {words}"),
+              "problem": "refusal" if name == "A+" and q % 2 else "",
+            }
+          )  # fmt: skip
+  (tmp_path / "directions").mkdir()
+  pd.DataFrame(rows).to_parquet(tmp_path / "directions" / "answers.parquet")
+  model = pj.load(place.directory)
+  found = product.extract(model, chosen, material, tmp_path, progress=False)
+  assert found.unreliable(2) == ["O+", "E+"]
+  at_block = found.quality[found.quality["block"] == 2].set_index("contrast")
+  assert at_block.loc["O+", "reliability"] < 0.5 < at_block.loc["C+", "reliability"]
+  # One half of E+ has no vector. Of A+ only even questions are kept, so that there are no halves.
+  assert at_block.loc[["E+", "A+"], "reliability"].isna().all()
+  assert found.quality.set_index("contrast")["flagged"].groupby(level=0).all().to_dict() == {
+    "O+": True, "C+": False, "E+": True, "A+": False, "N+": False, "C- A-": False
+  }  # fmt: skip
+  with pytest.raises(ValueError, match=r"block=9: directions have vectors at blocks \[0, 1, 2"):
+    found.unreliable(9)
 
 
 def test_neutral_contrasts_give_each_pole_a_direction_of_its_own(

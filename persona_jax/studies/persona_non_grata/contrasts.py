@@ -1,15 +1,18 @@
 """What directions are made of: pairs of answers, or prompts, under opposite texts; filtered.
 
 A pair is a question asked under two texts, in one replicate: paraphrase k on its own questions. An
-answer is kept only if it can carry the trait: coherent, no refusal, long enough, and likelier under
-its own text than under the other.
+answer is kept only if it can carry the trait: coherent, no refusal, long enough. A pair is kept
+only if it shows every trait of its contrast: the answer under the positive text is rated on the
+right side of the other one (`ratings`).
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import tqdm
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.engine.model import Model
@@ -17,6 +20,7 @@ from persona_jax.personas.poles import Lexicon, Pole
 from persona_jax.scorers.degenerate import Degenerate
 from persona_jax.scorers.refusal import RefusalRules
 from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.ratings import LETTERS, Answer, rate
 from persona_jax.studies.persona_non_grata.settings import Settings
 
 Chat = list[dict[str, str]]
@@ -24,6 +28,7 @@ Texts = tuple[str | None, ...]
 
 LEAST_KEPT = 0.5  # share of pairs below which a trait is not elicited
 _LEAST_PAIRS = 2  # of a replicate, from which a vector is made
+_RATINGS = ("rating", "second_rating")  # on a contrast's first trait, and on its second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +38,14 @@ class Contrast:
   Attributes:
     name: of the direction that it gives, such as "C+".
     positive, negative: the texts.
+    traits: one or two: a trait's name, such as "conscientiousness", and 1 if the positive text has
+      more of it than the negative one, -1 if less.
   """
 
   name: str
   positive: Texts
   negative: Texts
+  traits: tuple[tuple[str, int], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,10 +84,11 @@ def contrasts_of(settings: Settings, material: Material) -> list[Contrast]:
       lexicon = personas[0].lexicon
       texts = {pole: _texts(lexicon, pole) for pole in (high, low)}
       if settings.contrast == "high_low":
-        found[str(high)] = Contrast(str(high), texts[high], texts[low])
+        found[str(high)] = Contrast(str(high), texts[high], texts[low], _traits(lexicon, (high,)))
       else:
         for pole in (high, low):
-          found[str(pole)] = Contrast(str(pole), texts[pole], (None,) * len(texts[pole]))
+          none = (None,) * len(texts[pole])
+          found[str(pole)] = Contrast(str(pole), texts[pole], none, _traits(lexicon, (pole,)))
     for persona in personas:
       if len(persona.poles) == 1:
         continue
@@ -88,12 +97,21 @@ def contrasts_of(settings: Settings, material: Material) -> list[Contrast]:
         continue
       kind = "high_low" if settings.contrast == "high_low" else "high_neutral"
       recipe = persona.recipe(kind)  # type: ignore[arg-type]
-      found[persona.label] = Contrast(persona.label, recipe.positive, recipe.negative)
+      found[persona.label] = Contrast(
+        persona.label,
+        recipe.positive,
+        recipe.negative,
+        _traits(persona.lexicon, persona.poles),
+      )
   return list(found.values())
 
 
 def _texts(lexicon: Lexicon, pole: Pole) -> Texts:
   return tuple(" ".join(halves) for halves in lexicon[pole])
+
+
+def _traits(lexicon: Lexicon, poles: Sequence[Pole]) -> tuple[tuple[str, int], ...]:
+  return tuple((lexicon.traits[pole.trait], pole.sign) for pole in poles)
 
 
 def asked(text: str | None, question: str, persona_in: str = "system") -> Chat:
@@ -119,7 +137,12 @@ def prompt_pairs(
 
 
 def answer_table(
-  model: Model, settings: Settings, contrasts: Sequence[Contrast], material: Material
+  model: Model,
+  settings: Settings,
+  contrasts: Sequence[Contrast],
+  material: Material,
+  *,
+  progress: bool = True,
 ) -> pd.DataFrame:
   """Have every question answered under both texts of every contrast, and judge the answers.
 
@@ -127,8 +150,10 @@ def answer_table(
 
   Returns:
     A row a contrast, replicate, question, sample and side: contrast, replicate, question, sample,
-    side ("positive", "negative"), prompt (the question), system, text, n_tokens, margin (nats a
-    token by which it is likelier under its own text), problem ("" or why it is not used).
+    side ("positive", "negative"), prompt (the question), system, text, n_tokens, rating and
+    second_rating (how high its writer comes across in the contrast's first and second trait, 1 to
+    5; NaN where there is no such trait or no rating), mass (the least probability that the options
+    of a rating have together), problem ("" or why it is not used).
   """
   rows: list[dict[str, Any]] = [
     {
@@ -139,7 +164,6 @@ def answer_table(
       "side": side,
       "prompt": question,
       "system": (contrast.positive if side == "positive" else contrast.negative)[k],
-      "other": (contrast.negative if side == "positive" else contrast.positive)[k],
     }
     for contrast in contrasts
     for k, questions in enumerate(material.questions)
@@ -151,40 +175,60 @@ def answer_table(
   keys = [content_hash([r["system"], r["prompt"], r["sample"]]) for r in rows]
   first = {key: n for n, key in reversed(list(enumerate(keys)))}
   unique = sorted(first.values())
-  answers = model.generate(
-    [asked(rows[n]["system"], rows[n]["prompt"], settings.persona_in) for n in unique],
-    max_new_tokens=settings.answer_tokens,
-    temperature=1.0,
-    seed=[settings.seed + rows[n]["sample"] for n in unique],
-  )
+  with tqdm.tqdm(total=len(unique), unit="row", disable=not progress, desc="answers") as bar:
+    answers = model.generate(
+      [asked(rows[n]["system"], rows[n]["prompt"], settings.persona_in) for n in unique],
+      max_new_tokens=settings.answer_tokens,
+      temperature=1.0,
+      seed=[settings.seed + rows[n]["sample"] for n in unique],
+      progress=bar.update,
+    )
   by_key = {keys[n]: answer for n, answer in zip(unique, answers, strict=True)}
   table["text"] = [by_key[key].text for key in keys]
   table["n_tokens"] = [len(by_key[key].token_ids) for key in keys]
-  table["margin"] = _margins(model, table, settings.persona_in)
-  table["problem"] = _problems(settings, table)
-  return table.drop(columns="other")
+  table = _rated(model, settings, contrasts, table, progress)
+  return table.assign(problem=_problems(settings, contrasts, table))
 
 
-def _margins(model: Model, table: pd.DataFrame, persona_in: str) -> list[float]:
-  """Return how much likelier each answer is under its own text, nats a token; NaN of none."""
-  said = table[table["text"].str.strip() != ""]
-  prompts, answers = [], []
-  for column in ("system", "other"):
-    prompts += [asked(r[column], r["prompt"], persona_in) for r in said.to_dict("records")]
-    answers += list(said["text"])
-  found = pd.Series(float("nan"), index=table.index)
-  if len(said):
-    scores = model.score(prompts, answers, per_token=True)
-    own, other = scores[: len(said)], scores[len(said) :]
-    found[said.index] = [float(a.mean() - b.mean()) for a, b in zip(own, other, strict=True)]
-  return found.tolist()
+def _rated(
+  model: Model,
+  settings: Settings,
+  contrasts: Sequence[Contrast],
+  table: pd.DataFrame,
+  progress: bool,
+) -> pd.DataFrame:
+  """Return the table with ratings; an answer that several contrasts have is rated once a trait."""
+  traits = {c.name: [trait for trait, _ in c.traits] for c in contrasts}
+  wanted = [
+    [Answer(row["prompt"], row["text"], trait) for trait in traits[row["contrast"]]]
+    if row["text"].strip()
+    else []
+    for row in table.to_dict("records")
+  ]
+  unique = list(dict.fromkeys(answer for mine in wanted for answer in mine))
+  options = 2 * len(LETTERS) * len(unique)
+  with tqdm.tqdm(total=options, unit="option", disable=not progress, desc="ratings") as bar:
+    rating_A, mass_A = rate(
+      model, unique, lead=settings.lead, least_mass=settings.least_mass, progress=bar.update
+    )
+  number = {answer: n for n, answer in enumerate(unique)}
+  rating_NT = np.full((len(table), len(_RATINGS)), np.nan)
+  mass_N = np.full(len(table), np.nan)
+  for n, mine in enumerate(wanted):
+    at = [number[answer] for answer in mine]
+    rating_NT[n, : len(at)] = rating_A[at]
+    mass_N[n] = mass_A[at].min() if at else np.nan
+  return table.assign(**dict(zip(_RATINGS, rating_NT.T, strict=True)), mass=mass_N)
 
 
-def _problems(settings: Settings, table: pd.DataFrame) -> list[str]:
+def _problems(settings: Settings, contrasts: Sequence[Contrast], table: pd.DataFrame) -> list[str]:
+  """Return "" or why it is not used for each answer; the two of a pair stand side by side."""
+  signs = {c.name: [sign for _, sign in c.traits] for c in contrasts}
   degenerate = Degenerate(min_words=settings.least_words)
   refused = RefusalRules().score(table.assign(finish_reason="stop"))["refused"].fillna(False)
+  rating_NT = table[list(_RATINGS)].to_numpy()
   found = []
-  for row, refuses in zip(table.to_dict("records"), refused, strict=True):
+  for row, refuses, rating_T in zip(table.to_dict("records"), refused, rating_NT, strict=True):
     reason = degenerate.reason_of(row["text"], row["prompt"])
     if reason:
       found.append(reason)
@@ -192,10 +236,17 @@ def _problems(settings: Settings, table: pd.DataFrame) -> list[str]:
       found.append("refusal")
     elif row["n_tokens"] < settings.least_answer_tokens:
       found.append("too short")
-    elif not row["margin"] > settings.least_margin:
-      found.append("no likelier under its own text")
+    elif np.isnan(rating_T[: len(signs[row["contrast"]])]).any():
+      found.append("not rated")
     else:
       found.append("")
+  for n, name in enumerate(table["contrast"][::2]):
+    pair = slice(2 * n, 2 * n + 2)
+    sign_T = signs[name]
+    positive_T, negative_T = rating_NT[pair, : len(sign_T)]
+    shown = sign_T * (positive_T - negative_T) > settings.least_margin
+    if found[pair] == ["", ""] and not shown.all():
+      found[pair] = ["does not show the trait more than its opposite"] * 2
   return found
 
 
@@ -203,7 +254,8 @@ def kept_table(table: pd.DataFrame) -> pd.DataFrame:
   """Count pairs of each contrast: contrast, pairs, kept, used, share, elicited, and reasons.
 
   A contrast is elicited if half of its pairs are kept, and two at least in each replicate; `used`
-  is how many its direction is made of (`answer_pairs`).
+  is how many its direction is made of (`answer_pairs`). Reasons are of answers: a pair that does
+  not show its trait counts twice.
   """
   pairs = _pairs_of(table)
   rows = []

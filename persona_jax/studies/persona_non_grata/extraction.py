@@ -30,6 +30,8 @@ from persona_jax.studies.persona_non_grata.contrasts import (
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.settings import Settings
 
+LEAST_RELIABILITY = 0.5  # below which geometry is not tested on a direction
+
 _METHOD = "diff_means"
 
 
@@ -42,10 +44,11 @@ class Extracted:
     personas: {persona: its direction}, composites by the rule of the settings.
     others: {composite: its direction by the other rule}.
     placebo: {label of a placebo pole: its direction}.
-    quality: a row a contrast and block: contrast, block, reliability (split-half, Spearman-Brown),
-      auc (of each replicate's vector on the pairs of the others), cos_replicates (mean cosine
-      between replicates), norm, d (norm in standard deviations along the vector), cos_context (with
-      the direction read in the other context; NaN where prompts are read).
+    quality: a row a contrast and block: contrast, block, reliability (split-half, Spearman-Brown;
+      NaN without halves), flagged (whether there are halves and reliability is not .5 or more), auc
+      (of each replicate's vector on the pairs of the others), cos_replicates (mean cosine between
+      replicates), norm, d (norm in standard deviations along the vector), cos_context (with the
+      direction read in the other context; NaN where prompts are read).
     kept: of `contrasts.kept_table`; empty where prompts are read.
     made_of: {persona: names of the contrasts that its direction is made of}.
   """
@@ -64,6 +67,23 @@ class Extracted:
       return True
     by_name = self.kept.set_index("contrast")["elicited"]
     return bool(by_name.loc[list(self.made_of[persona.name])].all())
+
+  def unreliable(self, block: int) -> list[str]:
+    """Return the contrasts whose split-half reliability at a block is below .5 (`flagged`).
+
+    Geometry is not tested on their directions. Where too few questions made no halves, nothing is
+    known, and nothing is flagged.
+
+    Raises:
+      ValueError: quality was measured, and not at this block.
+    """
+    if self.quality.empty:
+      return []
+    at_block = self.quality[self.quality["block"] == block]
+    if at_block.empty:
+      known = sorted(set(self.quality["block"]))
+      raise ValueError(f"block={block}: directions have vectors at blocks {known}.")
+    return at_block.loc[at_block["flagged"], "contrast"].tolist()
 
 
 def extract(
@@ -185,7 +205,8 @@ def _make(
   else:
     path = folder / "answers.parquet"
     if not path.exists():
-      write_parquet(answer_table(model, settings, contrasts, material), path)
+      answers = answer_table(model, settings, contrasts, material, progress=progress)
+      write_parquet(answers, path)
     table = pd.read_parquet(path)
     kept = kept_table(table)
     other = {"stripped": "kept", "kept": "stripped"}[settings.context]
@@ -245,13 +266,14 @@ def _quality(
     unit_SD = direction.vectors_SLD[:, block].astype(np.float64)
     unit_SD /= np.maximum(np.linalg.norm(unit_SD, axis=-1, keepdims=True), 1e-30)
     between = (unit_SD @ unit_SD.T)[np.triu_indices(count, 1)]
+    reliability_L = direction.reliability_L
+    reliability = np.nan if reliability_L is None else float(reliability_L[block])
     rows.append(
       {
         "contrast": name,
         "block": block,
-        "reliability": np.nan
-        if direction.reliability_L is None
-        else float(direction.reliability_L[block]),
+        "reliability": reliability,
+        "flagged": reliability_L is not None and not reliability >= LEAST_RELIABILITY,
         "auc": float(np.mean(auc)) if auc else np.nan,
         "cos_replicates": float(between.mean()) if count > 1 else np.nan,
         "norm": float(norm_L[block]),

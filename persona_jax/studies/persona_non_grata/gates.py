@@ -62,8 +62,12 @@ class Gate:
 
 
 def blocked_by(gates: Sequence[Gate]) -> str:
-  """Return why hypotheses cannot be tested, such as "G1: 0.12 < 0.5"; "" if they can."""
-  return "; ".join(f"{gate.name}: {gate.shown}" for gate in gates if gate.blocks)
+  """Return why hypotheses cannot be tested, such as "G1: 0.12 < 0.5; and G3"; "" if they can."""
+  blocking = [gate for gate in gates if gate.blocks]
+  if not blocking:
+    return ""
+  rest = f"; and {', '.join(gate.name for gate in blocking[1:])}" if blocking[1:] else ""
+  return f"{blocking[0].name}: {blocking[0].shown}{rest}"
 
 
 def judge_gates(

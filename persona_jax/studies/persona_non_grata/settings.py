@@ -48,8 +48,8 @@ class Settings:
       from texts that name both. The other one is reported beside it.
     answer_tokens, answer_samples, least_answer_tokens: budget of an answer, answers a question, and
       how long one must be to be kept.
-    least_margin: by how many nats a token an answer must be likelier under its own text than under
-      the opposite one.
+    least_margin: by how many points of the five-point scale an answer must be rated higher in its
+      trait than the answer under the opposite text (`ratings`); 0 asks for the right sign.
     refusal_words: words with which this model's refusals begin; empty: derived from its answers.
     block: that is steered; None: chosen by `calibration.block`, without harmful prompts.
     depth: shares of the depth between which it is chosen.
@@ -64,7 +64,7 @@ class Settings:
     limit: "fluency" stops every persona's doses where answers break down; "none" at the largest.
     questionnaire: "ipip120", or a file of choice items.
     items: of each trait that are asked; 0 for all.
-    lead, least_mass: see `scorers.choice.Choices`.
+    lead, least_mass: of the questionnaire and of ratings of answers; see `scorers.choice.Choices`.
     calibration_tokens: of the answers that calibration is measured on.
     dose_skip: first tokens of an answer that the median residual norm leaves out.
     covariance: what random directions of the data's covariance are drawn from: tokens of "answers"
@@ -224,6 +224,11 @@ class Settings:
       if not getattr(self, name):
         raise ValueError(f"generate={self.generate}: {part!r} has no prompts ({name}=0).")
     self._check_window()
+    if not 0 <= self.least_margin < 4:
+      raise ValueError(
+        f"least_margin={self.least_margin}: points of a scale from 1 to 5; at least 0 and below 4 "
+        "fits."
+      )
     if "R-plac" in self.controls and not self.placebo:
       raise ValueError("control 'R-plac' needs a file of placebo contrasts (placebo).")
 

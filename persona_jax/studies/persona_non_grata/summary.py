@@ -128,7 +128,7 @@ def _agreement(agrees: bool | None) -> str:
 
 
 def _short(table: pd.DataFrame) -> pd.DataFrame:
-  numbers = table.select_dtypes("number").columns
+  numbers = table.select_dtypes("floating").columns
   return table.assign(**{c: table[c].round(3) + 0.0 for c in numbers})  # no -0.0
 
 
