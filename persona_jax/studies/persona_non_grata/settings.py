@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from persona_jax.calibration.match import SCALES
+from persona_jax.calibration.gauge import SCALES
 from persona_jax.studies.fields import settings_of
 
 BASELINES = ("placebo", "shuffled", "user")
