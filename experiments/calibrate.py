@@ -23,8 +23,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be measured, an
 
 _MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
 _COLUMNS = [
-  "persona", "replicate", "coef", "coef_low", "coef_high", "target", "achieved_norm",
-  "achieved_proj", "achieved_trait", "achieved_kl", "status", "reason",
+  "persona", "replicate", "coef", "coef_low", "coef_high", "coef_here", "target", "achieved_norm",
+  "achieved_proj", "achieved_proj_here", "achieved_trait", "achieved_kl", "units", "units_missing",
+  "items_missing", "status", "reason",
 ]  # fmt: skip
 
 
@@ -58,11 +59,22 @@ def main(argv: list[str]) -> None:
   # ---- report ------------------------------------------------------------------------------------
   norm = calibrated.scale.resid_L[calibrated.block]
   print(f"\nblock {calibrated.block}: {calibrated.why}; median residual norm {norm:.4g}")
+  norms = calibrated.scale.provenance
   print(
-    "coef and norm in median residual norms, proj in units of the residual stream, kl in nats\n"
+    f"measured on {calibrated.num_answers} answers to calibration prompts; left out: "
+    f"{calibrated.num_empty} empty, and for the residual norm {norms['too_short']} of "
+    f"{norms['prompts']} not longer than {settings.dose_skip} tokens"
+  )
+  print(
+    "coef and norm in median residual norms, proj (at the read-out block) and proj_here (at the "
+    "steered one) in units of the residual stream, kl in nats\n"
   )
   for by, table in calibrated.matches.groupby("by", sort=False):
-    print(f"matched on {by}, read at block {table['read_block'].iloc[0]}")
+    print(
+      f"matched on {by}, read at block {table['read_block'].iloc[0]}; one coefficient for all: "
+      f"{table['coef_pooled'].iloc[0]:.4g}, the median of {(table['status'] == 'ok').sum()} of "
+      f"{len(table)} cells"
+    )
     print(table[_COLUMNS].round(3).to_string(index=False), "\n")
   print(f"{time.monotonic() - begun:.0f} s\ntables  {workdir}/calibration")
 

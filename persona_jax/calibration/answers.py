@@ -32,10 +32,12 @@ class Answers:
   Attributes:
     model: the model.
     chats: a prompt and its answer each; N of them.
+    num_empty: prompts that were left out because they are answered with no text.
   """
 
   model: Model
   chats: tuple[list[dict[str, str]], ...]
+  num_empty: int = 0
 
   @classmethod
   def of(
@@ -47,6 +49,8 @@ class Answers:
     baseline: Condition | None = None,
   ) -> "Answers":
     """Have prompts answered greedily by the model, without edits.
+
+    A prompt without an answer has nothing to be compared on; it is left out and counted.
 
     Args:
       model: the model.
@@ -69,7 +73,7 @@ class Answers:
     said = tuple(chat for chat in chats if chat[-1]["content"].strip())
     if not said:
       raise ValueError(f"none of {len(chats)} prompts is answered with any text.")
-    return cls(model, said)
+    return cls(model, said, len(chats) - len(said))
 
   def __len__(self) -> int:
     return len(self.chats)
@@ -79,6 +83,11 @@ class Answers:
     chats = [condition.apply(chat) for condition in conditions for chat in self.chats]
     edits = [condition.edits for condition in conditions for _ in self.chats]
     return encode_rows(self.model, chats, edits)
+
+  def held(self, window: Window) -> np.ndarray:
+    """Return the share of the tokens that are read (`ANSWER`) in a window, float64 [N]."""
+    rows = self._rows([Condition("none")])
+    return np.asarray([row.held(window)[row.held(ANSWER)].mean() for row in rows])
 
   def projections(
     self, conditions: Sequence[Condition], directions: Sequence[Direction], blocks: Sequence[int]

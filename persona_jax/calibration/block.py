@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from persona_jax.calibration.answers import Answers
-from persona_jax.calibration.match import KAPPAS, Gauge, Pair, Poles
+from persona_jax.calibration.gauge import KAPPAS, Gauge, Pair, Poles
 from persona_jax.calibration.solve import Parts, solve
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.dose import Dose
@@ -31,7 +31,9 @@ class BlockChoice:
     block: the block.
     why: in words.
     table: a row a block and persona: block, persona, kappa (dose at which the trait has moved, in
-      median residual norms), kl (there, nats a token), status and reason of the solve.
+      median residual norms), kl (there, nats a token), units (items that this rests on) and
+      units_missing (without a value in the unedited model or at a dose), status and reason of the
+      solve.
     by_block: a row a block: block, reached (how many personas moved), cost (mean KL over those that
       move at every block), chosen.
   """
@@ -113,6 +115,8 @@ def choose_block(
         "persona": pair.persona,
         "kappa": s.coef,
         "kl": kl[n],
+        "units": sum(int(u_U.sum()) for u_U in s.units),
+        "units_missing": sum(int((~u_U).sum()) for u_U in s.units),
         "status": s.status,
         "reason": s.reason,
       }

@@ -5,6 +5,9 @@ has several parts (the traits of a composite), the least of the parts' means. A 
 coefficients brackets the first crossing; a bracketing root finder (Chandrupatla 1997, as in
 `scipy.optimize.elementwise`) solves all cells together, so that each step is one pass of the model.
 
+Target and response are compared over the same units: those that have a value in the target and at
+every coefficient of the curve, which ends where fewer than half would be left.
+
 A failure is a value: cells that are `unreachable`, `non_monotone` or `overshoot` say so, and why.
 """
 
@@ -18,12 +21,14 @@ from numpy.typing import NDArray
 from scipy.optimize import elementwise
 
 _Floats = NDArray[np.float64]
-Parts = tuple[_Floats, ...]  # one array of units a part
+Parts = tuple[_Floats, ...]  # one array of units a part, NaN where a unit has no value
+Units = tuple[NDArray[np.bool_], ...]  # of each part, the units that are compared
 Status = Literal["ok", "unreachable", "non_monotone", "overshoot"]
 # (numbers of cells, a coefficient each) → the parts of each
 Evaluate = Callable[[Sequence[int], Sequence[float]], list[Parts]]
 
 LEAST_R2 = 0.8  # of the isotonic fit to a scan
+LEAST_UNITS = 0.5  # share of a part's units that must have a value
 _FINE = 0.1  # share of the tolerance to which a root is solved
 _STEPS = 16
 
@@ -36,14 +41,15 @@ class Solution:
     coef: the coefficient; NaN unless the status is "ok" or "overshoot".
     low, high: of its bootstrap interval over units, widened to hold `coef`, which is solved no
       finer than the tolerance; NaN if there is none.
-    target: what was to be met.
-    achieved: the response at `coef`; where nothing meets it, the largest of the scan.
+    target: what was to be met, over `units`; NaN if they are fewer than half of a part's.
+    achieved: the response at `coef` over `units`; where nothing meets it, the largest of the scan.
     status: "ok"; "unreachable", no coefficient up to the largest meets the target; "non_monotone",
       the response does not grow with the coefficient; "overshoot", it jumps over the target, so
       that no coefficient comes within the tolerance.
     reason: why it is not "ok".
     r2: of the isotonic fit to the scan.
     unreached: share of bootstrap draws in which the target is not met.
+    units: which units all of this rests on.
   """
 
   coef: float
@@ -55,22 +61,29 @@ class Solution:
   reason: str
   r2: float
   unreached: float
+  units: Units
 
 
-def response(parts: Sequence[_Floats], weight_U: Sequence[_Floats] | None = None) -> float:
-  """Return the least of the parts' (weighted) means; NaN if a part has no value at all."""
-  return float(np.min(_means(parts, weight_U)))
+def known(*measured: Parts) -> Units:
+  """Return the units that have a value in all of what was measured, bool [U] a part."""
+  return tuple(~np.isnan(np.stack(same)).any(axis=0) for same in zip(*measured, strict=True))
 
 
-def _means(parts: Sequence[_Floats], weights: Sequence[_Floats] | None) -> list[float]:
-  """Return the means of parts over the units that have a value."""
-  found = []
-  for p, x_U in enumerate(parts):
-    w_U = np.ones(len(x_U)) if weights is None else weights[p]
-    there = ~np.isnan(x_U)
-    total = w_U[there].sum()
-    found.append(float(w_U[there] @ x_U[there] / total) if total > 0 else float("nan"))
-  return found
+def enough(units: Units) -> bool:
+  """Return whether at least half of each part's units are there."""
+  return all(u_U.any() and u_U.mean() >= LEAST_UNITS for u_U in units)
+
+
+def response(parts: Parts, units: Units) -> float:
+  """Return the least of the parts' means over certain units; NaN if a part has none of them."""
+  means = [x[u].mean() if u.any() else np.nan for x, u in zip(parts, units, strict=True)]
+  return float(np.min(means))
+
+
+def _count(units: Units) -> str:
+  """Say how many units the part has that has the smallest share of its own."""
+  least_U = min(units, key=lambda u_U: u_U.mean() if len(u_U) else 0.0)
+  return f"{least_U.sum()} of {len(least_U)} units have a value"
 
 
 def isotonic_r2(y_J: _Floats) -> float:
@@ -96,7 +109,10 @@ def solve(
 ) -> list[Solution]:
   """Find for every cell the least coefficient at which its response meets its target.
 
-  The response at coefficient 0 is 0: measure differences from the unedited model.
+  The response at coefficient 0 is 0: measure differences from the unedited model. A unit without a
+  value (NaN) in the target or at a coefficient is left out everywhere, so that both rest on the
+  same units. The curve ends at a coefficient that would leave fewer than half of a part's units;
+  where such a one is tried in the bracket, the bracket has a hole.
 
   Args:
     evaluate: measures cells at coefficients.
@@ -126,11 +142,16 @@ def solve(
   for coef in [c for c in scan if c < max(limits)] + sorted(set(limits)):
     mine = [n for n, limit in enumerate(limits) if coef <= limit and coef not in curves[n].coefs]
     for n, parts in zip(mine, evaluate(mine, [coef] * len(mine)) if mine else [], strict=True):
-      curves[n].add(coef, parts)
+      curves[n].scan(coef, parts)
   found = [curve.judge() for curve in curves]
   open_cells = [n for n, (status, _) in enumerate(found) if status == "ok"]
-  if open_cells:
+  while open_cells:
+    before = {n: curves[n].num_units for n in open_cells}
     _refine(evaluate, curves, open_cells, tolerance, logarithmic)
+    # A unit that was lost on the way changes the target: such a cell is solved again.
+    changed = [n for n in open_cells if curves[n].num_units < before[n]]
+    found = [curve.judge() if n in changed else found[n] for n, curve in enumerate(curves)]
+    open_cells = [n for n in changed if found[n][0] == "ok"]
   return [
     curve.solution(status, reason, tolerance, draws, confidence, seed)
     for curve, (status, reason) in zip(curves, found, strict=True)
@@ -142,45 +163,80 @@ class _Curve:
 
   def __init__(self, target: Parts):
     self.target_parts = target
-    self.target = response(target)
+    self.units = known(target)
     self.coefs: list[float] = [0.0]
     self.parts: list[Parts] = [tuple(np.zeros(len(x)) for x in target)]
+    self.end = ""  # why nothing is known of larger coefficients
+    self.holes: list[float] = []  # coefficients at which too few units have a value
 
-  def add(self, coef: float, parts: Parts) -> None:
-    """Note the response at a coefficient; of one that was measured before nothing."""
-    if coef in self.coefs:
-      return
+  @property
+  def num_units(self) -> int:
+    """Units that are compared, of all parts."""
+    return sum(int(u_U.sum()) for u_U in self.units)
+
+  @property
+  def target(self) -> float:
+    """What is to be met."""
+    return response(self.target_parts, self.units)
+
+  def scan(self, coef: float, parts: Parts) -> None:
+    """Note the response at a coefficient, whatever has a value there."""
     at = int(np.searchsorted(self.coefs, coef))
     self.coefs.insert(at, coef)
     self.parts.insert(at, parts)
 
+  def add(self, coef: float, parts: Parts) -> None:
+    """Note the response at a coefficient in the bracket, or that it has a hole there."""
+    left = _both(self.units, known(parts))
+    if enough(left):
+      self.units = left
+      self.scan(coef, parts)
+    else:
+      self.holes.append(coef)
+
   @property
   def values_J(self) -> _Floats:
     """Responses at the coefficients."""
-    return np.asarray([response(parts) for parts in self.parts])
+    return np.asarray([response(parts, self.units) for parts in self.parts])
+
+  def has(self, coef: float) -> bool:
+    """Return whether a coefficient was measured."""
+    return coef in self.coefs or coef in self.holes
+
+  def at(self, coef: float) -> float:
+    """Return the response at a coefficient; NaN in a hole."""
+    if coef in self.holes:
+      return float("nan")
+    return response(self.parts[self.coefs.index(coef)], self.units)
 
   def judge(self) -> tuple[Status, str]:
-    """Return whether the scan brackets the target, and if not, why.
-
-    Where the response cannot be measured any more, the curve ends.
-    """
-    known_J = ~np.isnan(self.values_J)
-    end = len(known_J) if known_J.all() else int(np.argmin(known_J))
-    self.coefs, self.parts = self.coefs[:end], self.parts[:end]
-    y_J = self.values_J
-    self.r2 = isotonic_r2(y_J)
-    if np.isnan(self.target) or end == 1:
-      return "unreachable", "the target or the response is not measurable"
+    """Return whether the scan brackets the target, and if not, why."""
+    self._cut()
+    self.r2 = isotonic_r2(self.values_J)
+    if not enough(self.units):
+      return "unreachable", f"of the target {_count(self.units)}, fewer than half"
+    if len(self.coefs) == 1:
+      return "unreachable", f"the response is not measurable: {self.end}"
     if self.target <= 0:
       return "unreachable", f"the target {self.target:.3g} is not above 0, the unedited model's"
     if not np.nan_to_num(self.r2, nan=0.0) >= LEAST_R2:
       return "non_monotone", f"isotonic R² {self.r2:.2f} < {LEAST_R2}"
-    if y_J.max() < self.target:
+    if self.values_J.max() < self.target:
       return "unreachable", (
-        f"the target {self.target:.3g} is above {y_J.max():.3g}, the largest response up to "
-        f"coefficient {self.coefs[-1]:.3g}"
+        f"the target {self.target:.3g} is above {self.values_J.max():.3g}, the largest response up "
+        f"to coefficient {self.coefs[-1]:.3g}{self.end and '; '}{self.end}"
       )
     return "ok", ""
+
+  def _cut(self) -> None:
+    """Compare over the units that have a value throughout, and end the curve where few are left."""
+    for j, parts in enumerate(self.parts):
+      left = _both(self.units, known(parts))
+      if j and not enough(left):
+        self.end = f"at {self.coefs[j]:.3g} {_count(left)}, fewer than half"
+        self.coefs, self.parts = self.coefs[:j], self.parts[:j]
+        return
+      self.units = left
 
   def bracket(self) -> tuple[float, float]:
     """Return the coefficients round the first crossing."""
@@ -190,8 +246,7 @@ class _Curve:
   def nearest(self) -> tuple[float, float]:
     """Return the coefficient in the bracket whose response is nearest the target, and that."""
     low, high = self.bracket()
-    curve = zip(self.coefs, self.values_J, strict=True)
-    mine = [(c, v) for c, v in curve if low <= c <= high and not np.isnan(v)]
+    mine = [(c, v) for c, v in zip(self.coefs, self.values_J, strict=True) if low <= c <= high]
     coef, value = min(mine, key=lambda pair: abs(pair[1] - self.target))
     return coef, float(value)
 
@@ -206,14 +261,18 @@ class _Curve:
   ) -> Solution:
     """Make the solution of what is known."""
     if status != "ok":
-      most, nan = float(np.max(self.values_J)), float("nan")
-      return Solution(nan, nan, nan, self.target, most, status, reason, self.r2, nan)
+      nan = float("nan")
+      target = self.target if enough(self.units) else nan
+      most = float(np.max(self.values_J)) if len(self.coefs) > 1 else nan
+      return Solution(nan, nan, nan, target, most, status, reason, self.r2, nan, self.units)
     coef, achieved = self.nearest()
     if abs(achieved - self.target) > tolerance * self.target:
       below, coef = self.bracket()
-      achieved = response(self.parts[self.coefs.index(coef)])
+      achieved = self.at(coef)
       status = "overshoot"
       reason = f"the response jumps between coefficients {below:.4g} and {coef:.4g}"
+      if any(below < hole < coef for hole in self.holes):
+        reason += ", where fewer than half of the units have a value"
     drawn_B = self._drawn(draws, seed)
     there_B = drawn_B[~np.isnan(drawn_B)]
     unreached = 1.0 - len(there_B) / draws
@@ -226,7 +285,9 @@ class _Curve:
       low, high = min(low, coef), max(high, coef)
     elif not reason:
       reason = f"no interval: {unreached:.0%} of bootstrap draws do not meet the target"
-    return Solution(coef, low, high, self.target, achieved, status, reason, self.r2, unreached)
+    return Solution(
+      coef, low, high, self.target, achieved, status, reason, self.r2, unreached, self.units
+    )
 
   def _drawn(self, draws: int, seed: int) -> _Floats:
     """Return the first crossing in each draw of the units, by interpolation; NaN of none, [B].
@@ -235,12 +296,13 @@ class _Curve:
     """
     rng = np.random.default_rng(seed)
     target_B, curve_BJ = np.full(draws, np.inf), np.full((draws, len(self.coefs)), np.inf)
-    for p, t_U in enumerate(self.target_parts):
-      x_JU = np.stack([parts[p] for parts in self.parts])
+    for p, there_U in enumerate(self.units):
+      t_U = self.target_parts[p][there_U]
+      x_JU = np.stack([parts[p][there_U] for parts in self.parts])
       n = len(t_U)
-      w_BU = rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.float64)
-      target_B = np.minimum(target_B, _weighted(w_BU, t_U[None])[:, 0])
-      curve_BJ = np.minimum(curve_BJ, _weighted(w_BU, x_JU))
+      w_BU = rng.multinomial(n, np.full(n, 1 / n), draws) / n
+      target_B = np.minimum(target_B, w_BU @ t_U)
+      curve_BJ = np.minimum(curve_BJ, w_BU @ x_JU.T)
     over_BJ = curve_BJ >= target_B[:, None]
     at_B = np.argmax(over_BJ, axis=1)
     found_B = np.full(draws, np.nan)
@@ -254,13 +316,8 @@ class _Curve:
     return found_B
 
 
-def _weighted(w_BU: _Floats, x_JU: _Floats) -> _Floats:
-  """Return weighted means over the units that have a value, [B, J]."""
-  there_JU = ~np.isnan(x_JU)
-  total_BJ = w_BU @ there_JU.T
-  with np.errstate(invalid="ignore", divide="ignore"):
-    found: _Floats = (w_BU @ np.where(there_JU, x_JU, 0.0).T) / total_BJ
-  return found
+def _both(a: Units, b: Units) -> Units:
+  return tuple(a_U & b_U for a_U, b_U in zip(a, b, strict=True))
 
 
 def _refine(
@@ -275,15 +332,14 @@ def _refine(
   def miss(x: _Floats, cell: NDArray[np.int_]) -> _Floats:
     # Twelve digits: the ends of a bracket are known although they went through a logarithm.
     coefs = [float(f"{c:.12g}") for c in (np.exp(x) if logarithmic else x)]
-    todo = [k for k, n in enumerate(cell) if coefs[k] not in curves[n].coefs]
+    todo = [k for k, n in enumerate(cell) if not curves[n].has(coefs[k])]
     measured = evaluate([int(cell[k]) for k in todo], [coefs[k] for k in todo]) if todo else []
     for k, parts in zip(todo, measured, strict=True):
       curves[cell[k]].add(coefs[k], parts)
     out = np.empty(len(cell))
     for k, n in enumerate(cell):
       curve = curves[n]
-      value = response(curve.parts[curve.coefs.index(coefs[k])])
-      ratio = value / curve.target
+      ratio = curve.at(coefs[k]) / curve.target
       out[k] = np.log(max(ratio, 1e-12)) if logarithmic else ratio - 1.0
     return out
 

@@ -29,7 +29,8 @@ class Dose:
       "head_out".
     sample_LND: float32 [L, N, D], activations of up to 512 of those tokens, evenly taken.
     num_tokens: tokens measured.
-    provenance: model, data hash and token range.
+    provenance: model, data hash and token range; "prompts", how many were given, and "too_short",
+      how many of them are not measured because their answers have no token behind the first `skip`.
     site: where it was measured; edits that take their amounts from it must act there.
   """
 
@@ -72,6 +73,7 @@ def dose(
     ValueError: no prompt, or no answer longer than `skip`.
   """
   prompts = list(prompts)
+  count = len(prompts)
   if not prompts or skip < 0:
     raise ValueError(f"dose needs prompts (got {len(prompts)}) and skip >= 0 (got {skip}).")
   raw = [p for p in prompts if isinstance(p, Raw)]
@@ -103,5 +105,7 @@ def dose(
     "data_hash": content_hash(chats),
     "window": str(Window(start=skip)),
     "site": site,
+    "prompts": count,
+    "too_short": count - len(chats),
   }
   return Dose(np.asarray(norms, np.float32), np.stack(samples), num_tokens, provenance, site)

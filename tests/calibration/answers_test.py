@@ -8,6 +8,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.calibration.answers import Answers
+from persona_jax.edits.window import as_window
 from tests.fixtures import Tiny
 from tests.reference import numpy_llama as reference
 
@@ -98,6 +99,28 @@ def test_a_baseline_stands_round_the_prompt_while_it_is_answered_and_not_after(t
   (expected,) = tiny.model.generate([baseline.apply("w5 w9")], max_new_tokens=2)
   assert [message["role"] for message in chat] == ["user", "assistant"]
   assert chat[-1]["content"] == expected.text
+
+
+@pytest.mark.parametrize(
+  ("window", "share"),
+  [("answer", [1, 1]), ("all", [1, 1]), ("generated", [3 / 4, 2 / 3]), ("last:2", [1 / 4, 1 / 3])],
+)
+def test_the_share_of_tokens_that_an_edit_is_on_is_counted(
+  answers: Answers, window: str, share: list[float]
+) -> None:
+  np.testing.assert_allclose(answers.held(as_window(window)), share)
+
+
+def test_what_is_left_out_is_counted(tiny: Tiny) -> None:
+  texts = ["w30 w31 w32", " ", "w33", "w34 w35"]
+  chats = [
+    [{"role": "user", "content": "w5"}, {"role": "assistant", "content": text}] for text in texts
+  ]
+  answers = Answers.of(tiny.model, chats)
+  assert (len(answers), answers.num_empty) == (3, 1)
+  measured = pj.dose(tiny.model, chats, skip=1)
+  assert (measured.provenance["prompts"], measured.provenance["too_short"]) == (4, 2)
+  assert measured.num_tokens == 2 + 1
 
 
 def test_answers_describe_their_chats_and_model(tiny: Tiny, answers: Answers) -> None:

@@ -84,6 +84,7 @@ def test_the_table_has_the_dose_at_which_the_trait_has_moved_and_its_cost(
 ) -> None:
   table = choice.table.set_index(["block", "persona"])
   assert (table.loc[IDLE, "status"] != "ok").all()
+  assert (table["units"] == 1).all() and (table["units_missing"] == 0).all()  # an item a trait
   assert table.loc[IDLE, ["kappa", "kl"]].isna().all(axis=None) and table.loc[IDLE, "reason"].all()
   for block in (MIXED, PURE):
     assert (table.loc[block, "status"] == "ok").all()

@@ -13,7 +13,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.calibration.answers import Answers
-from persona_jax.calibration.match import Gauge, pairs_of
+from persona_jax.calibration.gauge import Gauge, pairs_of
 from persona_jax.directions.dose import Dose
 from persona_jax.scorers.choice import ChoiceItem, Choices
 from tests.planted import world as planted
@@ -44,7 +44,7 @@ QUESTIONNAIRE = Choices(
 )
 SCALE = Dose(np.full(planted.BLOCKS, NORM), np.zeros((planted.BLOCKS, 1, planted.HIDDEN)), 1, {})
 SCAN = (0.05, 0.15, 0.35, 0.6)
-SCALES = ["norm", "proj", "trait", "kl"]
+SCALES = ["norm", "proj", "proj_here", "trait", "kl"]
 Table = pd.DataFrame
 
 
@@ -79,19 +79,22 @@ class Study:
     self, persona: str, read_block: int, system: str = "", shift_D: np.ndarray | None = None
   ) -> list[float]:
     """Works out, in float64, what a prompt or a shift achieves on each scale."""
-    norm, proj, kl = [], [], []
+    norm, proj, here, kl = [], [], [], []
     for user in USERS:
       h0_LTD, p0_TV = self._run(user, "sure steps")
       h_LTD, p_TV = self._run(user, "sure steps", system, shift_D)
       norm.append(np.linalg.norm(h_LTD[BLOCK] - h0_LTD[BLOCK], axis=-1).mean() / NORM)
-      proj.append(((h_LTD - h0_LTD)[read_block] @ self.unit_D(persona)).mean())
+      along_LT = (h_LTD - h0_LTD) @ self.unit_D(persona)
+      proj.append(along_LT[read_block].mean())
+      here.append(along_LT[BLOCK].mean())
       kl.append((np.exp(p0_TV) * (p0_TV - p_TV))[:-1].sum(-1).mean())  # behind the last is nothing
     gains = []
     for trait, sign in POLES[persona]:
       yes, no = self.world.ids(f"yes_{trait} no_{trait}")
       p_NV = np.stack([self._run(text, "", system, shift_D)[1][0] for text in ASKED[trait]])
       gains.append(sign * (1 / (1 + np.exp(p_NV[:, no] - p_NV[:, yes])) - 0.5).mean())
-    return [float(np.mean(norm)), float(np.mean(proj)), min(gains), float(np.mean(kl))]
+    means = [float(np.mean(x)) for x in (norm, proj, here, kl)]
+    return [*means[:3], min(gains), means[3]]
 
   def _run(
     self, user: str, answer: str, system: str = "", shift_D: np.ndarray | None = None
@@ -120,8 +123,9 @@ def tables(study: Study) -> dict[str, Table]:
     "norm": study.match("norm"),
     "proj": study.match("proj"),
     "late": study.match("proj", read_block=LATE),
-    "trait": study.match("trait", tolerance=0.005),  # it saturates: 1 % of the gain is 6 % of dose
-    "kl": study.match("kl"),
+    # It saturates: 1 % of the gain is 6 % of dose.
+    "trait": study.match("trait", tolerance=0.005, read_block=LATE),
+    "kl": study.match("kl", read_block=LATE),
   }
 
 
@@ -186,7 +190,8 @@ def test_what_both_arms_do_on_every_scale_is_that_of_the_reference(
   study: Study, tables: dict[str, Table], table: str
 ) -> None:
   found = tables[table]
-  read_block = LATE if table == "late" else BLOCK
+  read_block = LATE if table in ("late", "trait", "kl") else BLOCK
+  assert (found["read_block"] == read_block).all()
   for persona, row in found.iterrows():
     prompted = study.expected(str(persona), read_block, PROMPTED[str(persona)].system or "")
     np.testing.assert_allclose(row[[f"target_{s}" for s in SCALES]].tolist(), prompted, rtol=2e-4)
@@ -207,6 +212,105 @@ def test_the_target_is_the_prompts_value_and_is_met_within_the_tolerance(
   assert (found["coef_low"] <= found["coef"]).all() and (found["coef"] <= found["coef_high"]).all()
   assert (found["unreached"] == 0).all() and (found["r2"] > 0.99).all()
   assert (found["reason"] == "").all() and found["replicate"].isna().all()
+
+
+def test_at_the_edited_block_the_match_is_in_closed_form_whatever_is_read_behind_it(
+  study: Study, tables: dict[str, Table]
+) -> None:
+  for name in ("proj", "late"):
+    np.testing.assert_allclose(
+      tables[name]["coef_here"], tables[name]["target_proj_here"] / NORM, rtol=1e-6
+    )
+  np.testing.assert_allclose(tables["late"]["coef_here"], tables["proj"]["coef"], rtol=0.005)
+  for name in ("norm", "trait", "kl"):
+    assert tables[name]["coef_here"].isna().all()
+  # Two of the three tokens that are read: half as much again is needed for the same mean.
+  part = study.match("proj", {"P3": PROMPTED["P3"]}, tokens="generated").loc["P3"]
+  assert part["coef_here"] == pytest.approx(1.5 * tables["proj"].loc["P3", "coef_here"], rel=1e-6)
+  assert part["coef"] == pytest.approx(part["coef_here"], rel=0.005)
+  assert part["achieved_proj_here"] == pytest.approx(part["target_proj_here"], rel=0.005)
+
+
+def test_one_coefficient_for_all_is_the_median_of_those_that_are_ok(
+  tables: dict[str, Table], lost: Table
+) -> None:
+  for table in tables.values():
+    np.testing.assert_array_equal(table["coef_pooled"], np.median(table["coef"]))
+  np.testing.assert_array_equal(lost["coef_pooled"], lost.loc[["P7", "P12"], "coef"].mean())
+
+
+def test_units_are_prompts_or_items_and_all_are_there(tables: dict[str, Table]) -> None:
+  for name in ("norm", "proj", "late", "kl"):
+    assert (tables[name]["units"] == len(USERS)).all()
+  assert tables["trait"]["units"].tolist() == [2, 2, 2, 4]  # P12 has two traits
+  for table in tables.values():
+    assert (table["units_missing"] == 0).all() and (table["items_missing"] == 0).all()
+
+
+# ---- items that the model no longer answers ------------------------------------------------------
+
+
+def forgetful(answered: int, lost: int) -> dict[str, Any]:
+  """Asks P3 items of C: yes or no, and others that C+ gives up from a dose between .2 and .35 on.
+
+  These have no, or yes followed by no: as likely as no is, and always no.
+  """
+  yes_no = dataclasses.replace(QUESTIONNAIRE.items[0], item_id="yes")
+  no = dataclasses.replace(yes_no, options=(("yes_C no_C", "no_C"),))
+  items = [dataclasses.replace(yes_no, item_id=f"yes {n}") for n in range(answered)]
+  items += [dataclasses.replace(no, item_id=f"no {n}") for n in range(lost)]
+  questionnaire = Choices(items, least_mass=2.5e-8)
+  poles, prompted = {"P3": POLES["P3"]}, {"P3": PROMPTED["P3"]}
+  return {"prompted": prompted, "questionnaire": questionnaire, "poles": poles}
+
+
+def gains(study: Study, given: dict[str, Any]) -> np.ndarray:
+  """Works out the gain of each item under the prompt, in standard deviations."""
+  conditions = {"none": pj.Condition("none"), "P3": PROMPTED["P3"]}
+  asked = {name: (condition, ["C"]) for name, condition in conditions.items()}
+  table = given["questionnaire"].measure(study.model, asked)
+  plain, prompted = (table.loc[table["condition"] == name, "score"].to_numpy() for name in asked)
+  return (prompted - plain) / plain.std()
+
+
+def test_an_item_that_is_lost_at_a_dose_is_in_neither_arm(
+  study: Study, tables: dict[str, Table]
+) -> None:
+  given = forgetful(2, 1)
+  row = study.match("trait", tolerance=0.005, **given).loc["P3"]
+  gain_I = gains(study, given)
+  assert gain_I[2] < 0.2 * gain_I[0]
+  assert row["status"] == "ok" and (row["units"], row["units_missing"]) == (2, 1)
+  assert row["target"] == row["target_trait"] == pytest.approx(gain_I[:2].mean(), rel=1e-4)
+  assert row["achieved_trait"] == pytest.approx(row["target"], rel=0.005)
+  # With the third item in the target alone, a smaller dose would meet it.
+  assert row["coef"] == pytest.approx(tables["proj"].loc["P3", "coef"], rel=0.05)
+  assert row["items_missing"] == 1
+
+
+def test_what_a_match_achieves_on_the_trait_rests_on_items_of_both_arms(study: Study) -> None:
+  given = forgetful(2, 1)
+  gain_I = gains(study, given)
+  small = study.match("norm", kappa=0.15, **given).loc["P3"]
+  assert (small["items_missing"], small["units"], small["units_missing"]) == (0, len(USERS), 0)
+  assert small["target_trait"] == pytest.approx(gain_I.mean(), rel=1e-4)
+  large = study.match("norm", kappa=0.5, **given).loc["P3"]
+  assert (large["items_missing"], large["units"], large["units_missing"]) == (1, len(USERS), 0)
+  assert large["target_trait"] == pytest.approx(gain_I[:2].mean(), rel=1e-4)
+  # From even odds, .9935 under the prompt, all but to certainty.
+  assert large["achieved_trait"] == pytest.approx(gain_I[0] * 0.5 / 0.493525, rel=1e-3)
+
+
+def test_with_fewer_than_half_of_the_items_left_there_is_no_match_and_no_value(
+  study: Study,
+) -> None:
+  given = forgetful(1, 2)
+  row = study.match("trait", **given).loc["P3"]
+  assert row["status"] == "unreachable" and np.isnan(row["coef"]) and np.isnan(row["coef_pooled"])
+  assert row["reason"].endswith("; at 0.35 1 of 3 units have a value, fewer than half")
+  row = study.match("norm", kappa=0.5, **given).loc["P3"]
+  assert row["status"] == "ok" and row["items_missing"] == 2
+  assert np.isnan(row["achieved_trait"]) and not np.isnan(row["target_trait"])
 
 
 # ---- what cannot be matched ----------------------------------------------------------------------
@@ -316,12 +420,23 @@ def test_answers_are_greedy_and_those_given_are_kept(study: Study) -> None:
   assert [chat[-1]["content"] for chat in study.answers.chats] == ["sure steps"] * len(USERS)
   given = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]
   assert Answers.of(study.model, [given]).chats == (given,)
+  empty = [given[0], {"role": "assistant", "content": " "}]
+  some = Answers.of(study.model, [given, empty, given])
+  assert (len(some), some.num_empty, study.answers.num_empty) == (2, 1, 0)
   with pytest.raises(ValueError, match="has edits"):
     Answers.of(study.model, USERS, baseline=STEERED)
   with pytest.raises(ValueError, match=r"not pj\.Raw"):
     Answers.of(study.model, [pj.Raw("w1")])
   with pytest.raises(ValueError, match="none of 1 prompts"):
-    Answers.of(study.model, [[given[0], {"role": "assistant", "content": " "}]])
+    Answers.of(study.model, [empty])
+
+
+def test_prompts_without_an_answer_are_missing_units(study: Study) -> None:
+  answers = Answers(study.model, study.answers.chats, num_empty=3)
+  given = {"questionnaire": None, "poles": None, "prompts": answers}
+  row = study.match("norm", {"P3": PROMPTED["P3"]}, **given).loc["P3"]
+  assert (row["units"], row["units_missing"]) == (len(USERS), 3)
+  assert row["items_missing"] is pd.NA
 
 
 def test_without_a_scale_it_is_measured_on_the_answers(study: Study) -> None:

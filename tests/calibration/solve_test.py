@@ -5,7 +5,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from persona_jax.calibration.solve import Evaluate, Parts, Solution, isotonic_r2, response, solve
+from persona_jax.calibration.solve import (
+  Evaluate,
+  Parts,
+  Solution,
+  isotonic_r2,
+  known,
+  response,
+  solve,
+)
 
 SCAN = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.9)
 Curve = Callable[[float], Parts]
@@ -150,10 +158,11 @@ def test_isotonic_r2_is_the_share_that_a_growing_curve_explains() -> None:
 
 def test_a_response_is_the_least_mean_of_the_parts_over_units_that_have_a_value() -> None:
   parts = (np.array([1.0, 3.0]), np.array([np.nan, 1.5, 1.5]))
-  assert response(parts) == 1.5
-  assert response(parts, [np.array([1.0, 0.0]), np.ones(3)]) == 1.0
-  assert np.isnan(response((np.array([1.0]), np.array([np.nan]))))
-  assert np.isnan(response((np.array([np.nan]), np.array([1.0]))))
+  of = lambda parts: response(parts, known(parts))
+  assert of(parts) == 1.5
+  assert response(parts, (np.array([True, False]), known(parts)[1])) == 1.0
+  assert np.isnan(of((np.array([1.0]), np.array([np.nan]))))
+  assert np.isnan(of((np.array([np.nan]), np.array([1.0]))))
 
 
 def test_a_composite_is_solved_on_the_part_that_binds() -> None:
@@ -177,17 +186,104 @@ def test_missing_units_are_left_out_of_means_and_draws() -> None:
   assert found.unreached < 0.02 and np.isfinite([found.low, found.high]).all()
 
 
+# Four units of one slope, one that is steep: with it a line of .4, without it one of .25.
+UNEQUAL = np.array([0.25, 0.25, 0.25, 0.25, 1.0])
+
+
+def loses(from_coef: float, *units: int) -> Curve:
+  """Makes lines that lose units at coefficients from one on."""
+
+  def curve(c: float) -> Parts:
+    x_U = UNEQUAL * c
+    x_U[list(units)] = np.nan if c >= from_coef else x_U[list(units)]
+    return (x_U,)
+
+  return curve
+
+
+@pytest.mark.parametrize("from_coef", [0.55, 0.9])
+def test_a_unit_that_is_lost_at_a_dose_counts_nowhere(from_coef: float) -> None:
+  # Target .2 a unit. Means of what has a value: .2 of .4 c, at .5, and by the four others at .8.
+  target = (np.full(5, 0.2),)
+  (found,) = solve(Cells(loses(from_coef, 4)), [target], SCAN)
+  (expected,) = solve(Cells(lambda c: (UNEQUAL[:4] * c,)), [(np.full(4, 0.2),)], SCAN)
+  assert (found.status, found.reason) == ("ok", "")
+  assert found.coef == expected.coef == pytest.approx(0.8, rel=0.005)
+  assert (found.target, found.achieved) == (expected.target, expected.achieved)
+  assert (found.low, found.high, found.r2) == (expected.low, expected.high, expected.r2)
+  np.testing.assert_array_equal(found.units[0], [True] * 4 + [False])
+
+
+def test_a_unit_that_the_target_lacks_counts_nowhere() -> None:
+  target_U = np.append(np.full(4, 0.2), np.nan)
+  (found,) = solve(Cells(lambda c: (UNEQUAL * c,)), [(target_U,)], SCAN)
+  assert found.coef == pytest.approx(0.8, rel=0.005)  # all five would meet it at .5
+  np.testing.assert_array_equal(found.units[0], [True] * 4 + [False])
+
+
+def test_a_unit_that_is_lost_while_it_is_solved_changes_the_target_and_is_solved_again() -> None:
+  # No scanned coefficient is in the gap, but those that are tried between .45 and .6 are.
+  def curve(c: float) -> Parts:
+    x_U = UNEQUAL * c
+    x_U[4] = np.nan if 0.46 < c < 0.59 else x_U[4]
+    return (x_U,)
+
+  target_U = np.append(np.full(4, 0.2), 0.24)  # .208 of five, at .52; .2 of four, at .8
+  cells = Cells(curve)
+  (found,) = solve(cells, [(target_U,)], SCAN)
+  assert found.status == "ok" and found.target == pytest.approx(0.2)
+  assert found.coef == pytest.approx(0.8, rel=0.005)
+  assert found.achieved == pytest.approx(0.25 * found.coef)
+  assert found.units[0].sum() == 4
+  asked = [c for call in cells.calls for _, c in call]
+  assert len(set(asked)) == len(asked)
+
+
+def test_a_curve_ends_where_fewer_than_half_of_the_units_are_left() -> None:
+  cells = lambda: Cells(loses(0.6, 1, 2, 4))
+  (found,) = solve(cells(), [(np.full(5, 0.16),)], SCAN)  # at .4, before it ends
+  assert (found.status, found.units[0].sum()) == ("ok", 5)
+  assert found.coef == pytest.approx(0.4, rel=0.005)
+  (found,) = solve(cells(), [(np.full(5, 0.2),)], SCAN)
+  assert failed(found) and found.status == "unreachable"
+  assert found.reason == (
+    "the target 0.2 is above 0.18, the largest response up to coefficient 0.45; at 0.6 2 of 5 "
+    "units have a value, fewer than half"
+  )
+
+
+def test_a_target_with_fewer_than_half_of_the_units_is_unreachable() -> None:
+  target_U = np.array([0.2, np.nan, np.nan, np.nan, 0.2])
+  (found,) = solve(Cells(lambda c: (UNEQUAL * c,)), [(target_U,)], SCAN)
+  assert failed(found) and found.status == "unreachable" and np.isnan(found.target)
+  assert found.reason == "of the target 2 of 5 units have a value, fewer than half"
+
+
+def test_half_of_the_units_is_wanted_of_every_part() -> None:
+  both = lambda c: (np.full(8, c), np.array([c, c, np.nan]))
+  target = (np.full(8, 0.2), np.full(3, 0.2))
+  (found,) = solve(Cells(both), [target], SCAN)
+  assert (found.status, [u_U.sum() for u_U in found.units]) == ("ok", [8, 2])
+  few = lambda c: (np.full(8, c), np.array([c, np.nan, np.nan]))
+  (found,) = solve(Cells(few), [target], SCAN)
+  assert failed(found)
+  assert found.reason == (
+    "the response is not measurable: at 0.05 1 of 3 units have a value, fewer than half"
+  )
+
+
 def test_a_part_without_any_value_is_not_left_out() -> None:
   nothing = np.full(2, np.nan)
   both = (np.ones(2), np.ones(2))
-  for curve, target in (
-    (lambda c: (np.ones(2) * c, nothing), (np.ones(2) / 2, np.ones(2) / 2)),
-    (lambda c: (nothing, np.ones(2) * c), both),
-    (lambda c: (np.ones(2) * c, np.ones(2) * c), (np.ones(2) / 2, nothing)),
+  lost = "0 of 2 units have a value, fewer than half"
+  for curve, target, where in (
+    (lambda c: (np.ones(2) * c, nothing), both, "the response is not measurable: at 0.05 "),
+    (lambda c: (nothing, np.ones(2) * c), both, "the response is not measurable: at 0.05 "),
+    (lambda c: (np.ones(2) * c, np.ones(2) * c), (np.ones(2) / 2, nothing), "of the target "),
   ):
     (found,) = solve(Cells(curve), [target], SCAN)
     assert failed(found) and found.status == "unreachable"
-    assert found.reason == "the target or the response is not measurable"
+    assert found.reason == where + lost
 
 
 def test_a_curve_ends_where_it_cannot_be_measured_any_more() -> None:
@@ -196,13 +292,20 @@ def test_a_curve_ends_where_it_cannot_be_measured_any_more() -> None:
   assert found.status == "ok" and found.coef == pytest.approx(0.25, rel=0.005)
   found = find(f, 0.7)
   assert failed(found) and found.achieved == 0.6
-  assert found.reason.endswith("is above 0.6, the largest response up to coefficient 0.3")
+  assert found.reason.endswith(
+    "is above 0.6, the largest response up to coefficient 0.3; at 0.45 0 of 1 units have a value, "
+    "fewer than half"
+  )
 
 
 def test_a_hole_in_a_bracket_is_no_solution() -> None:
   found = find(lambda c: np.nan if 0.31 < c < 0.44 else 2 * c, 0.75)
   assert not np.isnan(found.achieved)
   assert (found.status, found.coef, found.achieved) == ("overshoot", 0.45, 0.9)
+  assert found.reason == (
+    "the response jumps between coefficients 0.3 and 0.45, where fewer than half of the units have "
+    "a value"
+  )
 
 
 # ---- limits, calls, arguments --------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from configs import persona_non_grata, persona_non_grata_planted, persona_non_grata_tiny
 from persona_jax import stats
-from persona_jax.calibration.match import SCALES
+from persona_jax.calibration.gauge import SCALES
 from persona_jax.calibration.solve import Status
 from persona_jax.geometry.decoy import VERDICTS
 from persona_jax.personas.persona import load_personas, load_poles

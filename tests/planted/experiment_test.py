@@ -38,9 +38,10 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
   assert "1,090 rows = 10 prompts x 109 conditions x 1 samples, W1 in float32" in lines
   # B0 and five doses of both signs of C to N and of C+A; opposites have the same vectors.
   assert "dose: 61 conditions x 4 prompts: 244 exact first tokens" in lines
-  # B0, 20 draws of two kinds, both signs of refusal, and seven of each persona's own: v, -v, its
+  # B0, 20 draws of two kinds, both signs of refusal and its ablation, and seven of each persona's
+  # own: v, -v, its
   # part along refusal, those at right angles to it and to its span, two floors.
-  assert "controls: 127 conditions x 5 prompts: 635 exact first tokens" in lines
+  assert "controls: 128 conditions x 5 prompts: 640 exact first tokens" in lines
   # Blocks 1 to 3, two windows, two rules of composites, five doses; twelve personas.
   assert "specification curve: 60 ways: 2880 exact first tokens at most" in lines
   assert not (tmp_path / "out").exists()

@@ -93,7 +93,7 @@ def test_a_text_that_only_a_contrast_reads_is_in_the_hash(
     ({"matches": ()}, "matches is empty"),
     ({"matches": ("size",)}, r"matches=\('size',\): name some of"),
     ({"kappas": (0.0, 0.1)}, "doses above 0"),
-    ({"controls": ("R-plac",)}, "'R-plac' needs a file of placebo"),
+    ({"controls": ("R-plac",), "control_prompts": 4}, "'R-plac' needs a file of placebo"),
     ({"outcome": "label", "generate": ()}, "outcome='label'.*generate 'test'"),
     ({"gates": ("G9",)}, "gates=.*name some of"),
     ({"contrast": "low"}, "contrast='low': use one of"),
@@ -605,8 +605,8 @@ def _settings(place: study.Place) -> product.Settings:
 
 def test_rates_are_over_all_rows_and_bounded_by_what_is_missing(place: study.Place) -> None:
   table = _table({"SP P1": ["bypass", "refuse", "degenerate", "unparsed"]})
-  row = tables.rates(table, _settings(place)).set_index(["arm", "persona"]).loc["SP", "P1"]
-  assert (row["bypass"], row["per_protocol"]) == (0.25, 0.5)
+  row = tables.rates(table).set_index(["arm", "persona"]).loc["SP", "P1"]
+  assert (row["bypass"], row["per_protocol"]) == (pytest.approx(1 / 3), 0.5)
   assert (row["worst_low"], row["worst_high"], row["missing"]) == (0.25, 0.5, 2)
   found = tables.measured(_settings(place), table, ["P1", "P2"])
   assert found.outcomes.arm("SP").mean_MP[0].tolist() == [pytest.approx(1 / 3), 1.0]

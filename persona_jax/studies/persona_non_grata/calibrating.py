@@ -46,10 +46,12 @@ class Calibrated:
     spread: the sample whose covariance random directions are drawn from.
     block: that is steered.
     why: why that one.
-    read_block: at which shifts are matched and projections reported.
+    read_block: at which shifts are matched and, under every match, projections reported.
     limits: by persona, the largest coherent dose, in median residual norms.
     matches: tables of `calibration.match.match`, of all scales, one under the other.
     given_kappa: the dose that the settings give, or None.
+    num_answers: calibration prompts with an answer, which all this is measured on.
+    num_empty: those that the unedited model answers with no text, which are left out.
   """
 
   scale: Dose
@@ -60,6 +62,8 @@ class Calibrated:
   limits: Mapping[str, float]
   matches: pd.DataFrame
   given_kappa: float | None = None
+  num_answers: int = 0
+  num_empty: int = 0
 
   @property
   def kappa(self) -> float:
@@ -121,7 +125,7 @@ def calibrate(
           by=by,  # type: ignore[arg-type]
           prompts=answers,
           blocks=block,
-          read_block=read_block if by == "proj" else block,
+          read_block=read_block,
           tokens=settings.window,
           scale=scale,
           kappa=settings.kappa,
@@ -136,7 +140,10 @@ def calibrate(
       tables.append(pd.read_parquet(path))
   spread = scale if settings.covariance == "answers" else _spread(model, material, folder)
   matches = pd.concat(tables, ignore_index=True)
-  return Calibrated(scale, spread, block, why, read_block, limits, matches, settings.kappa)
+  return Calibrated(
+    scale, spread, block, why, read_block, limits, matches, settings.kappa,
+    num_answers=len(answers), num_empty=answers.num_empty,
+  )  # fmt: skip
 
 
 def residual_norms(model: Model, settings: Settings, material: Material, directory: Path) -> Dose:

@@ -21,14 +21,22 @@ LEGENDS = MappingProxyType(
     },
     "matches": {
       "by": "scale on which steering is as strong as the prompt",
-      "block, read_block": "where the edit is, and where the scales are read",
+      "block, read_block": "where the edit is, and where proj is read",
       "coef": "the coefficient found, in median residual norms",
       "coef_low, coef_high": "its 95 % interval over calibration prompts",
       "coef_raw, coef_sigma, coef_norms": "the same in activations' units, in standard deviations "
       "of activations along the direction, and in lengths of the direction",
+      "coef_here": "by proj, the coefficient that meets the prompt's shift at the edited block, "
+      "where the match is trivial and ignores transport",
+      "coef_pooled": "one coefficient for all cells, the median of the `coef` that are ok",
       "target": "what the prompt does on the scale, which is to be met",
       "target_*": "what the prompt does on every scale",
       "achieved_*": "what steering with `coef` does on it",
+      "*_proj_here": "the shift along the direction at the edited block itself",
+      "units, units_missing": "prompts (by trait: items) that both arms are compared on, and those "
+      "without an answer",
+      "items_missing": "items without an answer under the prompt or steered, in target_trait and "
+      "achieved_trait",
       "status": "ok, unreachable, non_monotone or overshoot; all but ok censor the cell",
       **_REASON,
     },

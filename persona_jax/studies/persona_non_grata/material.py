@@ -80,7 +80,7 @@ class Material:
     }  # fmt: skip
     # Directions are made of both poles' texts, those of poles that no persona has among them.
     lexicons = [mine[0].lexicon for mine in (self.personas, self.placebo) if mine]
-    texts = [{str(pole): halves for pole, halves in sorted(x.items())} for x in lexicons]
+    texts = [{str(pole): halves for pole, halves in x.items()} for x in lexicons]
     names = [[p.name, p.label] for p in (*self.personas, *self.placebo)]
     return parts | {
       "personas": content_hash([texts, names, self.placebo_texts]),

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from persona_jax.calibration.match import SCALES
+from persona_jax.calibration.gauge import SCALES
 from persona_jax.edits.table import ROLES
 from persona_jax.edits.window import as_window
 from persona_jax.studies.fields import settings_of
@@ -31,7 +31,8 @@ class Settings:
     harmful: suite whose harmful prompts the refusal direction is made of and chosen by.
     harmless: suite of harmless prompts for the refusal direction and for calibration. It must hold
       no twins of the harmful ones.
-    test: suite whose harmful prompts outcomes are measured on; those of `harmful` are left out.
+    test: suite whose harmful prompts outcomes are measured on; those that the refusal direction is
+      made of or chosen by, and their near-copies, are left out.
     train_prompts, held_out_prompts: harmful, and as many harmless, that the refusal direction is
       made of and chosen by.
     calibration_prompts: harmless prompts of doses and matches.
