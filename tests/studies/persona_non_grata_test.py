@@ -18,7 +18,7 @@ from configs import persona_non_grata
 from persona_jax import stats
 from persona_jax.personas import load_personas
 from persona_jax.studies import persona_non_grata as product
-from persona_jax.studies.persona_non_grata import tables
+from persona_jax.studies.persona_non_grata import calibrating, tables
 from persona_jax.studies.persona_non_grata.analysis import inverting
 from persona_jax.studies.persona_non_grata.contrasts import (
   Contrast,
@@ -702,3 +702,31 @@ def test_a_claim_needs_every_match_that_was_asked_for(place: study.Place) -> Non
   found = inverting([], chosen, pd.DataFrame(rows), "")
   assert found["subject"].tolist() == ["P3"]
   assert inverting([], chosen, pd.DataFrame(rows), "G1: 0.1 < 0.5").empty
+
+
+def test_a_persona_without_a_fluent_dose_is_censored_in_every_match() -> None:
+  table = pd.DataFrame(
+    {
+      "persona": ["P1", "P2", "P2"],
+      "coef": [0.1, 0.2, np.nan],
+      "coef_pooled": 0.15,
+      "status": ["ok", "ok", "overshoot"],
+      "reason": ["", "", "it jumps"],
+    }
+  )
+  found = calibrating.without_incoherent(table, {"P1": 0.4, "P2": 0.0})
+  assert found["status"].tolist() == ["ok", "unreachable", "unreachable"]
+  assert found["coef"].isna().tolist() == [False, True, True]
+  assert found["reason"][1] == "not even the smallest dose leaves answers fluent"
+  assert found["coef_pooled"].tolist() == [0.15] * 3
+
+
+def test_answers_of_calibration_are_generated_once(
+  place: study.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  chosen = study.settings(place)
+  material, model = product.load_material(chosen), pj.load(place.directory)
+  first = calibrating.calibration_answers(model, chosen, material, tmp_path)
+  monkeypatch.setattr(pj.Model, "generate", None)
+  again = calibrating.calibration_answers(model, chosen, material, tmp_path)
+  assert again.chats == first.chats and again.num_empty == first.num_empty

@@ -319,6 +319,8 @@ def _setup(
     "harmless prompts": f"{settings.harmless}; none shares a pair_id or a text with harmful ones",
     "block": f"{calibrated.block} of {model.arch.num_blocks}: {calibrated.why}",
     "median residual norm": f"{calibrated.scale.resid_L[calibrated.block]:.4g}",
+    "answers of calibration": f"{calibrated.num_answers}, and {calibrated.num_empty} empty; "
+    f"{calibrated.scale.provenance.get('too_short', 0)} too short for the norm",
     "window": settings.window,
     "dose of controls": f"{calibrated.kappa:.3g} median residual norms",
     "refusal direction": f"position {refusal.about['position']}, block {refusal.about['block']}"

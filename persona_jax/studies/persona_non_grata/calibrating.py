@@ -47,7 +47,8 @@ class Calibrated:
     block: that is steered.
     why: why that one.
     read_block: at which shifts are matched and, under every match, projections reported.
-    limits: by persona, the largest coherent dose, in median residual norms.
+    limits: by persona, the largest coherent dose, in median residual norms; 0 where not even the
+      smallest of the scan is.
     matches: tables of `calibration.match.match`, of all scales, one under the other.
     given_kappa: the dose that the settings give, or None.
     num_answers: calibration prompts with an answer, which all this is measured on.
@@ -103,13 +104,11 @@ def calibrate(
   """Calibrate, or read what is there.
 
   Raises:
-    ValueError: no persona's trait moves at any block, or no dose is coherent.
+    ValueError: no persona's trait moves at any block, or no prompt is answered.
   """
   folder = directory / "calibration"
   scale = residual_norms(model, settings, material, directory)
-  answers = Answers.of(
-    model, [i.text for i in material.calibration], max_new_tokens=settings.calibration_tokens
-  )
+  answers = calibration_answers(model, settings, material, folder)
   with tqdm.tqdm(unit="condition", disable=not progress, desc="calibrate") as bar:
     block, why = _block(model, settings, material, extracted, scale, answers, folder, bar.update)
     read_block = settings.read_out_block(model.arch.num_blocks, block)
@@ -129,14 +128,14 @@ def calibrate(
           tokens=settings.window,
           scale=scale,
           kappa=settings.kappa,
-          most=limits,
+          most={name: x or min(settings.kappas) for name, x in limits.items()},
           scan=settings.kappas,
           questionnaire=material.questionnaire,
           poles=material.poles,
           seed=settings.seed,
           progress=bar.update,
         )
-        write_parquet(table, path)
+        write_parquet(without_incoherent(table, limits), path)
       tables.append(pd.read_parquet(path))
   spread = scale if settings.covariance == "answers" else _spread(model, material, folder)
   matches = pd.concat(tables, ignore_index=True)
@@ -144,6 +143,31 @@ def calibrate(
     scale, spread, block, why, read_block, limits, matches, settings.kappa,
     num_answers=len(answers), num_empty=answers.num_empty,
   )  # fmt: skip
+
+
+def calibration_answers(
+  model: Model, settings: Settings, material: Material, folder: Path
+) -> Answers:
+  """Return the unedited model's answers that all is measured on, generated once."""
+  path = folder / "answers.json"
+  if not path.exists():
+    made = Answers.of(
+      model, [i.text for i in material.calibration], max_new_tokens=settings.calibration_tokens
+    )
+    write_json({"chats": made.chats, "num_empty": made.num_empty}, path)
+  kept = json.loads(path.read_text())
+  return Answers(model, tuple(kept["chats"]), kept["num_empty"])
+
+
+def without_incoherent(table: pd.DataFrame, limits: Mapping[str, float]) -> pd.DataFrame:
+  """Censor the cells of personas of whose doses not even the smallest leaves answers fluent."""
+  fluent = ~table["persona"].isin([name for name, limit in limits.items() if limit == 0])
+  coefs = [c for c in table.columns if c.startswith("coef") and c != "coef_pooled"]
+  return table.assign(
+    **{c: table[c].where(fluent) for c in coefs},
+    status=table["status"].where(fluent, "unreachable"),
+    reason=table["reason"].where(fluent, "not even the smallest dose leaves answers fluent"),
+  )
 
 
 def residual_norms(model: Model, settings: Settings, material: Material, directory: Path) -> Dose:
@@ -221,8 +245,7 @@ def _limits(
 ) -> dict[str, float]:
   """Return the largest dose of every persona up to which answers stay fluent.
 
-  Of the doses of the scan; a persona whose smallest is not fluent keeps it, and its matches will
-  mostly be unreachable.
+  Of the doses of the scan; 0 for a persona whose smallest is not fluent.
   """
   most = max(settings.kappas)
   names = [persona.name for persona in material.personas]
@@ -247,8 +270,7 @@ def _limits(
       tables.append(trials.assign(persona=name))
       # One degenerate answer of six is more than the usual tenth.
       bounds = Fluency(most_degenerate=max(0.1, 1 / len(prompts)))
-      largest = float(largest_fluent(trials, bounds)["coefficient"].iloc[0])
-      limits[name] = largest if largest > 0 else float(min(settings.kappas))
+      limits[name] = float(largest_fluent(trials, bounds)["coefficient"].iloc[0])
     write_parquet(pd.concat(tables, ignore_index=True), folder / "limits.parquet")
     write_json(limits, path)
   return {name: float(x) for name, x in json.loads(path.read_text()).items()}
