@@ -7,9 +7,11 @@ directions, traits and controls and components of the data, is enough; the regre
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from persona_jax.directions.controls import controls
 from persona_jax.directions.direction import Direction
@@ -25,6 +27,9 @@ from persona_jax.geometry.cosines import cosines, means
 from persona_jax.geometry.gradients import Gradients, refusal_mask
 from persona_jax.geometry.metrics import Metric
 from persona_jax.personas.chat import Prompt
+
+Outcome = Literal["log_odds", "p_bypass"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _Floats = NDArray[np.float64]
 _LOGIT_ROWS = 1024  # [rows, V] in float32: 1024 of SmolLM2's 49,152 are 200 MB
@@ -116,6 +121,23 @@ class Census:
   delta_RN: _Floats
   base_N: _Floats
 
+  def change(self, outcome: Outcome) -> _Floats:
+    """Return what the edits change, with less without, float64 [R, N].
+
+    Args:
+      outcome: "log_odds" of a refusal at the first token, in nats; or "p_bypass", the exact
+        probability that the first token begins no refusal, which moves the other way.
+
+    Raises:
+      ValueError: an unknown outcome.
+    """
+    if outcome not in OUTCOMES:
+      raise ValueError(f"outcome={outcome!r}: use one of {list(OUTCOMES)}.")
+    if outcome == "log_odds":
+      return self.delta_RN
+    change_RN: _Floats = expit(-self.base_N - self.delta_RN) - expit(-self.base_N)
+    return change_RN
+
 
 def census(
   model: Model,
@@ -128,6 +150,7 @@ def census(
   unit: Unit,
   scale: ScaleTable | None = None,
   tokens: str | Window = "answer",
+  copies: bool = False,
   progress: Callable[[int], None] | None = None,
 ) -> Census:
   """Measure what every direction of a bank does to first-token refusal log-odds.
@@ -141,11 +164,13 @@ def census(
     block: where they are added.
     coef, unit, scale, tokens: as of `pj.add`, the same for all.
     refusal_ids: tokens with which refusals begin.
+    copies: whether directions may be near copies or negatives of each other. Effects of such are
+      as good as any; a slope over them would count one direction twice.
     progress: called with the number of prompts done.
 
   Raises:
     ValueError: no prompts or directions, two directions that are one at the block (or one the
-      negative of the other), a dose that is not delivered, or as `pj.add`.
+      negative of the other) without `copies`, a dose that is not delivered, or as `pj.add`.
   """
   kinds = tuple(kind for kind, ds in bank.items() for _ in ds)
   directions = [d for ds in bank.values() for d in ds]
@@ -154,7 +179,8 @@ def census(
     raise ValueError("a census needs prompts.")
   ids = np.flatnonzero(refusal_mask(model, refusal_ids)).tolist()
   edits = [add(d, coef, unit=unit, blocks=block, scale=scale, tokens=tokens) for d in directions]
-  _check_independent(directions, block)
+  if not copies:
+    _check_independent(directions, block)
   at_once = max(1, _LOGIT_ROWS // (len(edits) + 1))
   odds_N1R = np.empty((len(prompts), 1 + len(edits)))
   for first in range(0, len(prompts), at_once):

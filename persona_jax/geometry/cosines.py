@@ -14,7 +14,7 @@ from persona_jax.directions.direction import Direction
 from persona_jax.edits.target import Blocks, choose_blocks
 from persona_jax.engine.rows import derive_seed
 from persona_jax.geometry import gram
-from persona_jax.geometry.gram import PairDifferences
+from persona_jax.geometry.gram import PairDifferences, PairSum, Resampled
 from persona_jax.geometry.metrics import EUCLIDEAN, Metric
 
 _Floats = NDArray[np.float64]
@@ -76,9 +76,10 @@ def cosine_table(
   *,
   metric: Metric = EUCLIDEAN,
   null: Sequence[Direction] = (),
-  pairs: Mapping[str, PairDifferences] | None = None,
-  r_pairs: PairDifferences | None = None,
+  pairs: Mapping[str, PairDifferences | PairSum] | None = None,
+  r_pairs: Resampled | None = None,
   alpha: ArrayLike = 1.0,
+  unit: Literal["raw", "unit"] = "raw",
   blocks: Blocks = "all",
   confidence: float = 0.95,
   draws: int = 2000,
@@ -91,9 +92,11 @@ def cosine_table(
     r: the refusal direction; its vector at each block is compared there.
     metric: the inner product of cosines (`geometry.metrics`).
     null: control directions of one kind, e.g. `pj.controls(…, "R-cov")`.
-    pairs: by concept, the pair differences that a direction is the mean of, for intervals.
-    r_pairs: those of r, which are then drawn too.
-    alpha: how many times v is added, for `gaps`; a number, or [R, L'] or what broadcasts to it.
+    pairs: by concept, the pairs that a direction is the mean, or a sum of unit means, of; for
+      intervals.
+    r_pairs: pairs or samples that r is made of, which are then drawn too.
+    alpha: the dose that `gaps` is of; a number, or [R, L'] or what broadcasts to it.
+    unit: what alpha is a multiple of, as of `pj.add`: "raw" v, or "unit" v / ‖v‖.
     blocks: which; default all, L' of them.
     confidence: of intervals and bands.
     draws, seed: of bootstrap and shuffles.
@@ -107,13 +110,16 @@ def cosine_table(
       shuf_low, shuf_high: band where sides of pairs are swapped at random (R-shuf);
       reliability, reliability_r, cos_disattenuated: cos / √(both); of directions in the Euclidean
         metric, in others from pairs;
-      norm: ‖v‖; gaps: <v, r̂> alpha in units of r's class gap (both Euclidean);
+      norm: ‖v‖; gaps: <v, r̂> alpha, of the raw or the unit v, in units of r's class gap (both
+        Euclidean);
       reason: why a value is NaN; no word of intervals and bands that were not asked for.
 
   Raises:
     ValueError: directions that do not compare, pairs of none of them or that a direction is not the
-      mean of, or an unknown block.
+      mean of, an unknown unit or an unknown block.
   """
+  if unit not in ("raw", "unit"):
+    raise ValueError(f"unit={unit!r}: use 'raw' or 'unit'.")
   v_RLD, r_LD = means(directions, r), r.mean_LD
   null_KLD = means(null, r) if len(null) else np.empty((0, *r_LD.shape), np.float32)
   chosen = choose_blocks(blocks, len(r_LD), f"direction {r.concept!r}")
@@ -148,7 +154,8 @@ def cosine_table(
     gap = np.nan if r.gap_L is None else float(r.gap_L[block])
     rows["norm"] = norm_R
     with np.errstate(divide="ignore", invalid="ignore"):
-      moved_R = v_RD @ r_D / r_norm * alpha_RL[:, n] / (gap if gap > 0 else np.nan)
+      added_R = alpha_RL[:, n] / (norm_R if unit == "unit" else 1.0)
+      moved_R = v_RD @ r_D / r_norm * added_R / (gap if gap > 0 else np.nan)
     rows["gaps"] = np.where(norm_R > 0, moved_R, np.nan)
     rows["reason"] = [
       "; ".join(
@@ -168,21 +175,21 @@ def cosine_table(
   return table.drop(columns="order").reset_index(drop=True)
 
 
-def _reliability(d: Direction, pairs: PairDifferences | None, block: int, metric: Metric) -> float:
+def _reliability(d: Direction, pairs: Resampled | None, block: int, metric: Metric) -> float:
   """Return a direction's reliability in a metric; NaN if it is not known."""
   if metric.roots is None and d.reliability_L is not None:
     return float(d.reliability_L[block])
   if pairs is None:
     return float("nan")
-  return gram.split_half(metric.map(pairs.z_NLD[:, block], block), pairs.half_weights)
+  return gram.split_half(metric.map(pairs.made_of(block, pairs.half_weights), block))
 
 
 def _resampled(
   cos_R: _Floats,
   v_RD: _Floats,
   r_D: _Floats,
-  pairs: Sequence[PairDifferences | None],
-  r_pairs: PairDifferences | None,
+  pairs: Sequence[PairDifferences | PairSum | None],
+  r_pairs: Resampled | None,
   block: int,
   metric: Metric,
   confidence: float,
@@ -192,34 +199,35 @@ def _resampled(
   """Return intervals of the cosines and bands of shuffled pairs, where there are pairs."""
   names = ("low", "high", "shuf_low", "shuf_high")
   found = {name: np.full(len(cos_R), np.nan) for name in names}
-  if not any(pairs):
+  if not any(own is not None for own in pairs):
     return found
   r_K = metric.map(r_D, block)
   if r_pairs is not None:
     _check_mean(r_pairs, r_D, block, "r")
     # The same draws of r's questions beside every direction.
     rng = np.random.default_rng(derive_seed("cosines", "r", seed))
-    r_weight_BM = r_pairs.bootstrap_weights(draws, rng)
-    y_MK = metric.map(r_pairs.z_NLD[:, block], block)
+    r_weight_BM = r_pairs.row_weights(block, r_pairs.bootstrap_weights(draws, rng))
+    y_MK = metric.map(r_pairs.rows(block), block)
   for i, own in enumerate(pairs):
     if own is None or np.isnan(cos_R[i]):
       continue
     _check_mean(own, v_RD[i], block, f"direction {i}")
-    x_NK = metric.map(own.z_NLD[:, block], block)
+    x_NK = metric.map(own.rows(block), block)
     rng = np.random.default_rng(derive_seed("cosines", "v", seed))
-    weight_BN = own.bootstrap_weights(draws, rng)
+    weight_BN = own.row_weights(block, own.bootstrap_weights(draws, rng))
     if r_pairs is None:
       drawn_B = gram.cosines(x_NK, r_K, weight_BN)
     else:
       drawn_B = gram.cosines_of_both(x_NK, weight_BN, y_MK, r_weight_BM)
     found["low"][i], found["high"][i] = gram.interval(cos_R[i], drawn_B, confidence)
-    shuffled_B = gram.cosines(x_NK, r_K, own.shuffled_weights(draws, rng))
+    swapped_BN = own.row_weights(block, own.shuffled_weights(draws, rng))
+    shuffled_B = gram.cosines(x_NK, r_K, swapped_BN)
     found["shuf_low"][i], found["shuf_high"][i] = band(shuffled_B, confidence)
   return found
 
 
-def _check_mean(pairs: PairDifferences, v_D: _Floats, block: int, name: str) -> None:
-  mean_D = pairs.z_NLD[:, block].mean(axis=0, dtype=np.float64)
+def _check_mean(pairs: Resampled, v_D: _Floats, block: int, name: str) -> None:
+  mean_D = pairs.mean(block)
   size = float(np.linalg.norm(mean_D) * np.linalg.norm(v_D))
   cos = float(mean_D @ v_D) / size if size > 0 else 1.0
   if cos < _AGREES:

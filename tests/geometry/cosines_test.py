@@ -6,8 +6,8 @@ import pytest
 import persona_jax as pj
 from persona_jax.geometry import gram
 from persona_jax.geometry.cosines import band, cosine_table, shift_table, shifted, specificity
-from persona_jax.geometry.gram import PairDifferences
-from persona_jax.geometry.metrics import whitening
+from persona_jax.geometry.gram import PairDifferences, PairSum, TwoSamples
+from persona_jax.geometry.metrics import EUCLIDEAN, Metric, whitening
 
 L, D, N = 3, 8, 12
 RNG = np.random.default_rng(0)
@@ -36,6 +36,10 @@ def test_cosines_norms_and_gaps_are_exact() -> None:
   assert table["norm"].tolist() == [5.0, 2.0]
   assert table["gaps"].tolist() == [3 * 2 / 6, 2 * -1 / 4]
   assert table["block"].tolist() == [0, 1]
+  table = cosine_table([direction(v, "v")], refusal, alpha=[[2.0, -1.0]], unit="unit")
+  assert table["gaps"].tolist() == pytest.approx([0.6 * 2 / 6, -1 / 4])
+  with pytest.raises(ValueError, match="unit='norm': use 'raw' or 'unit'"):
+    cosine_table([direction(v, "v")], refusal, unit="norm")  # type: ignore[arg-type]
 
 
 def test_rows_are_direction_by_block() -> None:
@@ -98,6 +102,101 @@ def test_pairs_of_a_question_are_drawn_together() -> None:
   by_question = weight_BN.reshape(50, 4, 3)
   np.testing.assert_array_equal(by_question.min(axis=2), by_question.max(axis=2))
   np.testing.assert_array_equal(weight_BN.sum(axis=1), N)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("metric", [EUCLIDEAN, whitening(ALL)], ids=["euclidean", "whitened"])
+def test_a_sum_is_resampled_as_the_sum_of_its_parts_unit_vectors(metric: Metric) -> None:
+  # The second part is longer and lacks the last questions of the first.
+  labels = [f"q{n // 2}" for n in range(N)]
+  parts = [PairDifferences(Z[0], labels), PairDifferences(50 * Z[1][:9], labels[:9])]
+  both = PairSum(parts, [1, -1])
+  truth_LD = unit(unit(Z[0].mean(axis=0)) - unit(Z[1][:9].mean(axis=0)))
+  block, draws = 1, 30
+  np.testing.assert_allclose(unit(both.mean(block)), truth_LD[block], atol=1e-6)
+  weight_BN = both.bootstrap_weights(draws, np.random.default_rng(3))
+  drawn_BQ = weight_BN[:, :N:2]
+  assert (drawn_BQ.sum(axis=1) == 6).all()  # of six questions, whichever parts they are in
+  np.testing.assert_array_equal(weight_BN[:, N:], np.repeat(drawn_BQ, 2, axis=1)[:, :9])
+  rows_BN = both.row_weights(block, weight_BN)
+  r_K = metric.map(REFUSAL[0, block], block)
+  found = gram.cosines(metric.map(both.rows(block), block), r_K, rows_BN)
+  for b in range(draws):
+    first, second = (
+      unit(np.repeat(z[:, block], w.astype(int), axis=0).mean(axis=0))
+      for z, w in zip((Z[0], Z[1][:9]), np.split(weight_BN[b], [N]), strict=True)
+    )
+    v_K = metric.map(first - second, block)
+    assert found[b] == pytest.approx(unit(v_K) @ unit(r_K), abs=1e-6)
+
+
+def test_a_sum_has_an_interval_a_band_and_a_reliability() -> None:
+  d = direction(unit(unit(Z[0].mean(axis=0)) + unit(Z[1].mean(axis=0)))[None], "a b")
+  both = PairSum([PAIRS["a"], PAIRS["b"]], [1, 1])
+  table = cosine_table([d], R, pairs={"a b": both}, draws=400)
+  assert (table["low"] < table["cos"]).all() and (table["cos"] < table["high"]).all()
+  assert (table["shuf_low"] < 0).all() and (table["shuf_high"] > 0).all()
+  for block in range(L):
+    even, odd = (
+      unit(Z[0][h::2, block].mean(axis=0)) + unit(Z[1][h::2, block].mean(axis=0)) for h in (0, 1)
+    )
+    cos = unit(even) @ unit(odd)
+    assert table["reliability"][block] == pytest.approx(2 * cos / (1 + cos), abs=1e-5)
+  with pytest.raises(ValueError, match="not the mean of its pair differences"):
+    cosine_table([d], R, pairs={"a b": PairSum([PAIRS["a"], PAIRS["b"]], [1, -1])})
+
+
+def test_a_draw_that_leaves_a_part_without_pairs_has_no_vector() -> None:
+  both = PairSum([PairDifferences(Z[0], ["p"] * N), PairDifferences(Z[1], ["q"] * N)], [1, 1])
+  weight_BN = both.bootstrap_weights(200, np.random.default_rng(0))
+  found = gram.cosines(both.rows(0), REFUSAL[0, 0], both.row_weights(0, weight_BN))
+  lacks = (weight_BN[:, :N].sum(axis=1) == 0) | (weight_BN[:, N:].sum(axis=1) == 0)
+  assert 80 < lacks.sum() < 120
+  np.testing.assert_array_equal(np.isnan(found), lacks)
+
+
+def test_two_samples_are_drawn_by_themselves() -> None:
+  x, y = Z[0] + 3, Z[1][:7]
+  r = direction((x.mean(axis=0) - y.mean(axis=0))[None], "r", gap_L=np.ones(L))
+  of_r = TwoSamples(x, y, y_clusters=list("aabbccd"))
+  weight_BN = of_r.bootstrap_weights(40, np.random.default_rng(2))
+  assert (weight_BN[:, :N].sum(axis=1) == N).all()
+  np.testing.assert_array_equal(weight_BN[:, N::2][:, :3], weight_BN[:, N + 1 :: 2])
+  made_BD = of_r.made_of(1, weight_BN)
+  for b in range(40):
+    mean_x, mean_y = (
+      np.average(z[:, 1], axis=0, weights=w)
+      for z, w in zip((x, y), np.split(weight_BN[b], [N]), strict=True)
+    )
+    np.testing.assert_allclose(made_BD[b], mean_x - mean_y, atol=1e-5)
+  fixed, drawn = (
+    cosine_table(DS, r, pairs=PAIRS, r_pairs=pairs, metric=whitening(ALL), draws=400)
+    for pairs in (None, of_r)
+  )
+  assert ((drawn["high"] - drawn["low"]) > (fixed["high"] - fixed["low"])).mean() > 0.8
+  halves = [
+    x[h::2].mean(axis=0) - y[rows].mean(axis=0) for h, rows in ((0, [0, 1, 4, 5]), (1, [2, 3, 6]))
+  ]
+  for block in range(L):
+    cos = np.prod([unit(whitening(ALL).map(h[block], block)) for h in halves], axis=0).sum()
+    row = drawn[drawn["block"] == block].iloc[0]
+    assert row["reliability_r"] == pytest.approx(2 * cos / (1 + cos), abs=1e-5)
+    both = np.sqrt(row["reliability"] * row["reliability_r"])
+    assert row["cos_disattenuated"] == pytest.approx(row["cos"] / both, abs=1e-6)
+
+
+def test_what_a_direction_is_made_of_must_fit() -> None:
+  with pytest.raises(ValueError, match="1 parts of"):
+    PairSum([PAIRS["a"]], [1])
+  with pytest.raises(ValueError, match="give 1 or -1 for each of 2"):
+    PairSum([PAIRS["a"], PAIRS["b"]], [1, 0.5])
+  with pytest.raises(ValueError, match="give one shape"):
+    TwoSamples(Z[0], Z[1][:, :2])
+  with pytest.raises(ValueError, match="of one cluster"):
+    TwoSamples(Z[0], Z[1], y_clusters=["a"] * N)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:

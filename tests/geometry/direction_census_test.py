@@ -65,6 +65,11 @@ def test_effects_are_those_of_one_pass_a_row(
       z, _ = pj.forward(tiny.model, ids, pj.compile_edits(tiny.model, [edit]), logits="last")
       expected = exact_log_odds(np.asarray(z), refusal_V)[0] - base
       assert found.delta_RN[i, n] == pytest.approx(expected, abs=1e-4)
+      assert found.change("log_odds")[i, n] == found.delta_RN[i, n]
+      p, p_base = (1 / (1 + np.exp(x)) for x in (base + expected, base))
+      assert found.change("p_bypass")[i, n] == pytest.approx(p - p_base, abs=1e-5)
+  with pytest.raises(ValueError, match="outcome='asr': use one of"):
+    found.change("asr")  # type: ignore[arg-type]
 
 
 def test_small_doses_do_what_the_coupling_predicts(tiny: Any) -> None:
@@ -89,5 +94,9 @@ def test_directions_that_are_one_do_not_count_twice(tiny: Any) -> None:
   both = {"trait": [d, *pj.controls(d, "-v")["-v"]]}
   with pytest.raises(ValueError, match="'random1' and '-random1' have a cosine of size 1.000"):
     census(tiny.model, PROMPTS, both, 1, 1.0, IDS, unit="unit")
+  # Where no slope is fitted, their effects may be wanted: a negative is the opposite dose.
+  found = census(tiny.model, PROMPTS, both, 1, 1.0, IDS, unit="unit", copies=True)
+  other = census(tiny.model, PROMPTS, {"trait": [d]}, 1, -1.0, IDS, unit="unit")
+  np.testing.assert_allclose(found.delta_RN[1], other.delta_RN[0], atol=1e-5)
   with pytest.raises(ValueError, match="needs prompts"):
     census(tiny.model, [], {"trait": [d]}, 1, 1.0, IDS, unit="unit")

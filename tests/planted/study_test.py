@@ -19,6 +19,7 @@ from persona_jax.scorers import agreement
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import tables
 from persona_jax.studies.persona_non_grata.gates import Gate, blocked_by, judge_gates
+from persona_jax.studies.persona_non_grata.geometry import examine
 from persona_jax.studies.persona_non_grata.hypotheses import judge
 from persona_jax.studies.persona_non_grata.legends import LEGENDS, unexplained
 from tests.planted import law, study
@@ -56,6 +57,11 @@ def w1(make: Make) -> Study:
   return make(
     "W1", control_prompts=40, controls=controls, num_controls=40, dose_prompts=8, spec_prompts=12
   )
+
+
+@pytest.fixture(scope="module")
+def half(make: Make) -> Study:
+  return make("W1", "half", noise=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +160,37 @@ def test_claims_on_w1_name_p12_and_no_persona_that_does_not_invert(w1: Study) ->
     assert truth[subject] == ("SP" if claim == "SP-worse" else "AS")
 
 
-def test_p12_s_effect_in_log_odds_is_predicted_from_the_poles(w1: Study) -> None:
-  (row,) = w1.found.geometry.predicted.to_dict("records")
-  assert row["persona"] == "P12"
-  assert row["alignment"] == pytest.approx(-0.659, abs=2e-3)
-  assert row["predicted"] == pytest.approx(row["effect"], rel=0.08)  # the state grows longer
+def test_effects_of_composites_are_predicted_from_poles_measured_with_both_signs(
+  w1: Study, half: Study
+) -> None:
+  for run in (w1, half):
+    world, users = run.place.world, run.place.users
+    directions = run.place.directions()
+    unit_PD = directions.personas().mean(axis=1)[:, 2]
+    unit_PD /= np.linalg.norm(unit_PD, axis=1, keepdims=True)
+    r_D = directions.refusal_LD[2]
+    x_P = unit_PD @ r_D / np.linalg.norm(r_D)
+    dose = run.calibrated.kappa * float(run.calibrated.scale.resid_L[2])
+    cells = law.steered(world, users, dose * unit_PD)
+    base = law.first_token(world, law.last_token(world, users)[:, -1])
+    bypass_P = (np.exp(base.sorry) - np.exp(cells.sorry)).mean(axis=1)
+    odds_P = (cells.log_odds - base.log_odds).mean(axis=1)
+    table = run.found.geometry.predicted.set_index(["outcome", "persona"])
+    for outcome, effect_P, at_most in (("p_bypass", bypass_P, 0.05), ("log_odds", odds_P, 0.08)):
+      assert list(table.loc[outcome].index) == ["P11", "P12"]
+      line = np.polyfit(x_P[:10], effect_P[:10], 1)  # both signs of five directions
+      for p in (P12 - 1, P12):
+        row = table.loc[outcome, NAMES[p]]
+        assert row["points"] == 10
+        assert row["alignment"] == pytest.approx(x_P[p], abs=5e-3)
+        assert row["effect"] == pytest.approx(effect_P[p], rel=0.02)
+        assert row["slope"] == pytest.approx(line[0], rel=0.02)
+        assert row["predicted"] == pytest.approx(np.polyval(line, x_P[p]), rel=0.02)
+        assert abs(row["predicted"] - row["effect"]) <= at_most
+    # A direction along refusal lets less through, by what the law says of attack success.
+    assert table.loc["p_bypass", "P12"]["slope"] == pytest.approx(
+      run.place.population().slope(), rel=0.06
+    )
 
 
 def test_finite_doses_are_nearly_what_the_derivative_says(w1: Study) -> None:
@@ -227,25 +259,55 @@ def test_two_worlds_share_the_prompted_ranking_and_not_the_steered_one(
   assert p12 > 0.05
 
 
-def test_the_slope_is_that_of_the_law_and_composites_follow_from_poles(w1: Study) -> None:
+def test_slopes_over_directions_are_those_of_the_law_by_either_outcome(w1: Study) -> None:
   census = w1.found.geometry.census
   x_R = np.stack([d.unit_LD[2] for d in census.directions]) @ w1.refusal.family.unit_LD[2]
   shift = float(census.coef * w1.calibrated.scale.resid_L[2])
   shifts_RD = shift * np.stack([d.unit_LD[2] for d in census.directions])
   cells = law.steered(w1.place.world, w1.place.users, shifts_RD)
   base = law.first_token(w1.place.world, law.last_token(w1.place.world, w1.place.users)[:, -1])
-  truth_R = (cells.log_odds - base.log_odds).mean(axis=1)
-  truth = np.polyfit(x_R, truth_R, 1)[0]
-  row = w1.found.geometry.regressions.set_index("predictor").loc["cos_euclidean"]
-  assert row["low"] <= truth <= row["high"]
-  # In attack success: a line through the ten poles, read at P12's alignment.
-  found = w1.place.population()
-  asr, alignment = found.steered_PK.mean(1), found.alignment_PKL[..., 2].mean(1)
-  predicted = stats.predict(alignment[:10], asr[:10], alignment[10:])
-  effects = w1.found.tables["effects"].set_index(["arm", "persona"])
-  at_two = effects.loc["AS:proj"]["rate"].loc[list(NAMES[:10])].to_numpy()
-  np.testing.assert_allclose(at_two, asr[:10], atol=3e-3)
-  np.testing.assert_allclose(predicted, asr[10:], atol=0.05)
+  truth = {
+    "log_odds": (cells.log_odds - base.log_odds).mean(axis=1),
+    "p_bypass": (np.exp(base.sorry) - np.exp(cells.sorry)).mean(axis=1),
+  }
+  table = w1.found.geometry.regressions
+  assert list(dict.fromkeys(table["outcome"])) == ["log_odds", "p_bypass"]
+  by_outcome = table.set_index(["outcome", "predictor"])
+  points = w1.found.geometry.points().set_index(["kind", "outcome"])
+  for outcome, sign in (("log_odds", 1), ("p_bypass", -1)):
+    row = by_outcome.loc[outcome, "cos_euclidean"]
+    slope, intercept = np.polyfit(x_R, truth[outcome], 1)
+    assert row["low"] <= slope <= row["high"]
+    assert row["slope"] == pytest.approx(slope, rel=0.02)
+    assert row["intercept"] == pytest.approx(intercept, abs=0.02)
+    assert min(sign * row["low"], sign * row["high"]) > 0
+    cloud = points.loc[("R-cov", outcome), "delta"].to_numpy()
+    expected = truth[outcome][np.asarray(census.kinds) == "R-cov"]
+    np.testing.assert_allclose(cloud, expected, atol=0.02)
+
+
+def test_a_left_out_contrast_is_in_no_census_and_no_regression(half: Study) -> None:
+  run = half
+  stages = (
+    run.model, run.settings, run.material, run.extracted, run.refusal, run.calibrated, run.out
+  )  # fmt: skip
+  found = examine(*stages, leave_out=["C+"])
+  assert any(note.startswith("reliability below .5: C+;") for note in found.notes)
+  assert list(found.traits["direction"]) == ["O", "E", "A", "N"]
+  whole = run.found.geometry.census
+  assert set(found.census.names) == set(whole.names) - {"C"}
+  assert set(found.regressions["directions"]) == {len(found.census.names)}
+  left = set(found.points().query("kind == 'persona'")["direction"])
+  assert left == {"P1", "P5", "P7", "P9"}  # of either sign, and no sum with C
+  assert found.predicted.empty
+  # A direction that is tested is what it was.
+  delta = dict(
+    zip(run.found.geometry.census.names, run.found.geometry.census.delta_RN, strict=True)
+  )
+  for name, mine in zip(found.census.names, found.census.delta_RN, strict=True):
+    np.testing.assert_allclose(mine, delta[name], atol=1e-4)
+  with pytest.raises(ValueError, match=r"leave_out=\['X\+'\]: the contrasts are"):
+    examine(*stages, leave_out=["X+"])
 
 
 def test_the_inversion_is_there_in_all_specifications_behind_the_persona_head(w1: Study) -> None:
@@ -267,9 +329,37 @@ def test_cosines_have_intervals_over_questions_that_hold_the_planted_ones(w1: St
   row = table.loc["euclidean", "P3", 2]
   assert row["low"] - 1e-4 <= -0.6 <= row["high"] + 1e-4
   assert row["cos"] == pytest.approx(-0.6, abs=1e-3)
-  assert np.isnan(table.loc["euclidean", "P12", 2]["low"])  # put together of two
+  composite = table.loc["euclidean", "P12", 2]
+  truth = w1.place.population().alignment_PKL[P12, 0, 2]
+  assert composite["low"] - 1e-4 <= truth <= composite["high"] + 1e-4
+  assert composite["high"] - composite["low"] < 1e-3  # nothing is noisy here
   causal = w1.found.geometry.alignment.set_index(["direction", "block"])["cos_causal"]
   assert causal["P3", 2] == pytest.approx(-0.6, abs=1e-3)
+
+
+def test_cosines_of_sums_are_disattenuated_by_halves_in_every_metric(half: Study) -> None:
+  table = half.found.geometry.cosines.set_index(["metric", "direction", "block"])
+  assert {"euclidean", "whitened", "unembedding"} == set(table.index.levels[0])
+  for metric in ("euclidean", "whitened", "unembedding"):
+    for name in ("P3", "P11", "P12"):
+      row = table.loc[metric, name, 2]
+      assert (
+        row[["reliability", "reliability_r"]].between(0.99, 1 + 1e-9).all()
+      )  # no question counts
+      both = np.sqrt(row["reliability"] * row["reliability_r"])
+      assert row["cos_disattenuated"] == pytest.approx(row["cos"] / both, abs=1e-6)
+      assert row["low"] < row["cos"] < row["high"]
+  assert not any("interval" in note or "known" in note for note in half.found.geometry.notes)
+
+
+def test_gaps_are_what_the_study_s_edit_adds_along_refusal(w1: Study) -> None:
+  table = w1.found.geometry.cosines.set_index(["metric", "direction", "block"])
+  r, block = w1.refusal.family, w1.calibrated.block
+  size = w1.calibrated.kappa * float(w1.calibrated.scale.resid_L[block])
+  for name in ("P3", "P4", "P7", "P12"):
+    added_D = size * w1.extracted.personas[name].unit_LD[block].astype(np.float64)
+    moved = added_D @ r.unit_LD[block] / np.linalg.norm(r.mean_LD[block])
+    assert table.loc["euclidean", name, block]["gaps"] == pytest.approx(moved, rel=1e-5)
 
 
 # ---- interventions -------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """How personas' directions lie to refusal, what that does, and whether it explains the effect."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,18 +10,17 @@ import pandas as pd
 from persona_jax.directions.controls import controls
 from persona_jax.directions.direction import Direction
 from persona_jax.engine.model import Model
-from persona_jax.geometry.census import Census, census, direction_bank, predictors
-from persona_jax.geometry.cosines import cosine_table, means, shift_table
+from persona_jax.geometry.census import Census, census, direction_bank
+from persona_jax.geometry.cosines import cosine_table, shift_table
 from persona_jax.geometry.coupling import Derivative, finite_differences
 from persona_jax.geometry.decoy import alignment_correlation, alignment_table
-from persona_jax.geometry.gradients import Gradients, gradients
-from persona_jax.geometry.gram import PairDifferences
+from persona_jax.geometry.gradients import gradients
 from persona_jax.geometry.metrics import EUCLIDEAN, Metric, unembedding, whitening
 from persona_jax.runs.run import write_parquet
-from persona_jax.stats.census import census as regress
-from persona_jax.stats.census import predict
+from persona_jax.studies.persona_non_grata import effects
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
-from persona_jax.studies.persona_non_grata.extraction import Extracted, pair_differences
+from persona_jax.studies.persona_non_grata.differences import persona_pairs, refusal_samples
+from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
@@ -31,7 +29,6 @@ _TABLES = (
   "alignment", "traits", "cosines", "shifts", "correlation", "linearity", "regressions", "predicted"
 )  # fmt: skip
 _COMPONENTS = 8
-_AGREES = 0.99  # cosine of a direction with the mean of its pairs
 _LINEAR = 16  # prompts of finite differences
 _NULL = 256  # R-cov draws of the bands
 
@@ -49,8 +46,11 @@ class Geometry:
     correlation: of cosine and coupling over independent directions, by block.
     linearity: a row a persona and dose: finite difference over what the derivative predicts.
     census: what was added where, and what it did.
-    regressions: a row a predictor: slope of the change of refusal log-odds on it, with interval.
-    predicted: a row a composite: its effect, and what a line through the poles predicts.
+    personas: the same of personas' directions and of their opposites; none if none is reliable.
+    regressions: a row an outcome and predictor, with the slope of the one on the other
+      (`effects.regressions`).
+    predicted: a row an outcome and composite: its effect, and what a line through the poles
+      predicts (`effects.predicted`).
     notes: what could not be measured, and why.
   """
 
@@ -61,6 +61,7 @@ class Geometry:
   correlation: pd.DataFrame
   linearity: pd.DataFrame
   census: Census
+  personas: tuple[Census, ...]
   regressions: pd.DataFrame
   predicted: pd.DataFrame
   notes: tuple[str, ...] = ()
@@ -72,11 +73,8 @@ class Geometry:
     write_parquet(self.points(), folder / "geometry_census.parquet")
 
   def points(self) -> pd.DataFrame:
-    """Return a row a direction of the census: direction, kind, mean change of refusal log-odds."""
-    c = self.census
-    return pd.DataFrame(
-      {"direction": c.names, "kind": c.kinds, "delta": c.delta_RN.mean(axis=1), "block": c.block}
-    )
+    """Return what every direction does by either outcome, personas among them; `effects.points`."""
+    return effects.points([self.census, *self.personas])
 
 
 def independent(settings: Settings, material: Material, extracted: Extracted) -> list[Direction]:
@@ -101,13 +99,26 @@ def examine(
   refusal: Refusal,
   calibrated: Calibrated,
   directory: Path,
+  *,
+  leave_out: Collection[str] = (),
 ) -> Geometry:
   """Measure geometry and its effects on harmful prompts.
 
-  Intervals of cosines are over the questions that a pole's direction comes from; composites put
-  together of others have none. Personas are drawn over the cloud of directions; the regression is
-  over independent ones, at the dose of the match "norm".
+  Intervals of cosines are over the questions that personas' directions come from and the prompts
+  that refusal's comes from. Personas are drawn over the cloud of directions; the regression is over
+  independent ones, at the dose of the match "norm".
+
+  Args:
+    leave_out: contrasts whose directions are too unreliable for their geometry to be tested
+      ("C+"): they are in no census and no regression, nor are personas that are made of them, and
+      not among `traits`. Tables of cosines describe them.
+
+  Raises:
+    ValueError: a contrast in `leave_out` is none of the study's.
   """
+  unknown = sorted(set(leave_out) - set(extracted.contrasts))
+  if unknown:
+    raise ValueError(f"leave_out={unknown}: the contrasts are {list(extracted.contrasts)}.")
   r, block, kappa = refusal.family, calibrated.block, calibrated.kappa
   items = material.test[: settings.control_prompts or settings.test_prompts]
   prompts = [item.text for item in items]
@@ -119,12 +130,23 @@ def examine(
   ]
   slopes = gradients(model, prompts, r, "all", refusal.ids, read=[calibrated.read_block])
   metrics, notes = _metrics(model, calibrated)
-  size = kappa * float(calibrated.scale.resid_L[block])
-  pairs, lacking = _pairs(model, settings, material, extracted, own, directory)
-  notes += lacking
+  pairs, unlike = persona_pairs(
+    model, settings, material, extracted, {d.concept: d for d in own}, directory
+  )
+  r_pairs, unknown_r = refusal_samples(model, material, refusal)
+  notes += unlike + unknown_r
   counted = [
     cosine_table(
-      own, r, metric=metric, null=null, alpha=size, pairs=pairs, draws=1000, seed=settings.seed
+      own,
+      r,
+      metric=metric,
+      null=null,
+      pairs=pairs,
+      r_pairs=r_pairs,
+      alpha=kappa * calibrated.scale.resid_L,  # of a unit vector, as edits are added
+      unit="unit",
+      draws=1000,
+      seed=settings.seed,
     )
     for metric in metrics
   ]
@@ -136,9 +158,16 @@ def examine(
     num_components=min(_COMPONENTS, model.arch.width // 4),
     seed=settings.seed,
   )
-  bank, left_out = _independent_of(made, block)
-  if left_out:
-    notes += (f"left out of the census, as near copies of others: {', '.join(left_out)}",)
+  reliable = [d for d in own if not set(leave_out).intersection(extracted.made_of[d.concept])]
+  if leave_out:
+    without = ", ".join(d.concept for d in own if d not in reliable) or "no persona"
+    notes += (
+      f"reliability below .5: {', '.join(sorted(leave_out))}; they and what is made of them "
+      f"({without}) are in no census and no regression",
+    )
+  bank, copies = _independent_of(_without(made, leave_out), block)
+  if copies:
+    notes += (f"left out of the census, as near copies of others: {', '.join(copies)}",)
   taken = census(
     model,
     prompts,
@@ -150,67 +179,42 @@ def examine(
     scale=calibrated.scale,
     tokens=settings.window,
   )
-  people = census(
-    model,
-    prompts,
-    {"persona": _distinct(_named_first(own, settings.named), block)},
-    block,
-    kappa,
-    refusal.ids,
-    unit="resid",
-    scale=calibrated.scale,
-    tokens=settings.window,
-  )
+  composites = [p.name for p in material.personas if len(p.poles) > 1]
+  first = _named_first(reliable, settings.named)
+  people = effects.census_of_personas(model, settings, first, prompts, calibrated, refusal.ids)
   every = [d for ds in bank.values() for d in ds]
   alignment = alignment_table(own, r, slopes, null, draws=settings.draws, seed=settings.seed)
   alignment["cos_causal"] = _causal(own, refusal.causal)
   by_trait = alignment_table(traits, r, slopes, null, draws=settings.draws, seed=settings.seed)
+  by_trait = by_trait[by_trait["block"] == block]
   return Geometry(
     alignment,
-    by_trait[by_trait["block"] == block],
+    by_trait[~(by_trait["direction"] + "+").isin(leave_out)],
     pd.concat(counted, ignore_index=True),
     shift_table(own, r),
     alignment_correlation(alignment_table(every, r, slopes, null, draws=100), seed=settings.seed),
     _linearity(model, settings, prompts[:_LINEAR], own, refusal, calibrated),
     taken,
-    _regressions(settings, taken, r, null, metrics, slopes, clusters),
-    _predicted(material, taken, people, r, block),
+    people,
+    effects.regressions(settings, taken, r, null, metrics, slopes, clusters),
+    effects.predicted(people, reliable, composites, r),
     notes,
   )
 
 
-def _pairs(
-  model: Model,
-  settings: Settings,
-  material: Material,
-  extracted: Extracted,
-  own: Sequence[Direction],
-  directory: Path,
-) -> tuple[dict[str, PairDifferences], tuple[str, ...]]:
-  """Return the pair differences of personas whose direction is the mean of some."""
-  wanted: dict[str, tuple[str, int]] = {}
-  for persona in material.personas:
-    for label, sign in ((persona.label, 1), (persona.contrast().label, -1)):
-      summed = len(persona.poles) > 1 and settings.composites == "sum"
-      if label in extracted.contrasts and not summed and persona.name not in wanted:
-        wanted[persona.name] = label, sign
-  read = pair_differences(
-    model, settings, material, directory, sorted({label for label, _ in wanted.values()})
-  )
-  by_name = {d.concept: d for d in own}
-  found, notes = {}, []
-  for name, (label, sign) in wanted.items():
-    pairs = read[label]
-    signed = dataclasses.replace(pairs, z_NLD=sign * pairs.z_NLD)
-    mean_LD, own_LD = signed.z_NLD.mean(axis=0), by_name[name].mean_LD
-    size = np.linalg.norm(mean_LD, axis=-1) * np.linalg.norm(own_LD, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-      cos_L = (mean_LD * own_LD).sum(axis=-1) / size
-    if np.nanmin(cos_L) < _AGREES:  # replicates of very unlike numbers of pairs
-      notes.append(f"no interval of {name}'s cosine: replicates differ too much in their pairs")
-    else:
-      found[name] = signed
-  return found, tuple(notes)
+def _without(
+  bank: Mapping[str, Sequence[Direction]], leave_out: Collection[str]
+) -> dict[str, list[Direction]]:
+  """Return a bank without traits and placebo directions of some contrasts.
+
+  Random directions stay as they were drawn, so that leaving a trait out changes nothing else.
+  """
+
+  def stays(kind: str, d: Direction) -> bool:
+    contrast = {"trait": f"{d.concept}+", "placebo": d.concept}.get(kind)
+    return contrast not in leave_out
+
+  return {kind: [d for d in ds if stays(kind, d)] for kind, ds in bank.items()}
 
 
 def _causal(own: Sequence[Direction], causal: Direction) -> np.ndarray:
@@ -240,98 +244,9 @@ def _independent_of(
 ) -> tuple[dict[str, list[Direction]], list[str]]:
   """Return a bank without near copies of directions before them, and the names of those."""
   every = [d for ds in bank.values() for d in ds]
-  kept = {id(d) for d in _distinct(every, block)}
+  kept = {id(d) for d in effects.distinct(every, block)}
   left = {kind: [d for d in ds if id(d) in kept] for kind, ds in bank.items()}
   return {k: ds for k, ds in left.items() if ds}, [d.concept for d in every if id(d) not in kept]
-
-
-def _distinct(directions: Sequence[Direction], block: int) -> list[Direction]:
-  """Leave out the second of two directions that are one or each other's negatives."""
-  kept: list[Direction] = []
-  for d in directions:
-    if all(abs(float(d.unit_LD[block] @ other.unit_LD[block])) <= 0.95 for other in kept):
-      kept.append(d)
-  return kept
-
-
-def _regressions(
-  settings: Settings,
-  taken: Census,
-  r: Direction,
-  null: Sequence[Direction],
-  metrics: Sequence[Metric],
-  slopes: Gradients,
-  clusters: Sequence[str],
-) -> pd.DataFrame:
-  """Regress effects on every predictor, with the band of random directions in r's place."""
-  known = predictors(taken.directions, r, taken.block, metrics=metrics, gradients=slopes)
-  v_RD = means(taken.directions, r)[:, taken.block].astype(np.float64)
-  null_KD = means(null, r)[:, taken.block].astype(np.float64)
-  rows: list[dict[str, Any]] = []
-  for name, x_R in known.items():
-    if np.isnan(x_R).any():  # refusal has no vector here, as before anything was read
-      reason = f"refusal has no vector at block {taken.block}"
-      rows.append({"predictor": name, "directions": len(x_R), "reason": reason})
-      continue
-    control = None
-    metric = next((m for m in metrics if name == f"cos_{m.name}"), None)
-    if metric is not None:
-      a, b = (metric.map(x, taken.block) for x in (v_RD, null_KD))
-      a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
-      control = b @ a.T
-    found = regress(
-      taken.delta_RN,
-      x_R,
-      list(taken.names),
-      clusters_N=clusters,
-      control_x_KR=control,
-      draws=settings.draws,
-      seed=settings.seed,
-    )
-    rows.append(
-      {
-        "predictor": name,
-        "slope": found.slope.value,
-        "low": found.slope.low,
-        "high": found.slope.high,
-        "p_positive": found.p_positive,
-        "p_negative": found.p_negative,
-        "intercept": found.intercept,
-        "r2": found.r2,
-        "band_low": found.band[0],
-        "band_high": found.band[1],
-        "p_specific": found.p_specific,
-        "directions": len(x_R),
-        "reason": found.reason,
-      }
-    )
-  return pd.DataFrame(rows)
-
-
-def _predicted(
-  material: Material, taken: Census, people: Census, r: Direction, block: int
-) -> pd.DataFrame:
-  """Predict the effects of composites from a line through the poles' alignment and effect.
-
-  Both signs of a pole count: its negative has the negative cosine and, to first order, effect.
-  """
-  composites = {p.name for p in material.personas if len(p.poles) > 1}
-  alignment = {d.concept: float(d.unit_LD[block] @ r.unit_LD[block]) for d in people.directions}
-  effect = dict(zip(people.names, people.delta_RN.mean(axis=1), strict=True))
-  poles = [name for name in effect if name not in composites]
-  asked = [name for name in effect if name in composites]
-  if len(poles) < 3 or not asked:
-    return pd.DataFrame(columns=["persona", "alignment", "effect", "predicted"])
-  x, y = np.asarray([alignment[n] for n in poles]), np.asarray([effect[n] for n in poles])
-  found = predict(np.append(x, -x), np.append(y, -y), [alignment[n] for n in asked])
-  return pd.DataFrame(
-    {
-      "persona": asked,
-      "alignment": [alignment[n] for n in asked],
-      "effect": [effect[n] for n in asked],
-      "predicted": found,
-    }
-  )
 
 
 def _linearity(
@@ -352,7 +267,7 @@ def _linearity(
   )
   at = slopes.blocks.index(block)
   tables = []
-  for direction in _distinct(_named_first(own, settings.named), block):
+  for direction in effects.distinct(_named_first(own, settings.named), block):
     at_zero = Derivative(
       float(slopes.on_log_odds([direction])[0, at]),
       slopes.on_projection([direction])[0, :, at],

@@ -108,8 +108,10 @@ LEGENDS = MappingProxyType(
       "reasons": "answers that fell out",
     },
     "regressions": {
-      "predictor": "what the change of refusal log-odds is regressed on, over directions",
-      "slope": "log-odds by unit of the predictor",
+      "outcome": "effect that is regressed: change of the log-odds of a refusal, or of the exact "
+      "probability of a bypass, which moves the other way",
+      "predictor": "what it is regressed on, over directions",
+      "slope": "of the outcome, by unit of the predictor",
       "low, high": "95 % interval over directions and prompts",
       "p_positive, p_negative": "one-sided: that the slope is not above 0, and not below it",
       "q_positive, q_negative": "the same after Benjamini-Hochberg over predictors",
