@@ -5,6 +5,7 @@ the product; `tests.planted.law` works out what must come out, in float64 and wi
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -539,7 +540,7 @@ def test_a_judge_that_hears_a_persona_s_tone_blocks_every_hypothesis(
 
 
 def test_the_summary_says_what_every_column_means(w1: Study, folder: Path) -> None:
-  tables = w1.found.tables | {"regressions": w1.found.geometry.regressions}
+  tables = {**w1.found.tables, "regressions": w1.found.tables["geometry_regressions"]}
   left = {name: unexplained(name, list(tables[name])) for name in LEGENDS}
   assert {k: v for k, v in left.items() if v} == {"matches": ["r2", "unreached"]}  # not shown
   text = product.write_summary(w1.found, w1.settings, folder / "summary.md").read_text()
@@ -575,9 +576,18 @@ def test_sampled_answers_follow_the_exact_probabilities(w1: Study, folder: Path)
 
 
 def test_a_stage_is_not_run_where_what_it_reads_is_not_there(w1: Study, folder: Path) -> None:
-  product.require(w1.settings, ["extract", "calibrate"], folder / "W1-study")
-  with pytest.raises(ValueError, match=r"stages \['extract', 'calibrate'\] have not been run"):
-    product.require(w1.settings, ["extract", "calibrate"], folder / "nowhere")
+  product.require(w1.settings, ["generate", "analyse"], folder / "W1-study")
+  product.require(w1.settings, ["extract"], folder / "nowhere")
+  generating = dataclasses.replace(w1.settings, generate=("test",))
+  for asked, lacking in (
+    (["generate", "analyse"], "['extract', 'calibrate']"),
+    (["extract", "calibrate", "analyse"], "['generate']"),  # a gap is no leave to run it
+  ):
+    with pytest.raises(ValueError, match=re.escape(f"the stages {lacking} have not been run")):
+      product.require(generating, asked, folder / "nowhere")
+  for wrong, said in (([], "stages are none"), (["draw"], r"stages \['draw'\]")):
+    with pytest.raises(ValueError, match=f"{said}: use some of"):
+      product.require(w1.settings, wrong, folder / "W1-study")
 
 
 def test_a_study_that_goes_on_reads_what_is_there(w1: Study) -> None:

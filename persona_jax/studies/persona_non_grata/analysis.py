@@ -45,7 +45,7 @@ class Findings:
       the exploratory table), subject, text. Empty where a gate blocks.
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, alignment_tests,
       composites, trait_cosines, specifications, controls, doses, missing, matches, quality, kept,
-      expression, setup, families (of exploratory p).
+      expression, setup, families (of exploratory p), geometry_….
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -96,7 +96,16 @@ def analyse(
   gates = gating.judge_gates(
     settings, table, refusal.about, expression, labelled=labelled, scorer=scorer
   )
-  geometry = examine(model, settings, material, extracted, refusal, calibrated, directory)
+  geometry = examine(
+    model,
+    settings,
+    material,
+    extracted,
+    refusal,
+    calibrated,
+    directory,
+    leave_out=extracted.unreliable(calibrated.block),
+  )
   curve = specification_curve(
     model,
     settings,
@@ -145,13 +154,13 @@ def analyse(
       "kept": extracted.kept,
       "expression": expression,
     }
+    | geometry.tables()
   )
   claims = inverting(verdicts, settings, inversions if elicited else inversions[:0], blocked)
   folder = directory / "tables"
   for name, one in {**every, "claims": claims}.items():
     write_parquet(one, folder / f"{name}.parquet")
   write_parquet(found_rows(found), folder / "outcomes.parquet")
-  geometry.write(folder)
   title = gating.WEAK_TITLE if blocked else gating.TITLE
   write_json(
     {

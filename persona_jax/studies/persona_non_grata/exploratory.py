@@ -48,8 +48,8 @@ FAMILIES = (
   Family("geometry_traits", "cos_p", ("direction", "block")),
   Family("geometry_traits", "coupling_p", ("direction", "block")),
   Family("geometry_cosines", "p", ("direction", "block"), ("metric",)),
-  Family("geometry_regressions", "p_positive", ("predictor",)),
-  Family("geometry_regressions", "p_negative", ("predictor",)),
+  Family("geometry_regressions", "p_positive", ("predictor",), ("outcome",)),
+  Family("geometry_regressions", "p_negative", ("predictor",), ("outcome",)),
 )
 
 

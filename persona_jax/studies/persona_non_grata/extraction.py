@@ -1,5 +1,6 @@
 """Stage "extract": directions of traits, personas and refusal, with what speaks for them."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,7 +135,8 @@ def pair_differences(
     names: of contrasts.
 
   Returns:
-    Differences of activations at every block; memory is pairs x blocks x width floats each.
+    Differences of activations at every block, weighted so that their mean is the mean of the
+    replicates' means; memory is pairs x blocks x width floats each.
   """
   contrasts = {c.name: c for c in contrasts_of(settings, material)}
   tokens = "last" if settings.source == "prompts" else settings.tokens
@@ -153,6 +155,10 @@ def pair_differences(
       for chats in (pairs.positive, pairs.negative)
     ]
     z_NLD = np.stack([sides[0]["resid_post", b] - sides[1]["resid_post", b] for b in blocks], 1)
+    # A direction is the mean of its replicates, which may have kept different numbers of pairs.
+    count = collections.Counter(pairs.replicate)
+    weight_N = np.asarray([len(pairs.replicate) / count[k] for k in pairs.replicate]) / len(count)
+    z_NLD *= weight_N[:, None, None].astype(z_NLD.dtype)
     questions = list(zip(pairs.replicate, pairs.question, strict=True))
     found[name] = PairDifferences(z_NLD, questions)
   return found

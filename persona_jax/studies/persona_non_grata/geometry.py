@@ -16,7 +16,6 @@ from persona_jax.geometry.coupling import Derivative, finite_differences
 from persona_jax.geometry.decoy import alignment_correlation, alignment_table
 from persona_jax.geometry.gradients import gradients
 from persona_jax.geometry.metrics import EUCLIDEAN, Metric, unembedding, whitening
-from persona_jax.runs.run import write_parquet
 from persona_jax.studies.persona_non_grata import effects
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
 from persona_jax.studies.persona_non_grata.differences import persona_pairs, refusal_samples
@@ -66,18 +65,17 @@ class Geometry:
   predicted: pd.DataFrame
   notes: tuple[str, ...] = ()
 
-  def write(self, folder: Path) -> None:
-    """Write all tables."""
-    for name in _TABLES:
-      write_parquet(getattr(self, name), folder / f"geometry_{name}.parquet")
-    write_parquet(self.points(), folder / "geometry_census.parquet")
+  def tables(self) -> dict[str, pd.DataFrame]:
+    """Return all tables, by the names of their files."""
+    found = {f"geometry_{name}": getattr(self, name) for name in _TABLES}
+    return found | {"geometry_census": self.points()}
 
   def points(self) -> pd.DataFrame:
     """Return what every direction does by either outcome, personas among them; `effects.points`."""
     return effects.points([self.census, *self.personas])
 
 
-def independent(settings: Settings, material: Material, extracted: Extracted) -> list[Direction]:
+def independent(material: Material, extracted: Extracted) -> list[Direction]:
   """Return directions that are neither negatives nor sums of others: one a trait."""
   found = []
   for trait in material.traits:
@@ -124,7 +122,7 @@ def examine(
   prompts = [item.text for item in items]
   clusters = [item.cluster or item.prompt_id for item in items]
   own = [dataclasses.replace(extracted.personas[p.name], concept=p.name) for p in material.personas]
-  traits = independent(settings, material, extracted)
+  traits = independent(material, extracted)
   null = controls(traits[0], "R-cov", n=_NULL, moments=calibrated.spread, seed=settings.seed + 1)[
     "R-cov"
   ]

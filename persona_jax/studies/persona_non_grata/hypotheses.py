@@ -203,7 +203,8 @@ def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
   """
   if alignment.empty:
     return _Test(False, math.nan, "", "no trait was elicited whose alignment could be tested")
-  row = regressions[regressions["predictor"] == "cos_euclidean"].iloc[0]
+  odds = regressions[regressions["outcome"] == "log_odds"]
+  row = odds[odds["predictor"] == "cos_euclidean"].iloc[0]
   numbers = (
     f"slope of the change of refusal log-odds on the cosine {row['slope']:+.2f} "
     f"[{row['low']:+.2f}, {row['high']:+.2f}], cross-validated R2 {row['r2']:.2f}, "

@@ -93,7 +93,7 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
     parts += [legend(name, list(table)), "", _code(table.to_string(index=False))]
   parts += ["", "## Specification curve", "", _specifications(found, settings)]
   parts += ["", "## Geometry: regressions of the effect over directions", ""]
-  regressions = _short(found.geometry.regressions)
+  regressions = _short(found.tables["geometry_regressions"])
   parts += [legend("regressions", list(regressions)), ""]
   parts.append(_code(regressions.to_string(index=False)))
   parts += [*(f"- {note}" for note in found.geometry.notes)]
