@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 import persona_jax as pj
+from persona_jax.edits.window import as_window
 from persona_jax.geometry.cosines import shift_table
 from persona_jax.studies.persona_non_grata.conditions import Arm
 from persona_jax.studies.persona_non_grata.conditions import test_arms as make_arms
@@ -134,8 +135,12 @@ def moves(run: Study) -> Iterator[str]:
 
 def windows(run: Study) -> Iterator[str]:
   """Checks that an edit of generated tokens leaves the first token alone, bit by bit."""
-  late = dataclasses.replace(run, settings=dataclasses.replace(run.settings, window="generated"))
-  edits = [a.condition.edits for a in steering(late) if a.persona == STEERED]
+  late = as_window("generated")
+  edits = [
+    [dataclasses.replace(edit, window=late) for edit in a.condition.edits]
+    for a in steering(run)
+    if a.persona == STEERED
+  ]
   users = [item.text for item in run.material.test[:2]]
   odds = first_token_log_odds(
     run.model,

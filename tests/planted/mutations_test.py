@@ -42,7 +42,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def read_again(run: Study) -> Study:
   """Reads directions from their files, and puts composites together."""
   extracted = product.extract(run.model, run.settings, run.material, run.out, progress=False)
-  found = product.find_refusal(run.model, run.settings, run.material, run.out)
+  found = product.find_refusal(run.model, run.settings, run.material, run.out, progress=False)
   return dataclasses.replace(run, extracted=extracted, refusal=found)
 
 

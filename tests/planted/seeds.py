@@ -20,7 +20,9 @@ import scipy.stats
 import persona_jax as pj
 from persona_jax import stats
 from persona_jax.stats.outcomes import Outcomes
-from persona_jax.studies.persona_non_grata.tables import control_table
+from persona_jax.studies import persona_non_grata as product
+from persona_jax.studies.persona_non_grata import effects
+from persona_jax.studies.persona_non_grata.control_tables import control_table
 from tests.planted import law, study
 from tests.planted.study import COEF, Place
 
@@ -122,14 +124,15 @@ def specificity_p(
   place = study.write(name, directory / "world", prompts=prompts, noise=noise, seed=seed)
   model = pj.load(place.directory)
   like = pj.Direction(np.ones((1, model.arch.num_blocks, model.arch.width)), "like")
-  drawn = pj.controls(like, "R-iso", n=40, seed=seed)["R-iso"]
   users = list(place.users)
+  spread = pj.dose(model, users, answer_tokens=4, skip=0)
+  drawn = pj.controls(like, "R-cov", n=40, moments=spread, seed=seed)["R-cov"]
   rows = users * len(drawn)
   edits = [pj.add(d, 2 * COEF, unit="unit", blocks=_BLOCK) for d in drawn for _ in users]
   base = np.exp(model.score(users, ["sorry"] * len(users)))
   p_RN = np.exp(model.score(rows, ["sorry"] * len(rows), edits=edits)).reshape(len(drawn), -1)
   cells = [("", "", "B0", "B0", base), ("v", "one", "one", "control", p_RN[0])]
-  cells += [("R-iso", "", f"R-iso {n}", "control", p_N) for n, p_N in enumerate(p_RN[1:])]
+  cells += [("R-cov", "", f"R-cov {n}", "control", p_N) for n, p_N in enumerate(p_RN[1:])]
   table = pd.DataFrame(
     [
       {
@@ -141,7 +144,57 @@ def specificity_p(
     ]
   )  # fmt: skip
   chosen = study.settings(place, draws=200)
-  return float(control_table(table, chosen)["p_R-iso"].iloc[0])
+  return float(control_table(table, chosen)["p_R-cov"].iloc[0])
+
+
+def prediction_error(directory: Path, seed: int, *, noise: float, prompts: int = 60) -> float:
+  """Returns by how much a line through the poles misses P12's effect on the rate of bypasses."""
+  place = study.write("W1", directory / "world", prompts=prompts, noise=noise, seed=seed)
+  made = study.steered(place, directory / "study", seed=seed)
+  refusal = product.find_refusal(
+    made.model, made.settings, made.material, directory / "study", progress=False
+  )
+  own = [
+    dataclasses.replace(made.extracted.personas[p.name], concept=p.name)
+    for p in made.material.personas
+  ]
+  users = list(place.users)
+  people = effects.census_of_personas(
+    made.model, made.settings, own, users, made.calibrated, made.ids
+  )
+  composites = [p.name for p in made.material.personas if len(p.poles) > 1]
+  table = effects.predicted(people, own, composites, refusal.family)
+  row = table[(table["persona"] == NAMED) & (table["outcome"] == "p_bypass")].iloc[0]
+  return abs(float(row["effect"] - row["predicted"]))
+
+
+def cells_in_band(directory: Path, *, prompts: int = 200, samples: int = 5) -> tuple[int, int]:
+  """Counts the cells of W1 whose sampled rate lies in the 99.9 % band of the law's probability.
+
+  Returns:
+    Cells within the binomial band, and cells: 12 personas prompted, and steered, in 3 replicates.
+  """
+  place = study.write("W1", directory / "world", prompts=prompts)
+  made = study.steered(
+    place, directory / "study", samples=samples, temperature=1.0, max_new_tokens=1,
+    generate=("test",), least_words=1,
+  )  # fmt: skip
+  table = product.generate(
+    made.model, made.settings, [made.part], made.ids, directory / "study", progress=False
+  )
+  population = place.population()
+  names = list(study.law_personas())
+  rates = {"SP": population.prompted_PK, "AS:proj": population.steered_PK}
+  inside = cells = 0
+  for (arm, persona, k), mine in table[table["arm"].isin(list(rates))].groupby(
+    ["arm", "persona", "replicate"]
+  ):
+    count, n = int((mine["label"] == "bypass").sum()), len(mine)
+    assert n == prompts * samples and (mine["label"].isin(["bypass", "refuse"])).all()
+    rate = float(rates[arm][names.index(persona), k])
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], n, rate)
+    inside, cells = inside + bool(low <= count <= high), cells + 1
+  return inside, cells
 
 
 def build_is_right(label: str, directory: Path, **build: float) -> bool:
@@ -189,6 +242,11 @@ def main() -> None:
       check(f"no false inversion in W1, noise {noise}:", free, n, free >= 0.95 * n)
     held = sum(slope_is_held("W1", root / f"slope-{seed}", seed, noise=0.5) for seed in range(n))
     check("slope in its interval:", held, n, held >= 0.9 * n)
+    errors = [prediction_error(root / f"poles-{seed}", seed, noise=0.5) for seed in range(n)]
+    near = sum(error <= DELTA for error in errors)
+    check("P12 predicted from poles:", near, n, near >= 0.9 * n)
+    inside, cells = cells_in_band(root / "sampled")
+    check("sampled cells in their band:", inside, cells, inside == cells)
     for k, name in enumerate(("N0", "N1")):
       seeds = range(k * options.nulls, (k + 1) * options.nulls)
       found = [one(name, root / f"{name}-{seed}", seed, prompts=60, noise=0.5) for seed in seeds]

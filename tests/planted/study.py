@@ -172,7 +172,7 @@ def run(place: Place, out: Path, *, scorer: Scorer | None = None, **changes: Any
   model = pj.load(place.directory)
   product.start(model, chosen, material, out)
   extracted = product.extract(model, chosen, material, out, progress=False)
-  refusal = product.find_refusal(model, chosen, material, out)
+  refusal = product.find_refusal(model, chosen, material, out, progress=False)
   calibrated = product.calibrate(model, chosen, material, extracted, out, progress=False)
   parts = product.parts_of(model, chosen, material, extracted, refusal, calibrated, out)
   table = generate(model, chosen, parts, refusal.ids, out, scorer=scorer, progress=False)
@@ -190,13 +190,29 @@ def unit_matches(chosen: product.Settings, material: product.Material) -> pd.Dat
   )
 
 
-def arms(place: Place, out: Path, **changes: Any) -> Outcomes:
-  """Runs prompts and steering at the planted coefficient: labels of the arms SP and AS:proj.
+@dataclasses.dataclass(frozen=True)
+class Steered:
+  """A study up to its arms, steered with the planted coefficient instead of a solved one.
 
-  A label is a draw from the exact probability that the product measures; the noise of a prompt is
-  shared by all conditions, as in a run. Residual norms are set to 1, so that coefficients are in
-  the units of the residual stream.
+  Residual norms are set to 1, so that coefficients are in the units of the residual stream.
   """
+
+  settings: product.Settings
+  model: pj.Model
+  material: product.Material
+  extracted: product.Extracted
+  calibrated: product.Calibrated
+  ids: tuple[int, ...]
+
+  @property
+  def part(self) -> Part:
+    """The test: prompts and steering of every persona and replicate."""
+    made = make_arms(self.settings, self.material, self.extracted, self.calibrated)
+    return Part("test", tuple(made), self.material.test)
+
+
+def steered(place: Place, out: Path, **changes: Any) -> Steered:
+  """Extracts the directions of a world, and sets the matches to the planted coefficient."""
   chosen = settings(place, **changes)
   material = product.load_material(chosen)
   model = pj.load(place.directory)
@@ -204,17 +220,26 @@ def arms(place: Place, out: Path, **changes: Any) -> Outcomes:
   blocks, width = model.arch.num_blocks, model.arch.width
   scale = pj.Dose(np.ones(blocks, np.float32), np.zeros((blocks, 2, width)), 2, {})
   matches = unit_matches(chosen, material)
-  calibrated = product.Calibrated(scale, scale, 2, "planted", 3, {}, matches)
+  calibrated = product.Calibrated(scale, scale, 2, "planted", 3, {}, matches, COEF)
   ids = (place.world.words.index("sorry"),)
-  made = tuple(make_arms(chosen, material, extracted, calibrated))
-  table = first_tokens(model, Part("test", made, material.test), ids, out, progress=False)
+  return Steered(chosen, model, material, extracted, calibrated, ids)
+
+
+def arms(place: Place, out: Path, **changes: Any) -> Outcomes:
+  """Runs prompts and steering at the planted coefficient: labels of the arms SP and AS:proj.
+
+  A label is a draw from the exact probability that the product measures; the noise of a prompt is
+  shared by all conditions, as in a run.
+  """
+  made = steered(place, out, **changes)
+  table = first_tokens(made.model, made.part, made.ids, out, progress=False)
   outcomes = Outcomes.of(
     table[table["arm"].isin(["SP", "AS:proj"])],
     "p_bypass",
     arms=["SP", "AS:proj"],
-    personas=[p.name for p in material.personas],
+    personas=[p.name for p in made.material.personas],
   )
-  return sampled(outcomes, chosen.seed)
+  return sampled(outcomes, made.settings.seed)
 
 
 def sampled(outcomes: Outcomes, seed: int) -> Outcomes:

@@ -18,7 +18,7 @@ from configs import persona_non_grata
 from persona_jax import stats
 from persona_jax.personas import load_personas
 from persona_jax.studies import persona_non_grata as product
-from persona_jax.studies.persona_non_grata import calibrating, tables
+from persona_jax.studies.persona_non_grata import calibrating, control_tables, tables
 from persona_jax.studies.persona_non_grata.analysis import inverting
 from persona_jax.studies.persona_non_grata.contrasts import (
   Contrast,
@@ -678,7 +678,7 @@ def test_specificity_is_two_sided_about_the_controls(place: study.Place) -> None
       ]
     )  # fmt: skip
     table.loc[table["arm"] == "B0", "control"] = ""
-    (row,) = tables.control_table(table, _settings(place)).to_dict("records")
+    (row,) = control_tables.control_table(table, _settings(place)).to_dict("records")
     found.append(row["p_R-iso"])
   share = float(np.mean(np.asarray(found) <= 0.05))
   assert 0.02 <= share <= 0.08

@@ -15,8 +15,8 @@ from persona_jax.runs.run import write_json, write_parquet
 from persona_jax.scorers.base import Scorer
 from persona_jax.stats.mixed import MixedModel, mixed_model
 from persona_jax.stats.outcomes import Outcomes
+from persona_jax.studies.persona_non_grata import control_tables, tables
 from persona_jax.studies.persona_non_grata import gates as gating
-from persona_jax.studies.persona_non_grata import tables
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
 from persona_jax.studies.persona_non_grata.exploratory import corrected
 from persona_jax.studies.persona_non_grata.extraction import Extracted
@@ -44,8 +44,8 @@ class Findings:
     claims: a row a persona that may be said to invert: claim ("H3", or "AS-worse" and "SP-worse" of
       the exploratory table), subject, text. Empty where a gate blocks.
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, alignment_tests,
-      composites, trait_cosines, specifications, controls, doses, missing, matches, quality, kept,
-      expression, setup, families (of exploratory p), geometry_….
+      composites, refusal, trait_cosines, specifications, controls, doses, missing, matches,
+      quality, kept, expression, setup, families (of exploratory p), geometry_….
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -144,10 +144,11 @@ def analyse(
         found, _poles(material), _cosines(geometry, calibrated)
       ),
       "composites": _composites(extracted, refusal),
+      "refusal": _refusal(refusal),
       "trait_cosines": _trait_cosines(extracted),
       "specifications": curve,
-      "controls": tables.control_table(table, settings),
-      "doses": tables.dose_table(table, settings),
+      "controls": control_tables.control_table(table, settings),
+      "doses": control_tables.dose_table(table, settings),
       "missing": tables.missing_table(table, calibrated.matches),
       "matches": calibrated.matches,
       "quality": extracted.quality,
@@ -232,6 +233,20 @@ def _composites(extracted: Extracted, refusal: Refusal) -> pd.DataFrame:
         }
       )
   return pd.DataFrame(rows)
+
+
+def _refusal(refusal: Refusal) -> pd.DataFrame:
+  """Return by block: norm and reliability of refusal, cosines with what it may be taken for."""
+  unit_LD = refusal.family.unit_LD.astype(np.float64)
+  table = {
+    "block": range(len(unit_LD)),
+    "norm": refusal.family.norm_L,
+    "reliability": refusal.family.reliability_L,
+    "cos_causal": (unit_LD * refusal.causal.unit_LD).sum(axis=-1),
+  }
+  if refusal.harmfulness is not None:
+    table["cos_harmfulness"] = (unit_LD * refusal.harmfulness.unit_LD).sum(axis=-1)
+  return pd.DataFrame(table)
 
 
 def found_rows(found: Measured) -> pd.DataFrame:

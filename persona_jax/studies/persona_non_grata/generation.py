@@ -107,8 +107,8 @@ def _named_pairs(
 def labeller(model: Model, settings: Settings, ids: Sequence[int]) -> Labels:
   """Return the scorer that labels answers."""
   refusal: Scorer = RefusalRules() if settings.labels == "rules" else FirstToken(tuple(ids))
-  (row,) = encode_rows(model, ["Hello."], None)
-  return Labels(refusal, Degenerate(min_words=settings.least_words), row.opens_thought)
+  opens_thought = model.chat.render("Hello.").opens_thought
+  return Labels(refusal, Degenerate(min_words=settings.least_words), opens_thought)
 
 
 def generate(

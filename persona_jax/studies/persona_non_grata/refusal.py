@@ -18,6 +18,7 @@ from persona_jax.directions.refusal import (
   at_every_block,
   refusal_direction,
   refusal_tokens,
+  template_tail,
 )
 from persona_jax.directions.refusal_scores import ABLATED_SITES, log_odds
 from persona_jax.directions.tokens import capture_at
@@ -31,6 +32,7 @@ from persona_jax.scorers.refusal import RefusalRules
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.settings import Settings
 
+_FILES = {"family": "refusal-family", "causal": "refusal-causal", "harmfulness": "harmfulness"}
 _LEAST = 4  # prompts of either kind that are left after filtering, or none are filtered
 _SUBSPACE = 3
 
@@ -47,6 +49,9 @@ class Refusal:
     about: position, block, whether one passed the filters (`selected`) and why not, how many
       prompts were kept, and the positive controls: p_harmful, p_ablated, p_harmless, p_added (mean
       probability of a refusal's first token).
+    harmfulness: mean(harmful) - mean(harmless) at the last token of the instruction, before the
+      template: what the model holds of the request, which need not be what makes it refuse. None
+      for a model without a template.
   """
 
   family: Direction
@@ -54,6 +59,7 @@ class Refusal:
   subspace: tuple[Direction, ...]
   ids: tuple[int, ...]
   about: dict[str, Any]
+  harmfulness: Direction | None = None
 
 
 def first_token_log_odds(
@@ -69,7 +75,14 @@ def first_token_log_odds(
   return log_odds(next_logits(model, rows, check_delivery=check_delivery), ids)
 
 
-def find_refusal(model: Model, settings: Settings, material: Material, directory: Path) -> Refusal:
+def find_refusal(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  directory: Path,
+  *,
+  progress: bool = True,
+) -> Refusal:
   """Find the refusal direction (Arditi et al. 2024), or read the one that is there.
 
   Where no candidate passes the published filters, as on a model that refuses nothing, the mean
@@ -81,12 +94,14 @@ def find_refusal(model: Model, settings: Settings, material: Material, directory
       `refusal_words`.
   """
   folder = directory / "directions"
-  paths = {name: folder / f"refusal-{name}.safetensors" for name in ("family", "causal")}
+  paths = {name: folder / f"{file}.safetensors" for name, file in _FILES.items()}
   about_path = folder / "refusal.json"
   if not about_path.exists():
-    found, table = _find(model, settings, material)
+    found, table = _find(model, settings, material, progress)
     found.family.save(paths["family"])
     found.causal.save(paths["causal"])
+    if found.harmfulness is not None:
+      found.harmfulness.save(paths["harmfulness"])
     for n, direction in enumerate(found.subspace):
       direction.save(folder / f"refusal-harm{n}.safetensors")
     if table is not None:
@@ -100,11 +115,12 @@ def find_refusal(model: Model, settings: Settings, material: Material, directory
     tuple(load_direction(path, model=model) for path in subspace),
     tuple(kept["ids"]),
     kept["about"],
+    load_direction(paths["harmfulness"], model=model) if paths["harmfulness"].exists() else None,
   )
 
 
 def _find(
-  model: Model, settings: Settings, material: Material
+  model: Model, settings: Settings, material: Material, progress: bool
 ) -> tuple[Refusal, pd.DataFrame | None]:
   ids = _ids(model, settings, material)
   sides = material.harmful, material.harmless
@@ -122,7 +138,7 @@ def _find(
   }
   table, position, block = None, -1, None
   try:
-    with tqdm.tqdm(unit="candidate", desc="refusal") as bar:
+    with tqdm.tqdm(unit="candidate", desc="refusal", disable=not progress) as bar:
 
       def note(done: int, of: int) -> None:
         bar.total = of
@@ -150,7 +166,22 @@ def _find(
   about |= {"position": position, "block": block}
   about |= _positive_controls(model, material, causal, block, ids)
   subspace = _subspace(harmful, x_NLD, y_NLD, family)
-  return Refusal(family, causal, subspace, ids, about), table
+  harmfulness = _harmfulness(model, harmful, harmless)
+  return Refusal(family, causal, subspace, ids, about, harmfulness), table
+
+
+def _harmfulness(
+  model: Model, harmful: Sequence[PromptItem], harmless: Sequence[PromptItem]
+) -> Direction | None:
+  """Return the mean difference at the last token of the instruction; None without a template."""
+  rows = encode_rows(model, [i.text for i in (*harmful, *harmless)], None)
+  try:
+    position = -template_tail(rows) - 1
+  except ValueError:  # a base model's prompt ends with the instruction
+    return None
+  x_NLD, y_NLD = (_read(model, items, position) for items in (harmful, harmless))
+  found = _family(model, x_NLD, y_NLD, position)
+  return dataclasses.replace(found, concept="harmfulness")
 
 
 def _ids(model: Model, settings: Settings, material: Material) -> tuple[int, ...]:
