@@ -95,19 +95,23 @@ class PairDifferences(Resampled):
 class PairSum(Resampled):
   """What a sum of unit vectors is made of, each of them the direction of a mean difference.
 
-  A question that several parts have is drawn in all of them alike; a draw that leaves a part
-  without pairs gives no vector.
+  As `directions.direction.compose` adds directions: in each replicate the parts' unit vectors, the
+  sum made a unit vector again; the direction is the mean of replicates. A question that several
+  parts have is drawn in all of them alike. A replicate counts as often as its pairs are drawn, and
+  not at all where a draw leaves one of its parts without any.
 
   Attributes:
     parts: pairs of each part, of one number of blocks and width.
     signs: with which each unit vector is added, 1 or -1.
+    replicates: of each part, a label for each pair; None: there is one replicate.
 
   Raises:
-    ValueError: fewer than two parts, parts of unlike shapes, or signs that do not fit.
+    ValueError: fewer than two parts, parts of unlike shapes, signs or replicates that do not fit.
   """
 
   parts: Sequence[PairDifferences]
   signs: Sequence[float]
+  replicates: Sequence[Sequence[Hashable]] | None = None
 
   def __post_init__(self) -> None:
     shapes = sorted({part.z_NLD.shape[1:] for part in self.parts})
@@ -117,6 +121,10 @@ class PairSum(Resampled):
       )
     if len(self.signs) != len(self.parts) or set(self.signs) - {1, -1}:
       raise ValueError(f"signs={list(self.signs)}: give 1 or -1 for each of {len(self.parts)}.")
+    if self.replicates is not None:
+      given, fit = [len(x) for x in self.replicates], [len(part.z_NLD) for part in self.parts]
+      if given != fit:
+        raise ValueError(f"{given} labels of replicates for {fit} pairs; give one each.")
 
   def rows(self, block: int) -> np.ndarray:
     """Return the differences of all parts at a block, one below the other, float32 [N, D]."""
@@ -136,16 +144,27 @@ class PairSum(Resampled):
     return rng.choice([-1.0, 1.0], (draws, len(self.question_N)))
 
   def row_weights(self, block: int, weight_BN: _Floats) -> _Floats:
-    """Return weights that make each part a unit vector with its sign; NaN of a part without any."""
-    weights = []
-    bounds = np.cumsum([len(part.z_NLD) for part in self.parts])[:-1]
-    own = zip(self.parts, self.signs, np.split(weight_BN, bounds, axis=1), strict=True)
-    for part, sign, part_BN in own:
-      x_ND = part.rows(block).astype(np.float64)
-      square_B = ((part_BN @ (x_ND @ x_ND.T)) * part_BN).sum(axis=1)
-      size_B = np.sqrt(np.where(square_B > 0, square_B, np.nan))
-      weights.append(sign * part_BN / size_B[:, None])
-    return np.concatenate(weights, axis=1)
+    """Return weights that make unit vectors of parts, and of replicates; NaN where none is left."""
+    counts = [len(part.z_NLD) for part in self.parts]
+    part_N = np.repeat(np.arange(len(counts)), counts)
+    replicate_N = np.zeros(len(part_N), np.intp)
+    if self.replicates is not None:
+      labels = [label for own in self.replicates for label in own]
+      replicate_N = _numbered(len(labels), labels)
+    x_ND = self.rows(block).astype(np.float64)
+    found_BN = np.zeros(weight_BN.shape)
+    for k in range(int(replicate_N.max()) + 1):
+      rows = np.flatnonzero(replicate_N == k)
+      gram_nn = x_ND[rows] @ x_ND[rows].T
+      unit_Bn = np.zeros((len(weight_BN), len(rows)))
+      for i, sign in enumerate(self.signs):
+        own = np.flatnonzero(part_N[rows] == i)
+        w_Bo = weight_BN[:, rows[own]]
+        unit_Bn[:, own] = sign * w_Bo / _size(w_Bo, gram_nn[np.ix_(own, own)])[:, None]
+      times_B = np.abs(weight_BN[:, rows]).sum(axis=1) / _size(unit_Bn, gram_nn)
+      found_BN[:, rows] = np.nan_to_num(unit_Bn * times_B[:, None])
+    found_BN[~found_BN.any(axis=1)] = np.nan
+    return found_BN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -228,6 +247,12 @@ def _numbered(count: int, labels: Sequence[Hashable] | None) -> NDArray[np.intp]
 def _drawn(number_N: NDArray[np.intp], draws: int, rng: np.random.Generator) -> _Floats:
   count = int(number_N.max()) + 1
   return rng.multinomial(count, np.full(count, 1 / count), draws)[:, number_N].astype(float)
+
+
+def _size(weight_BN: _Floats, gram_NN: _Floats) -> _Floats:
+  """Return the lengths of weighted sums of rows, [B]; NaN of a zero sum."""
+  square_B = ((weight_BN @ gram_NN) * weight_BN).sum(axis=1)
+  return np.sqrt(np.where(square_B > 0, square_B, np.nan))
 
 
 def cosines(x_ND: _Floats, r_D: _Floats, weight_BN: _Floats) -> _Floats:

@@ -149,6 +149,31 @@ def test_a_sum_has_an_interval_a_band_and_a_reliability() -> None:
     cosine_table([d], R, pairs={"a b": PairSum([PAIRS["a"], PAIRS["b"]], [1, -1])})
 
 
+def test_a_sum_of_replicates_is_that_of_composed_directions() -> None:
+  # Pairs of three replicates; the second part has fewer.
+  replicates = [[n % 3 for n in range(N)], [n % 3 for n in range(9)]]
+  long = Z * np.asarray([1.0, 9.0])[:, None, None, None]  # one part is much longer
+  parts = [PairDifferences(long[0]), PairDifferences(long[1][:9])]
+  both = PairSum(parts, [1, -1], replicates)
+  by_replicate = [
+    direction(np.stack([p.z_NLD[np.asarray(labels) == k].mean(axis=0) for k in range(3)]), f"{i}")
+    for i, (p, labels) in enumerate(zip(parts, replicates, strict=True))
+  ]
+  composed = pj.compose(by_replicate, [1, -1])
+  for block in range(L):
+    found_D = unit(both.mean(block))
+    np.testing.assert_allclose(found_D, composed.unit_LD[block], atol=1e-6)
+  # A replicate that has lost a part counts nothing, and others as often as they are drawn.
+  weight_N = np.ones((1, N + 9))
+  weight_N[0, N + 2 :: 3] = 0
+  weight_N[0, np.flatnonzero(np.asarray(sum(replicates, [])) == 1)] = 3
+  v_SLD = composed.vectors_SLD
+  expected_LD = unit(7 * v_SLD[0] + 3 * 7 * v_SLD[1])
+  for block in range(L):
+    found_D = unit(both.made_of(block, weight_N)[0])
+    np.testing.assert_allclose(found_D, expected_LD[block], atol=1e-6)
+
+
 def test_a_draw_that_leaves_a_part_without_pairs_has_no_vector() -> None:
   both = PairSum([PairDifferences(Z[0], ["p"] * N), PairDifferences(Z[1], ["q"] * N)], [1, 1])
   weight_BN = both.bootstrap_weights(200, np.random.default_rng(0))
@@ -193,6 +218,8 @@ def test_what_a_direction_is_made_of_must_fit() -> None:
     PairSum([PAIRS["a"]], [1])
   with pytest.raises(ValueError, match="give 1 or -1 for each of 2"):
     PairSum([PAIRS["a"], PAIRS["b"]], [1, 0.5])
+  with pytest.raises(ValueError, match="labels of replicates"):
+    PairSum([PAIRS["a"], PAIRS["b"]], [1, 1], [[0] * N, [0] * 3])
   with pytest.raises(ValueError, match="give one shape"):
     TwoSamples(Z[0], Z[1][:, :2])
   with pytest.raises(ValueError, match="of one cluster"):

@@ -15,10 +15,12 @@ import pytest
 
 import persona_jax as pj
 from persona_jax import stats
+from persona_jax.geometry import gram
 from persona_jax.geometry.cosines import cosines
 from persona_jax.scorers import agreement
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import tables
+from persona_jax.studies.persona_non_grata.differences import refusal_samples
 from persona_jax.studies.persona_non_grata.gates import Gate, blocked_by, judge_gates
 from persona_jax.studies.persona_non_grata.geometry import examine
 from persona_jax.studies.persona_non_grata.hypotheses import judge
@@ -351,6 +353,22 @@ def test_cosines_of_sums_are_disattenuated_by_halves_in_every_metric(half: Study
       assert row["cos_disattenuated"] == pytest.approx(row["cos"] / both, abs=1e-6)
       assert row["low"] < row["cos"] < row["high"]
   assert not any("interval" in note or "known" in note for note in half.found.geometry.notes)
+
+
+def test_refusal_is_drawn_from_the_two_samples_that_it_was_made_of(half: Study) -> None:
+  run, family = half, half.refusal.family
+  samples, notes = refusal_samples(run.model, run.material, run.refusal)
+  assert samples is not None and notes == ()
+  for block in range(1, len(family.mean_LD)):  # before, nothing of harm is read
+    mean_D = samples.mean(block)
+    np.testing.assert_allclose(mean_D, family.mean_LD[block], atol=1e-4)
+    halves = samples.made_of(block, samples.half_weights)
+    assert gram.split_half(halves) == pytest.approx(family.reliability_L[block], abs=1e-5)
+  about = run.refusal.about | {"harmful": [23, 24]}
+  other = dataclasses.replace(run.refusal, about=about)
+  samples, (note,) = refusal_samples(run.model, run.material, other)
+  assert samples is None
+  assert "was made of 23 harmful prompts, and 24 are found" in note
 
 
 def test_gaps_are_what_the_study_s_edit_adds_along_refusal(w1: Study) -> None:

@@ -7,6 +7,7 @@ and refusal the difference of two samples of prompts.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -45,7 +46,8 @@ def persona_pairs(
   for persona, parts in sources.items():
     made: PairDifferences | PairSum
     if len(parts) > 1:
-      made = PairSum([read[name] for name, _ in parts], [sign for _, sign in parts])
+      pairs = [read[name] for name, _ in parts]
+      made = PairSum(pairs, [sign for _, sign in parts], [_replicates(own) for own in pairs])
     else:
       ((name, sign),) = parts
       made = dataclasses.replace(read[name], z_NLD=sign * read[name].z_NLD)
@@ -97,6 +99,12 @@ def _signed_sources(persona: Persona, extracted: Extracted) -> list[tuple[str, i
   sources = extracted.made_of[persona.name]
   own = [persona.label] if len(sources) == 1 else [str(pole) for pole in persona.poles]
   return [(name, 1 if name == label else -1) for name, label in zip(sources, own, strict=True)]
+
+
+def _replicates(pairs: PairDifferences) -> list[int]:
+  """Return the replicate of each pair, whose questions `pair_differences` calls by both."""
+  labels = cast(Sequence[tuple[int, int]], pairs.questions)
+  return [replicate for replicate, _ in labels]
 
 
 def _agrees(made: Resampled, direction: Direction) -> bool:
