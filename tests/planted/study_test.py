@@ -102,11 +102,11 @@ def test_noisy_directions_point_the_right_way_though_single_paraphrases_may_not(
 def test_refusal_is_found_where_it_is_written_and_with_the_decoy_in_n3(
   w1: Study, make: Make
 ) -> None:
-  for run, expected in ((w1, 1.0), (make("N3"), 0.894)):
+  for run, expected, tolerance in ((w1, 1.0, 0.01), (make("N3"), 0.894, 0.02)):
     assert run.refusal.about["selected"]
     assert 1 <= run.refusal.about["block"] <= 4
     cos = run.refusal.family.unit_LD[2] @ run.place.world.refusal_D
-    assert cos == pytest.approx(expected, abs=0.02)
+    assert cos == pytest.approx(expected, abs=tolerance)
 
 
 def test_prompts_are_matched_by_the_gain_of_the_persona_head(w1: Study) -> None:
@@ -420,7 +420,7 @@ def test_the_opposite_direction_mirrors_the_change_up_to_the_length_of_the_state
     )
     state_ND = last_ND + sign * study.COEF * direction.unit_LD[2]
     scaled.append((sorry - sure) * np.linalg.norm(state_ND, axis=-1) / 10)
-  np.testing.assert_allclose(scaled[0] - scaled[1], scaled[1] - scaled[2], atol=2e-4)
+  np.testing.assert_allclose(scaled[0] - scaled[1], scaled[1] - scaled[2], atol=1e-4)
 
 
 def test_odd_parts_of_the_dose_curve_carry_the_sign_of_alignment(w1: Study) -> None:
@@ -471,22 +471,28 @@ def test_an_unnormalised_sum_makes_a_composite_look_worst_by_its_length_alone(
   unit = [dataclasses.replace(d, vectors_SLD=d.unit_LD[None]) for d in poles]
   users = list(run.place.users)[:8]
 
+  last_ND = law.last_token(run.place.world, users)[:, -1]
+
+  def scores(edit: pj.Edit | None, moved_D: np.ndarray) -> np.ndarray:
+    sorry, sure = (run.model.score(users, [w] * 8, edits=[edit] * 8) for w in ("sorry", "sure"))
+    # Logits are of the normed state: times its length they are linear in what is added.
+    return (sorry - sure) * np.linalg.norm(last_ND + moved_D, axis=-1)
+
   def shift(direction: pj.Direction, unit_name: str) -> float:
     edit = pj.add(direction, study.COEF, unit=unit_name, blocks=2)
-    scores = [
-      run.model.score(users, [word] * 8, edits=[e] * 8)
-      for e in (edit, None)
-      for word in ("sorry", "sure")
-    ]
-    return float((scores[0] - scores[1] - scores[2] + scores[3]).mean())
+    added_D = direction.unit_LD[2] if unit_name == "unit" else direction.mean_LD[2]
+    moved_D = study.COEF * added_D.astype(np.float64)
+    return float((scores(edit, moved_D) - scores(None, 0 * moved_D)).mean())
 
   single = shift(poles[0], "unit")
   summed = shift(pj.compose(unit, [1, 1], "sum"), "raw")
   normalised = shift(pj.compose(unit, [1, 1], "unit_sum"), "raw")
   r = run.refusal.family.unit_LD[2]
   cos = [float(d.unit_LD[2] @ r) for d in (poles[0], pj.compose(unit, [1, 1], "unit_sum"))]
-  assert summed / single > 1.8
-  assert normalised / single == pytest.approx(cos[1] / cos[0], rel=0.1)
+  assert normalised / single == pytest.approx(cos[1] / cos[0], rel=2e-3)
+  length = np.linalg.norm(unit[0].mean_LD[2] + unit[1].mean_LD[2])
+  assert summed / normalised == pytest.approx(length, rel=2e-3)
+  assert length > 1.4
   label = pj.compose(unit, [1, 1], "unit_sum")
   np.testing.assert_allclose(np.linalg.norm(label.vectors_SLD, axis=-1), 1, rtol=1e-5)
 
