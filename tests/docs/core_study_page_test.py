@@ -52,7 +52,7 @@ def test_config_fields_are_in_every_config() -> None:
 
 def test_flags_are_those_of_the_experiment() -> None:
   source = (ROOT / "experiments" / "persona_non_grata.py").read_text()
-  known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | {"noise"}  # of the planted files
+  known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | {"noise", "power"}  # of the tests' programs
   assert set(re.findall(r"--(\w+)", PAGE)) <= known
 
 
@@ -64,7 +64,7 @@ def test_files_and_modules_that_are_named_are_there() -> None:
 
 
 def test_tables_that_are_named_are_written() -> None:
-  source = (STUDY / "analysis.py").read_text()
+  source = "".join((STUDY / f"{name}.py").read_text() for name in ("analysis", "exploratory"))
   named = set(re.findall(r"`tables/(\w+)\.parquet`", PAGE))
   assert len(named) > 3
   assert [name for name in named if f'"{name}":' not in source] == []
