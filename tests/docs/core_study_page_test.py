@@ -52,7 +52,10 @@ def test_config_fields_are_in_every_config() -> None:
 
 def test_flags_are_those_of_the_experiment() -> None:
   source = (ROOT / "experiments" / "persona_non_grata.py").read_text()
-  known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | {"noise", "power"}  # of the tests' programs
+  known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | {
+    "noise",
+    "power",
+  }  # of the tests' programs
   assert set(re.findall(r"--(\w+)", PAGE)) <= known
 
 
