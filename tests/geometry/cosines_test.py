@@ -240,6 +240,26 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
   assert 178 <= held <= 199  # 95 % of 200, within 3 standard errors and some bias
 
 
+def test_intervals_of_sums_with_a_drawn_r_hold_the_truth_about_as_often_as_they_say() -> None:
+  rng = np.random.default_rng(5)
+  truths = np.asarray([[1.0, 0.5, 0, 0, 0], [0.2, 2.0, 1.0, 0, 0]])
+  r_D = np.asarray([2.0, -1.0, 0, 0, 0])
+  cos = unit(unit(truths[0]) - unit(truths[1])) @ unit(r_D)
+  held = 0
+  for _ in range(200):
+    shared = rng.normal(size=(120, 5)) / 2  # a question moves both parts alike
+    z = [(truth + shared + rng.normal(size=(120, 5)) / 2)[:, None] for truth in truths]
+    x, y = r_D + rng.normal(size=(120, 1, 5)), rng.normal(size=(90, 1, 5))
+    mean = unit(z[0].mean(axis=0)) - unit(z[1].mean(axis=0))
+    pairs = PairSum([PairDifferences(one, list(range(120))) for one in z], [1, -1])
+    r = direction((x.mean(axis=0) - y.mean(axis=0))[None], "r")
+    d = direction(mean[None], "v")
+    options = {"pairs": {"v": pairs}, "r_pairs": TwoSamples(x, y), "draws": 400}
+    row = cosine_table([d], r, **options).iloc[0]  # type: ignore[arg-type]
+    held += row["low"] <= cos <= row["high"]
+  assert 178 <= held <= 199
+
+
 def test_a_new_draw_lies_in_the_band_95_times_in_100() -> None:
   rng = np.random.default_rng(2)
   inside = [

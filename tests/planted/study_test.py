@@ -309,6 +309,9 @@ def test_a_left_out_contrast_is_in_no_census_and_no_regression(half: Study) -> N
   )
   for name, mine in zip(found.census.names, found.census.delta_RN, strict=True):
     np.testing.assert_allclose(mine, delta[name], atol=1e-4)
+  nothing = examine(*stages, leave_out=list(run.extracted.contrasts))
+  assert nothing.traits.empty and nothing.predicted.empty
+  assert set(nothing.points()["kind"]) == {"R-cov", "PC"}
   with pytest.raises(ValueError, match=r"leave_out=\['X\+'\]: the contrasts are"):
     examine(*stages, leave_out=["X+"])
 
