@@ -95,7 +95,9 @@ def stages(settings: Settings, material: Material, blocks: int) -> list[str]:
   pairs = len(contrasts) * material.replicates * settings.questions_each
   if settings.source == "answers":
     pairs *= settings.answer_samples
-    extraction = f"{2 * pairs} answers of up to {settings.answer_tokens} tokens, rated and read twice"
+    extraction = (
+      f"{2 * pairs} answers of up to {settings.answer_tokens} tokens, rated and read twice"
+    )
   else:
     extraction = f"{2 * pairs} prompts"
   cells = len(material.personas) * material.replicates
