@@ -7,7 +7,6 @@ prompt: prompts are what is resampled.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -184,10 +183,6 @@ class Answers:
           f"condition {conditions[m // len(self)].name!r} changes the tokens of answer "
           f"{m % len(self)}; token by token nothing can be compared."
         )
-
-  def describe(self) -> dict[str, Any]:
-    """Return the answers as plain values, for a hash."""
-    return {"chats": [list(chat) for chat in self.chats], "model": self.model.identity.sha256}
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ import pandas as pd
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.directions.direction import Direction
-from persona_jax.directions.refusal_scores import log_odds, score_all
+from persona_jax.directions.refusal_scores import published_log_odds, score_all
 from persona_jax.edits.table import ROLES
 from persona_jax.engine.batches import batches
 from persona_jax.engine.capture import Capture
@@ -278,7 +278,7 @@ def refusal_direction(
   }
   tried = _try_all(model, mean_PLD, rows[2], rows[3], ids, filters, progress)
   base_harmful, base_harmless = (
-    float(log_odds(next_logits(model, part), ids).mean()) for part in rows[2:]
+    float(published_log_odds(next_logits(model, part), ids).mean()) for part in rows[2:]
   )
   try:
     chosen = select(tried, model.arch.num_blocks, **filters)

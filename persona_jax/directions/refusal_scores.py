@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit, logsumexp
 
 from persona_jax.directions.direction import Direction
 from persona_jax.edits.edit import Edit
@@ -90,8 +91,8 @@ def _tried(
     return [one for v in vectors for one in _tried(model, [v], harmful, harmless, plain_NV, ids)]
   for n, ablated_NV, induced_NV in zip(there, ablated_CNV, induced_CNV, strict=True):
     found[n] = Scores(
-      float(log_odds(ablated_NV[: len(harmful)], ids).mean()),
-      float(log_odds(induced_NV, ids).mean()),
+      float(published_log_odds(ablated_NV[: len(harmful)], ids).mean()),
+      float(published_log_odds(induced_NV, ids).mean()),
       float(divergence(plain_NV, ablated_NV[len(harmful) :]).mean()),
     )
   return found
@@ -115,9 +116,15 @@ def _edited(rows: Sequence[Row], edits: tuple[Edit, ...]) -> list[Row]:
 def log_odds(logits_NV: np.ndarray, refusal_ids: Sequence[int]) -> np.ndarray:
   """Return log(p / (1 - p)) of the refusal tokens' share p of the next token, float64 [N]."""
   z_NV = logits_NV.astype(np.float64)
-  z_NV -= z_NV.max(axis=1, keepdims=True)
-  p_NV = np.exp(z_NV)
-  p_N = p_NV[:, list(refusal_ids)].sum(axis=1) / p_NV.sum(axis=1)
+  refuses_V = np.zeros(z_NV.shape[1], bool)
+  refuses_V[list(refusal_ids)] = True
+  found: np.ndarray = logsumexp(z_NV[:, refuses_V], axis=1) - logsumexp(z_NV[:, ~refuses_V], axis=1)
+  return found
+
+
+def published_log_odds(logits_NV: np.ndarray, refusal_ids: Sequence[int]) -> np.ndarray:
+  """Return the same with the epsilon of the authors' code, which ends at 18.4 nats either way."""
+  p_N = expit(log_odds(logits_NV, refusal_ids))
   return np.log(p_N + _SHARE_EPSILON) - np.log(1 - p_N + _SHARE_EPSILON)
 
 

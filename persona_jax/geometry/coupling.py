@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from persona_jax.directions.direction import Direction
+from persona_jax.directions.refusal_scores import log_odds
 from persona_jax.edits.compile import compile_edits
 from persona_jax.edits.operations import add
 from persona_jax.edits.table import EditTable, Site
@@ -34,7 +35,6 @@ from persona_jax.geometry.gradients import (
   LAST,
   Batch,
   batches,
-  exact_log_odds,
   prompt_rows,
   refusal_mask,
   traced_log_odds,
@@ -153,7 +153,7 @@ def finite_differences(
     raise ValueError(f"coefs {list(coefs)}: give doses other than 0.")
   if at_zero is None:
     at_zero = derivative(model, prompts, d, r, block, refusal_ids, read=read)
-  refusal_V = refusal_mask(model, refusal_ids)
+  ids = np.flatnonzero(refusal_mask(model, refusal_ids)).tolist()
   capture = Capture((r.site,), blocks=at_zero.read, reduce="last", bank=r)
   prompts = list(prompts)
 
@@ -161,7 +161,7 @@ def finite_differences(
     rows = encode_rows(model, prompts, edits)
     odds_P = np.concatenate(
       [
-        exact_log_odds(next_logits(model, rows[first : first + _LOGIT_ROWS]), refusal_V)
+        log_odds(next_logits(model, rows[first : first + _LOGIT_ROWS]), ids)
         for first in range(0, len(rows), _LOGIT_ROWS)
       ]
     )

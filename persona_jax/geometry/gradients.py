@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
 from persona_jax.directions.direction import Direction
@@ -172,15 +171,6 @@ def refusal_mask(model: Model, refusal_ids: Sequence[int]) -> np.ndarray:
   return np.isin(np.arange(size), ids)
 
 
-def exact_log_odds(logits_NV: np.ndarray, refusal_V: np.ndarray) -> _Floats:
-  """Return log(p / (1 - p)) of the refusal tokens' share p, float64 [N], with no epsilon in it."""
-  z_NV = logits_NV.astype(np.float64)
-  found: _Floats = scipy.special.logsumexp(z_NV[:, refusal_V], axis=1) - scipy.special.logsumexp(
-    z_NV[:, ~refusal_V], axis=1
-  )
-  return found
-
-
 @functools.partial(jax.jit, static_argnames=("arch",))
 def _head_gradient(
   top: Mapping[str, Any], h_BD: jax.Array, refusal_V: jax.Array, *, arch: Arch
@@ -196,7 +186,7 @@ def _head_gradient(
 
 
 def traced_log_odds(z_BV: jax.Array, refusal_V: jax.Array) -> jax.Array:
-  """Return the same as `exact_log_odds`, under a trace; float32 [B]."""
+  """Return the same as `refusal_scores.log_odds`, under a trace; float32 [B]."""
   yes_B = jax.nn.logsumexp(z_BV, axis=-1, where=refusal_V)
   return yes_B - jax.nn.logsumexp(z_BV, axis=-1, where=~refusal_V)
 

@@ -121,10 +121,3 @@ def test_what_is_left_out_is_counted(tiny: Tiny) -> None:
   measured = pj.dose(tiny.model, chats, skip=1)
   assert (measured.provenance["prompts"], measured.provenance["too_short"]) == (4, 2)
   assert measured.num_tokens == 2 + 1
-
-
-def test_answers_describe_their_chats_and_model(tiny: Tiny, answers: Answers) -> None:
-  assert len(answers) == 2
-  described = answers.describe()
-  assert described["model"] == tiny.model.identity.sha256
-  assert [chat[-1]["content"] for chat in described["chats"]] == list(ANSWERS.values())

@@ -40,7 +40,7 @@ def world() -> planted.World:
 
 @pytest.fixture(scope="module")
 def answers(world: planted.World, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-  model = pj.load(world.write(tmp_path_factory.mktemp("w1")))
+  model = pj.load(world.write(tmp_path_factory.mktemp("w1")), dtype="float32")
   return Answers.of(model, USERS, max_new_tokens=3)
 
 

@@ -113,7 +113,7 @@ class Study:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
   world = planted.build(planted.W1)
-  model = pj.load(world.write(tmp_path_factory.mktemp("w1")))
+  model = pj.load(world.write(tmp_path_factory.mktemp("w1")), dtype="float32")
   return Study(world, model, Answers.of(model, USERS, max_new_tokens=3))
 
 

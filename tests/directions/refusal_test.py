@@ -82,6 +82,12 @@ def test_scores_are_those_of_the_definition():
   np.testing.assert_allclose(
     refusal_scores.log_odds(z_NV, [1, 4]), np.log(share_N / (1 - share_N)), rtol=1e-6
   )
+  # The authors' epsilon matters only where nothing, or everything, refuses.
+  published = refusal_scores.published_log_odds(z_NV, [1, 4])
+  np.testing.assert_allclose(published, np.log(share_N / (1 - share_N)), rtol=1e-6)
+  far_NV = np.asarray([[0.0, 60.0]], np.float32)
+  assert refusal_scores.log_odds(far_NV, [0]) == -60
+  assert refusal_scores.published_log_odds(far_NV, [0]) == pytest.approx(-18.42, abs=0.01)
   q_NV = p_NV[:, ::-1]
   theirs = (p_NV * np.log(p_NV / q_NV)).sum(axis=1)
   np.testing.assert_allclose(
@@ -158,9 +164,9 @@ def test_a_direction_is_found_on_a_model(tiny):
     for site in refusal_scores.ABLATED_SITES
   ]
   rows = encode_rows(tiny.model, PROMPTS[4:], [removed] * 2)
-  assert refusal_scores.log_odds(next_logits(tiny.model, rows), [7, 11]).mean() == pytest.approx(
-    best.bypass, abs=1e-5
-  )
+  assert refusal_scores.published_log_odds(
+    next_logits(tiny.model, rows), [7, 11]
+  ).mean() == pytest.approx(best.bypass, abs=1e-5)
   frame = found.table()
   assert (frame["left_out"] == "").all() and len(frame) == 3 * tail
   with pytest.raises(ValueError, match="2 held-out prompts are among those"):

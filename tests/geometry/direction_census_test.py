@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.directions.refusal_scores import log_odds
 from persona_jax.geometry import census as census_module
 from persona_jax.geometry.census import census, components, direction_bank, predictors
-from persona_jax.geometry.gradients import exact_log_odds, gradients, refusal_mask
+from persona_jax.geometry.gradients import gradients, refusal_mask
 from persona_jax.geometry.metrics import EUCLIDEAN, whitening
 
 PROMPTS = [f"w{5 + n} w{20 + n} w9" + " w7" * (n % 2) for n in range(4)]
@@ -58,12 +59,12 @@ def test_effects_are_those_of_one_pass_a_row(
   for n, prompt in enumerate(PROMPTS):
     ids = np.asarray([tiny.model.encode(prompt).ids], np.int32)
     plain, _ = pj.forward(tiny.model, ids, logits="last")
-    base = exact_log_odds(np.asarray(plain), refusal_V)[0]
+    base = log_odds(np.asarray(plain), np.flatnonzero(refusal_V))[0]
     assert found.base_N[n] == pytest.approx(base, abs=1e-4)
     for i, d in enumerate(found.directions):
       edit = pj.add(d, 0.3 * 9.0, unit="unit", blocks=1)
       z, _ = pj.forward(tiny.model, ids, pj.compile_edits(tiny.model, [edit]), logits="last")
-      expected = exact_log_odds(np.asarray(z), refusal_V)[0] - base
+      expected = log_odds(np.asarray(z), np.flatnonzero(refusal_V))[0] - base
       assert found.delta_RN[i, n] == pytest.approx(expected, abs=1e-4)
       assert found.change("log_odds")[i, n] == found.delta_RN[i, n]
       p, p_base = (1 / (1 + np.exp(x)) for x in (base + expected, base))

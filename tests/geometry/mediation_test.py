@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.directions.refusal_scores import log_odds
 from persona_jax.directions.space import Floors
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.next_tokens import next_logits
-from persona_jax.geometry.gradients import exact_log_odds, refusal_mask
+from persona_jax.geometry.gradients import refusal_mask
 from persona_jax.geometry.mediation import (
   floors_above,
   kept_fraction,
@@ -30,7 +31,7 @@ def everywhere(v_D: np.ndarray, concept: str) -> pj.Direction:
 @pytest.fixture(scope="module")
 def w1(tmp_path_factory: pytest.TempPathFactory) -> tuple[planted.World, pj.Model]:
   world = planted.build(planted.W1)
-  return world, pj.load(world.write(tmp_path_factory.mktemp("mediation")))
+  return world, pj.load(world.write(tmp_path_factory.mktemp("mediation")), dtype="float32")
 
 
 def test_in_w1_the_effect_of_c_goes_through_refusal(w1: tuple[planted.World, pj.Model]) -> None:
@@ -50,7 +51,7 @@ def test_in_w1_the_effect_of_c_goes_through_refusal(w1: tuple[planted.World, pj.
 
   def outcome(edits: list[pj.Edit]) -> np.ndarray:
     rows = encode_rows(model, USERS, [edits] * len(USERS))
-    return exact_log_odds(next_logits(model, rows), refusal_V)
+    return log_odds(next_logits(model, rows), np.flatnonzero(refusal_V))
 
   base_N = outcome([])
   y = {name: outcome(edits) for name, edits in arms.items()}

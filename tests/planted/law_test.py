@@ -123,7 +123,7 @@ def test_the_law_is_what_the_library_scores(
   chats = [_chat(user, text) for text, _ in arms for user in users]
   edits = [edits for _, edits in arms for _ in users]
   words = ["sorry"] * len(chats) + ["sure"] * len(chats)
-  model = pj.load(world.write(tmp_path))
+  model = pj.load(world.write(tmp_path), dtype="float32")
   scores = np.reshape(model.score(chats * 2, words, edits=edits * 2), (2, len(arms), -1))
 
   pushes = [None, None, law.Push(2 * v_LD[2])]

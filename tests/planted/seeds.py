@@ -100,7 +100,7 @@ def slope_is_held(
   truth = np.polyfit(many_RD @ r_D, effects(many_RD, list(place.users), base_N).mean(axis=1), 1)[0]
   chosen = rng.choice(len(place.users), prompts, replace=False)
   users = [place.users[n] for n in chosen]
-  model = pj.load(place.directory)
+  model = pj.load(place.directory, dtype="float32")
   few_RD = drawn(60)
   blocks, width = model.arch.num_blocks, model.arch.width
   directions = [
@@ -122,7 +122,7 @@ def specificity_p(
 ) -> float:
   """Returns the product's specificity of one random direction among 39; uniform if all is well."""
   place = study.write(name, directory / "world", prompts=prompts, noise=noise, seed=seed)
-  model = pj.load(place.directory)
+  model = pj.load(place.directory, dtype="float32")
   like = pj.Direction(np.ones((1, model.arch.num_blocks, model.arch.width)), "like")
   users = list(place.users)
   spread = pj.dose(model, users, answer_tokens=4, skip=0)

@@ -169,7 +169,7 @@ def run(place: Place, out: Path, *, scorer: Scorer | None = None, **changes: Any
   """Runs the stages of the study on a world, up to its tidy table; analysis is done on demand."""
   chosen = settings(place, **changes)
   material = product.load_material(chosen)
-  model = pj.load(place.directory)
+  model = pj.load(place.directory, dtype="float32")
   product.start(model, chosen, material, out)
   extracted = product.extract(model, chosen, material, out, progress=False)
   refusal = product.find_refusal(model, chosen, material, out, progress=False)
@@ -215,7 +215,7 @@ def steered(place: Place, out: Path, **changes: Any) -> Steered:
   """Extracts the directions of a world, and sets the matches to the planted coefficient."""
   chosen = settings(place, **changes)
   material = product.load_material(chosen)
-  model = pj.load(place.directory)
+  model = pj.load(place.directory, dtype="float32")
   extracted = product.extract(model, chosen, material, out, progress=False)
   blocks, width = model.arch.num_blocks, model.arch.width
   scale = pj.Dose(np.ones(blocks, np.float32), np.zeros((blocks, 2, width)), 2, {})

@@ -108,7 +108,7 @@ class Study:
 
 def _study(truth: planted.Truth, directory: Path) -> Study:
   world = planted.build(truth)
-  model = pj.load(world.write(directory))
+  model = pj.load(world.write(directory), dtype="float32")
   traits = {
     trait: pj.extract(
       model,
@@ -328,6 +328,6 @@ def test_scores_see_the_window_as_generation_does(w1: Study) -> None:
 
 
 def test_grouped_queries_change_nothing(w1: Study, tmp_path: Path) -> None:
-  model = pj.load(planted.build(planted.W1, kv_heads=2).write(tmp_path))
+  model = pj.load(planted.build(planted.W1, kv_heads=2).write(tmp_path), dtype="float32")
   grouped = Study(w1.world, model, w1.traits, w1.refusal)
   np.testing.assert_allclose(grouped.log_odds(PROMPTS), w1.base_N, atol=1e-5)

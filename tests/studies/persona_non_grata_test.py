@@ -509,7 +509,7 @@ def test_directions_of_answers_read_with_their_texts_are_the_planted_ones(
 ) -> None:
   chosen = study.settings(place, source="answers", context="kept", answer_tokens=2)
   material = product.load_material(chosen)
-  model = pj.load(_with_unknown_words(place, tmp_path / "world"))
+  model = pj.load(_with_unknown_words(place, tmp_path / "world"), dtype="float32")
   found = product.extract(model, chosen, material, tmp_path, progress=False)
   for t, v_D in enumerate(place.world.trait_TD):
     # Six sampled answers a side: their own words are in it, too.
@@ -547,7 +547,7 @@ def test_directions_of_noise_are_flagged_and_named_unreliable(
           )  # fmt: skip
   (tmp_path / "directions").mkdir()
   pd.DataFrame(rows).to_parquet(tmp_path / "directions" / "answers.parquet")
-  model = pj.load(place.directory)
+  model = pj.load(place.directory, dtype="float32")
   found = product.extract(model, chosen, material, tmp_path, progress=False)
   assert found.unreliable(2) == ["O+", "E+"]
   at_block = found.quality[found.quality["block"] == 2].set_index("contrast")
@@ -566,7 +566,7 @@ def test_neutral_contrasts_give_each_pole_a_direction_of_its_own(
 ) -> None:
   chosen = study.settings(place, contrast="neutral", composites="direct")
   material = product.load_material(chosen)
-  model = pj.load(place.directory)
+  model = pj.load(place.directory, dtype="float32")
   found = product.extract(model, chosen, material, tmp_path, progress=False)
   high, low = found.personas["P3"], found.personas["P4"]
   assert high.hash != low.hash
@@ -725,7 +725,7 @@ def test_answers_of_calibration_are_generated_once(
   place: study.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   chosen = study.settings(place)
-  material, model = product.load_material(chosen), pj.load(place.directory)
+  material, model = product.load_material(chosen), pj.load(place.directory, dtype="float32")
   first = calibrating.calibration_answers(model, chosen, material, tmp_path)
   monkeypatch.setattr(pj.Model, "generate", None)
   again = calibrating.calibration_answers(model, chosen, material, tmp_path)

@@ -74,7 +74,7 @@ def found(
 ) -> geometry.Found:
   r = pj.Direction(place.directions().refusal_LD[None].astype(np.float32), "refusal")
   refusal = Refusal(r, r, (), tuple(place.world.ids("sorry")), {})
-  model = pj.load(place.directory)
+  model = pj.load(place.directory, dtype="float32")
   return geometry.measure(model, SETTINGS, bank, refusal, scale, BLOCK, list(place.users))
 
 

@@ -5,7 +5,6 @@ import pandas as pd
 
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.dose import Dose
-from persona_jax.engine.grid import Grid
 from persona_jax.engine.model import Model
 from persona_jax.engine.plan import plan
 from persona_jax.personas.persona import Persona
@@ -47,15 +46,7 @@ def describe(model: Model, settings: Settings, material: Material) -> str:
     exact = f"{part.name}: {len(part.arms)} conditions x {len(part.prompts)} prompts"
     lines.append(f"{exact}: {part.num_rows} exact first tokens")
     if part.name in settings.generate:
-      grid = Grid(
-        {item.prompt_id: item.text for item in part.prompts},
-        [arm.condition for arm in part.arms],
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-      )
-      lines += ["", str(plan(model, grid)), ""]
+      lines += ["", str(plan(model, part.grid(settings))), ""]
   if settings.control_prompts:
     count = _num_controls(settings, material)
     rows = count * settings.control_prompts

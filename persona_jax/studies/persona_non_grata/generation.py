@@ -61,6 +61,17 @@ class Part:
     """Rows of one sample."""
     return len(self.arms) * len(self.prompts)
 
+  def grid(self, settings: Settings) -> Grid:
+    """Return the part as a grid of answers."""
+    return Grid(
+      {item.prompt_id: item.text for item in self.prompts},
+      [arm.condition for arm in self.arms],
+      samples=settings.samples,
+      max_new_tokens=settings.max_new_tokens,
+      temperature=settings.temperature,
+      seed=settings.seed,
+    )
+
 
 def parts_of(
   model: Model,
@@ -142,17 +153,9 @@ def generate(
     exact = first_tokens(model, part, ids, directory, progress=progress)
     table = exact
     if part.name in settings.generate:
-      grid = Grid(
-        {item.prompt_id: item.text for item in part.prompts},
-        [arm.condition for arm in part.arms],
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-      )
       done = run(
         model,
-        grid,
+        part.grid(settings),
         directory / "grids" / part.name,
         scorers=[scorer or labeller(model, settings, ids)],
         progress=progress,

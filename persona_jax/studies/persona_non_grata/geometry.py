@@ -9,6 +9,7 @@ import pandas as pd
 
 from persona_jax.directions.controls import controls
 from persona_jax.directions.direction import Direction
+from persona_jax.edits.window import as_window
 from persona_jax.engine.model import Model
 from persona_jax.geometry.census import Census, census, direction_bank
 from persona_jax.geometry.cosines import cosine_table, shift_table
@@ -185,6 +186,13 @@ def examine(
   alignment["cos_causal"] = _causal(own, refusal.causal)
   by_trait = alignment_table(traits, r, slopes, null, draws=settings.draws, seed=settings.seed)
   by_trait = by_trait[by_trait["block"] == block]
+  if as_window(settings.window) != as_window("answer"):
+    # Effects are then of other tokens, too, so that no derivative says whether they are explained.
+    by_trait = by_trait.assign(coupling_p=np.nan)
+    notes += (
+      f"edits act on {settings.window!r} and derivatives on the last token of the prompt: H4 does "
+      "not ask whether aligned traits are coupled",
+    )
   return Geometry(
     alignment,
     by_trait[~(by_trait["direction"] + "+").isin(leave_out)],
