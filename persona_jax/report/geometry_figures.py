@@ -95,7 +95,7 @@ def draw_census(
     kinds: drawn in colours; the others are a grey cloud.
     names: directions whose names are written beside their points.
   """
-  figure = Figure(figsize=(10.5, 6.6), layout="constrained")
+  figure = Figure(figsize=(12.5, 6.6), layout="constrained")
   axes = figure.subplots()
   _plain(axes)
   axes.axhline(0, color="black", lw=0.8)
@@ -121,7 +121,8 @@ def draw_census(
   axes.set_xlim(x[0], x[-1])
   axes.set_xlabel(x_name, fontsize=_TEXT)
   axes.set_ylabel("change of refusal log-odds, nats", fontsize=_TEXT)
-  axes.legend(fontsize=_TEXT - 2, loc="best", framealpha=0.9)
+  # Beside the axes: inside, it lies on points, and which ones the data decide.
+  axes.legend(fontsize=_TEXT - 2, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
   _write_names(axes, points[points["direction"].isin(names)])
   return figure
 

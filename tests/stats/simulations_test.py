@@ -1,6 +1,6 @@
 """The tests of the core study hold their level and cover, by simulated studies.
 
-1,000 where that is quick, else 300, whose bounds are the same: what is wrong by more than chance
+700 where that is quick, else 200, whose bounds are the same: what is wrong by more than chance
 shows all the same. `make planted` runs 2,000 of every scenario.
 """
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.stats import simulations
 
-STUDIES, FEW, DRAWS = 1000, 300, 400
+STUDIES, FEW, DRAWS = 700, 200, 400
 
 
 def holds(tally: simulations.Tally, *names: str) -> None:

@@ -134,9 +134,20 @@ def test_kinds_that_are_not_asked_for_are_left_out(
   assert list(bank) == ["persona", "replicate", "R-cov"]
 
 
-@pytest.mark.parametrize("change", [{"covariance": 7}, {"prompts": 1}, {"kappa": 0.0}])
-def test_a_bank_that_gives_no_band_or_no_effect_is_an_error(change: dict[str, float]) -> None:
-  with pytest.raises(ValueError, match="at least 8 random directions, 2 prompts and a dose"):
+@pytest.mark.parametrize(
+  ("change", "error"),
+  [
+    ({"covariance": 7}, "bank.covariance=7: at least 8"),
+    ({"prompts": 1}, "bank.prompts=1: at least 2"),
+    ({"isotropic": -3}, "bank.isotropic=-3: at least 0"),
+    ({"draws": 10}, "bank.draws=10: at least 100"),
+    ({"kappa": 0.0}, "bank.kappa=0.0: give a dose above 0"),
+  ],
+)
+def test_a_bank_that_gives_no_band_or_no_effect_is_an_error(
+  change: dict[str, float], error: str
+) -> None:
+  with pytest.raises(ValueError, match=error):
     dataclasses.replace(SETTINGS, **change)
 
 
