@@ -246,7 +246,7 @@ def test_intervals_of_sums_with_a_drawn_r_hold_the_truth_about_as_often_as_they_
   r_D = np.asarray([2.0, -1.0, 0, 0, 0])
   cos = unit(unit(truths[0]) - unit(truths[1])) @ unit(r_D)
   held = 0
-  for _ in range(200):
+  for _ in range(100):
     shared = rng.normal(size=(120, 5)) / 2  # a question moves both parts alike
     z = [(truth + shared + rng.normal(size=(120, 5)) / 2)[:, None] for truth in truths]
     x, y = r_D + rng.normal(size=(120, 1, 5)), rng.normal(size=(90, 1, 5))
@@ -257,7 +257,7 @@ def test_intervals_of_sums_with_a_drawn_r_hold_the_truth_about_as_often_as_they_
     options = {"pairs": {"v": pairs}, "r_pairs": TwoSamples(x, y), "draws": 400}
     row = cosine_table([d], r, **options).iloc[0]  # type: ignore[arg-type]
     held += row["low"] <= cos <= row["high"]
-  assert 178 <= held <= 199
+  assert 87 <= held <= 100  # 95 %, within 3 standard errors and some bias
 
 
 def test_a_new_draw_lies_in_the_band_95_times_in_100() -> None:
