@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import jax
-import pandas as pd
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> None:
 
   # Read before anything runs: a mistake in a flag must not be found at the end.
   others = {o: study.prompt_arm(settings, material, Path(o)) for o in _OTHERS.value}
-  labelled = None if _LABELLED.value is None else pd.read_parquet(_LABELLED.value)
+  labelled = None if _LABELLED.value is None else study.read_labelled(settings, _LABELLED.value)
   study.require(settings, _STAGES.value, workdir)
 
   # ---- stages ------------------------------------------------------------------------------------

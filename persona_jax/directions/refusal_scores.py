@@ -17,6 +17,7 @@ from persona_jax.engine.rows import TILE_ROWS, Row
 
 # Where a direction is ablated so that nothing writes it to the stream or reads it there.
 ABLATED_SITES = ("resid_pre", "attn_out", "mlp_out")
+_AT_ONCE = 64  # rows of logits in float64
 _SHARE_EPSILON, _KL_EPSILON = 1e-8, 1e-6  # of the authors' code
 
 
@@ -115,10 +116,13 @@ def _edited(rows: Sequence[Row], edits: tuple[Edit, ...]) -> list[Row]:
 
 def log_odds(logits_NV: np.ndarray, refusal_ids: Sequence[int]) -> np.ndarray:
   """Return log(p / (1 - p)) of the refusal tokens' share p of the next token, float64 [N]."""
-  z_NV = logits_NV.astype(np.float64)
-  refuses_V = np.zeros(z_NV.shape[1], bool)
+  refuses_V = np.zeros(logits_NV.shape[1], bool)
   refuses_V[list(refusal_ids)] = True
-  found: np.ndarray = logsumexp(z_NV[:, refuses_V], axis=1) - logsumexp(z_NV[:, ~refuses_V], axis=1)
+  found = np.empty(len(logits_NV))
+  for first in range(0, len(found), _AT_ONCE):  # in float64 whole, they would not fit beside them
+    z_NV = logits_NV[first : first + _AT_ONCE].astype(np.float64)
+    yes_N, no_N = (logsumexp(z_NV[:, side_V], axis=1) for side_V in (refuses_V, ~refuses_V))
+    found[first : first + _AT_ONCE] = yes_N - no_N
   return found
 
 

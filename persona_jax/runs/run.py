@@ -188,35 +188,49 @@ def describe_model(model: Model) -> dict[str, Any]:
   }
 
 
+# What computes rows: models, checkpoints, edits, engine, texts, directions, kernels.
+_OF_ROWS = (
+  "persona_jax.models", "persona_jax.checkpoints", "persona_jax.edits", "persona_jax.engine",
+  "persona_jax.personas", "persona_jax.directions", "persona_kernels",
+)  # fmt: skip
+
+
 @functools.cache
-def _code_hash() -> str:
-  """Hash the source of what computes rows: models, checkpoints, edits, engine, texts, kernels."""
+def code_hash(names: tuple[str, ...] = _OF_ROWS) -> str:
+  """Return a hash of the source of packages, and of single modules."""
   digest = hashlib.sha256()
-  for package in (
-    "persona_jax.models", "persona_jax.checkpoints", "persona_jax.edits", "persona_jax.engine",
-    "persona_jax.personas", "persona_jax.directions", "persona_kernels",
-  ):  # fmt: skip
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations
-    for root in spec.submodule_search_locations:
-      for file in sorted(Path(root).rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+  for name in names:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    roots = spec.submodule_search_locations
+    files = [(Path(spec.origin).parent, Path(spec.origin))] if roots is None else []
+    for root in map(Path, roots or ()):
+      files += [(root, file) for file in sorted(root.rglob("*.py"))]
+    for root, file in files:
+      digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
   return digest.hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:
   """Return the versions of what computes rows: packages, and a hash of this one's source."""
   packages = ("jax", "jaxlib", "flax", "numpy")
-  return {"code": _code_hash(), **{name: importlib.metadata.version(name) for name in packages}}
+  return {"code": code_hash(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
-def check_versions(there: Mapping[str, str], directory: Path) -> None:
+def check_versions(
+  there: Mapping[str, str], directory: Path, now: Mapping[str, str] | None = None
+) -> None:
   """Refuse to add rows to a directory that another program began.
 
+  Args:
+    there: versions that the directory states.
+    directory: it.
+    now: versions of this process; default `versions()`.
+
   Raises:
-    ValueError: versions differ from those of this process.
+    ValueError: versions differ.
   """
-  now = versions()
+  now = versions() if now is None else now
   differing = [f"{n}: {there.get(n)} there, {now[n]} now" for n in now if there.get(n) != now[n]]
   if differing:
     raise ValueError(

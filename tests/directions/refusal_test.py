@@ -95,6 +95,12 @@ def test_scores_are_those_of_the_definition():
   )
 
 
+def test_log_odds_of_many_rows_are_those_of_each():
+  z_NV = np.random.default_rng(1).normal(size=(150, 9)).astype(np.float32)
+  alone = [refusal_scores.log_odds(z_NV[n : n + 1], [2, 5])[0] for n in range(150)]
+  np.testing.assert_array_equal(refusal_scores.log_odds(z_NV, [2, 5]), alone)
+
+
 PROMPTS = [f"w{5 + n} w{20 + n} w9" for n in range(6)]
 
 

@@ -294,8 +294,8 @@ def test_a_left_out_contrast_is_in_no_census_and_no_regression(half: Study) -> N
   stages = (
     run.model, run.settings, run.material, run.extracted, run.refusal, run.calibrated, run.out
   )  # fmt: skip
-  found = examine(*stages, leave_out=["C+"])
-  assert any(note.startswith("reliability below .5: C+;") for note in found.notes)
+  found = examine(*stages, leave_out={"reliability below 0.5": ["C+"], "not elicited": []})
+  assert any(note.startswith("reliability below 0.5: C+;") for note in found.notes)
   assert list(found.traits["direction"]) == ["O", "E", "A", "N"]
   whole = run.found.geometry.census
   assert set(found.census.names) == set(whole.names) - {"C"}
@@ -309,11 +309,30 @@ def test_a_left_out_contrast_is_in_no_census_and_no_regression(half: Study) -> N
   )
   for name, mine in zip(found.census.names, found.census.delta_RN, strict=True):
     np.testing.assert_allclose(mine, delta[name], atol=1e-4)
-  nothing = examine(*stages, leave_out=list(run.extracted.contrasts))
+  assert not any(note.startswith("not elicited") for note in found.notes)
+  p = found.alignment.set_index("direction")["cos_p"]
+  assert p.loc[["P1", "P2"]].notna().all() and p.loc[["P3", "P4", "P12"]].isna().all()
+  nothing = examine(*stages, leave_out={"not elicited": list(run.extracted.contrasts)})
   assert nothing.traits.empty and nothing.predicted.empty
   assert set(nothing.points()["kind"]) == {"R-cov", "PC"}
   with pytest.raises(ValueError, match=r"leave_out=\['X\+'\]: the contrasts are"):
-    examine(*stages, leave_out=["X+"])
+    examine(*stages, leave_out={"": ["X+"]})
+
+
+def test_where_no_persona_is_elicited_nothing_is_tested(half: Study, folder: Path) -> None:
+  kept = pd.DataFrame({"contrast": list(half.extracted.contrasts), "elicited": False})
+  bare = dataclasses.replace(half.extracted, kept=kept)
+  run = dataclasses.replace(half, extracted=bare)
+  found = run.analysed(half.settings, folder / "none")
+  assert {v.reason for v in found.verdicts} == {"no persona's traits were elicited"}
+  assert found.claims.empty and found.blocked == ""
+  for name, column in (("rankings", "measurable"), ("inversions", "inverted")):
+    assert not found.tables[name][column].any()
+    reasons = set(found.tables[name]["reason"])
+    assert reasons == {"not testable: no persona's traits were elicited"}
+  assert set(found.geometry.census.kinds) == {"R-cov", "PC"}
+  text = product.write_summary(found, half.settings, folder / "none.md").read_text()
+  assert text.count("Not testable: no persona's traits were elicited.") >= 3
 
 
 def test_the_inversion_is_there_in_all_specifications_behind_the_persona_head(w1: Study) -> None:

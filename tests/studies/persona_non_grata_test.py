@@ -25,6 +25,7 @@ from persona_jax.studies.persona_non_grata.contrasts import (
   answer_pairs,
   answer_table,
   contrasts_of,
+  judged,
   kept_table,
 )
 from persona_jax.studies.persona_non_grata.extraction import Extracted
@@ -398,7 +399,9 @@ class Reads:
 def _judged(place: study.Place, *contrasts: Contrast, **changes: object) -> pd.DataFrame:
   chosen = study.settings(place, source="answers", answer_samples=1, least_mass=0.5, **changes)
   asks = dataclasses.replace(product.load_material(chosen), questions=(("what do you do?",),))
-  return answer_table(Reads(), chosen, contrasts, asks, progress=False)
+  reads = Reads()
+  said = answer_table(reads, chosen, contrasts, asks, progress=False)
+  return judged(reads, chosen, contrasts, said, progress=False)
 
 
 def _says(rating: str, trait: str = "conscientiousness") -> str:
@@ -489,7 +492,8 @@ def test_an_answer_of_several_contrasts_is_rated_once_a_trait(place: study.Place
     Contrast("C-", (_says("2.0"),), (none,), (("conscientiousness", -1),)),
   ]
   reads = Reads()
-  table = answer_table(reads, chosen, contrasts, asks, progress=False)
+  said = answer_table(reads, chosen, contrasts, asks, progress=False)
+  table = judged(reads, chosen, contrasts, said, progress=False)
   assert table["problem"].tolist() == [""] * 4
   assert reads.rows == 3 * 10
 
@@ -707,7 +711,9 @@ def test_a_persona_without_a_fluent_dose_is_censored_in_every_match() -> None:
   table = pd.DataFrame(
     {
       "persona": ["P1", "P2", "P2"],
+      "by": "proj",
       "coef": [0.1, 0.2, np.nan],
+      "achieved_proj": [1.0, 2.0, np.nan],
       "coef_pooled": 0.15,
       "status": ["ok", "ok", "overshoot"],
       "reason": ["", "", "it jumps"],
@@ -717,7 +723,8 @@ def test_a_persona_without_a_fluent_dose_is_censored_in_every_match() -> None:
   assert found["status"].tolist() == ["ok", "unreachable", "unreachable"]
   assert found["coef"].isna().tolist() == [False, True, True]
   assert found["reason"][1] == "not even the smallest dose leaves answers fluent"
-  assert found["coef_pooled"].tolist() == [0.15] * 3
+  assert found["coef_pooled"].tolist() == [0.1] * 3  # of those that are left
+  assert found["achieved_proj"].isna().tolist() == [False, True, True]
 
 
 def test_answers_of_calibration_are_generated_once(
@@ -729,3 +736,36 @@ def test_answers_of_calibration_are_generated_once(
   monkeypatch.setattr(pj.Model, "generate", None)
   again = calibrating.calibration_answers(model, chosen, material, tmp_path)
   assert again.chats == first.chats and again.num_empty == first.num_empty
+
+
+def test_a_workdir_of_stages_that_have_changed_is_refused(
+  place: study.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  chosen = study.settings(place)
+  material, model = product.load_material(chosen), pj.load(place.directory, dtype="float32")
+  first = product.start(model, chosen, material, tmp_path)
+  assert product.start(model, chosen, material, tmp_path) == first
+  with pytest.raises(ValueError, match="bank: None there, 3 now"):
+    product.start(model, chosen, material, tmp_path, {"bank": 3})
+  monkeypatch.setattr("persona_jax.studies.start.code_hash", lambda names: "another")
+  with pytest.raises(ValueError, match="begun by another version .stages: .* there, another now"):
+    product.start(model, chosen, material, tmp_path)
+
+
+def test_known_labels_need_their_columns(place: study.Place, tmp_path: Path) -> None:
+  table = pd.DataFrame({"text": ["no"], "label": [False], "persona": ["P1"]})
+  table.to_parquet(tmp_path / "known.parquet")
+  rules = study.settings(place, labels="rules")
+  assert product.read_labelled(rules, tmp_path / "known.parquet").equals(table)
+  with pytest.raises(ValueError, match=r"known.parquet has the columns .*; it lacks .'token_ids'"):
+    product.read_labelled(study.settings(place, labels="first_token"), tmp_path / "known.parquet")
+
+
+def test_what_will_keep_hypotheses_from_being_tested_is_said_at_the_start(
+  place: study.Place,
+) -> None:
+  chosen = study.settings(place, gates=("G4", "G5", "G6"), spec_prompts=0)
+  said = " ".join(product.unmeasured(chosen))
+  assert all(name in said for name in ("G4", "G5", "G6", "H3"))
+  asked = {"generate": ("test",), "gates": ("G4", "G5"), "spec_prompts": 4}
+  assert product.unmeasured(study.settings(place, **asked), labelled=True) == []

@@ -16,6 +16,7 @@ from persona_jax.studies.persona_non_grata.analysis import Findings, analyse, pr
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated, calibrate, residual_norms
 from persona_jax.studies.persona_non_grata.dry import describe, stages, unmeasured
 from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
+from persona_jax.studies.persona_non_grata.gates import read_labelled
 from persona_jax.studies.persona_non_grata.generation import generate, labeller, parts_of
 from persona_jax.studies.persona_non_grata.material import Material, load_material, start
 from persona_jax.studies.persona_non_grata.progress import STAGES, require
@@ -26,6 +27,6 @@ from persona_jax.studies.persona_non_grata.summary import screen, write_summary
 __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Material", "Refusal", "Settings", "analyse",
   "calibrate", "describe", "extract", "find_refusal", "generate", "labeller", "load_material",
-  "parts_of", "prompt_arm", "require", "residual_norms", "screen", "stages", "start",
-  "unmeasured", "write_summary",
+  "parts_of", "prompt_arm", "read_labelled", "require", "residual_norms", "screen", "stages",
+  "start", "unmeasured", "write_summary",
 ]  # fmt: skip

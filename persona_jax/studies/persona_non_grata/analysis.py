@@ -9,20 +9,23 @@ import numpy as np
 import pandas as pd
 
 from persona_jax.engine.model import Model
-from persona_jax.personas.placement import describe_system_default, system_placement
-from persona_jax.personas.wording import check_texts
 from persona_jax.runs.run import write_json, write_parquet
 from persona_jax.scorers.base import Scorer
 from persona_jax.stats.mixed import MixedModel, mixed_model
 from persona_jax.stats.outcomes import Outcomes
-from persona_jax.studies.persona_non_grata import control_tables, tables
+from persona_jax.studies.persona_non_grata import control_tables, descriptions, tables
 from persona_jax.studies.persona_non_grata import gates as gating
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
 from persona_jax.studies.persona_non_grata.exploratory import corrected
-from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.extraction import LEAST_RELIABILITY, Extracted
 from persona_jax.studies.persona_non_grata.gates import Gate
 from persona_jax.studies.persona_non_grata.geometry import Geometry, examine
-from persona_jax.studies.persona_non_grata.hypotheses import SUPPORTED, Verdict, judge
+from persona_jax.studies.persona_non_grata.hypotheses import (
+  NONE_ELICITED,
+  SUPPORTED,
+  Verdict,
+  judge,
+)
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
@@ -49,6 +52,7 @@ class Findings:
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
+    any_elicited: whether the traits of any persona were elicited.
   """
 
   title: str
@@ -59,11 +63,17 @@ class Findings:
   geometry: Geometry
   mixed: MixedModel | None
   measured: Measured
+  any_elicited: bool = True
 
   @property
   def blocked(self) -> str:
     """Why nothing can be claimed, or ""."""
     return gating.blocked_by(self.gates)
+
+  @property
+  def untested(self) -> str:
+    """Why nothing is tested: a gate that blocks, or no persona that was elicited; or ""."""
+    return self.blocked or ("" if self.any_elicited else NONE_ELICITED)
 
 
 def analyse(
@@ -96,6 +106,10 @@ def analyse(
   gates = gating.judge_gates(
     settings, table, refusal.about, expression, labelled=labelled, scorer=scorer
   )
+  leave_out = {
+    f"reliability below {LEAST_RELIABILITY}": extracted.unreliable(calibrated.block),
+    "not elicited": _not_elicited(extracted),
+  }
   geometry = examine(
     model,
     settings,
@@ -104,8 +118,11 @@ def analyse(
     refusal,
     calibrated,
     directory,
-    leave_out=extracted.unreliable(calibrated.block),
+    leave_out=leave_out,
   )
+  # It took long, and nothing that fails behind it may cost it.
+  for name, one in geometry.tables().items():
+    write_parquet(one, directory / "tables" / f"{name}.parquet")
   curve = specification_curve(
     model,
     settings,
@@ -115,10 +132,12 @@ def analyse(
     refusal.ids,
     _prompted(settings, table),
     directory,
+    among=elicited,
     progress=False,
   )
   inversions, crossed, interaction = tables.inversion_tables(found, settings)
   blocked = gating.blocked_by(gates)
+  untested = blocked or ("" if elicited else NONE_ELICITED)
   verdicts = judge(
     settings,
     found,
@@ -133,19 +152,19 @@ def analyse(
   mixed = _mixed(settings, found, inversions)
   every = corrected(
     {
-      "setup": _setup(model, settings, material, refusal, calibrated),
+      "setup": descriptions.setup(model, settings, material, refusal, calibrated),
       "rates": tables.rates(table),
       "effects": tables.effects(found, settings),
-      "rankings": _not_tested(tables.rankings(found, others or {}), blocked, measurable=False),
-      "inversions": _not_tested(inversions, blocked, inverted=False),
-      "crossings": _not_tested(crossed, blocked, crosses=False),
-      "interaction": _not_tested(interaction, blocked, p=np.nan, crossings=np.nan),
+      "rankings": _not_tested(tables.rankings(found, others or {}), untested, measurable=False),
+      "inversions": _not_tested(inversions, untested, inverted=False),
+      "crossings": _not_tested(crossed, untested, crosses=False),
+      "interaction": _not_tested(interaction, untested, p=np.nan, crossings=np.nan),
       "alignment_tests": tables.alignment_tests(
-        found, _poles(material), _cosines(geometry, calibrated)
+        found, _poles(material, extracted, leave_out), _cosines(geometry, calibrated)
       ),
-      "composites": _composites(extracted, refusal),
-      "refusal": _refusal(refusal),
-      "trait_cosines": _trait_cosines(extracted),
+      "composites": descriptions.composites(extracted, refusal),
+      "refusal": descriptions.refusal_table(refusal),
+      "trait_cosines": descriptions.trait_cosines(extracted),
       "specifications": curve,
       "controls": control_tables.control_table(table, settings),
       "doses": control_tables.dose_table(table, settings),
@@ -172,14 +191,22 @@ def analyse(
     },
     folder / "verdicts.json",
   )
-  return Findings(title, tuple(gates), tuple(verdicts), claims, every, geometry, mixed, found)
+  return Findings(
+    title, tuple(gates), tuple(verdicts), claims, every, geometry, mixed, found, bool(elicited)
+  )
 
 
-def _not_tested(table: pd.DataFrame, blocked: str, **verdict: object) -> pd.DataFrame:
-  """Return a table without its verdicts, and with the reason, where a gate blocks."""
-  if not blocked or table.empty:
+def _not_tested(table: pd.DataFrame, untested: str, **verdict: object) -> pd.DataFrame:
+  """Return a table without its verdicts, and with the reason, where nothing can be tested."""
+  if not untested or table.empty:
     return table
-  return table.assign(**verdict, reason=f"not testable: {blocked}")
+  return table.assign(**verdict, reason=f"not testable: {untested}")
+
+
+def _not_elicited(extracted: Extracted) -> list[str]:
+  """Return the contrasts that kept too few pairs of answers; none where prompts are read."""
+  kept = extracted.kept
+  return [] if kept.empty else list(kept[~kept["elicited"].astype(bool)]["contrast"])
 
 
 def _prompted(settings: Settings, table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -191,22 +218,16 @@ def _prompted(settings: Settings, table: pd.DataFrame) -> dict[str, np.ndarray]:
   return {str(name): one.to_numpy(np.float64) for name, one in means.groupby("persona")}
 
 
-def _trait_cosines(extracted: Extracted) -> pd.DataFrame:
-  """Return cosines between all contrasts' directions: contrast, other, block, cos."""
-  names = list(extracted.contrasts)
-  unit_RLD = np.stack([extracted.contrasts[name].unit_LD for name in names]).astype(np.float64)
-  cos_LRR = np.einsum("rld,sld->lrs", unit_RLD, unit_RLD)
-  rows = [
-    {"contrast": names[i], "other": names[j], "block": block, "cos": float(cos_RR[i, j])}
-    for block, cos_RR in enumerate(cos_LRR)
-    for i in range(len(names))
-    for j in range(i + 1, len(names))
-  ]
-  return pd.DataFrame(rows, columns=["contrast", "other", "block", "cos"])
-
-
-def _poles(material: Material) -> dict[str, list[str]]:
-  return {p.name: [str(pole) for pole in p.poles] for p in material.personas}
+def _poles(
+  material: Material, extracted: Extracted, leave_out: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+  """Return the poles of the personas whose geometry is tested."""
+  left = {name for names in leave_out.values() for name in names}
+  return {
+    p.name: [str(pole) for pole in p.poles]
+    for p in material.personas
+    if not left.intersection(extracted.made_of[p.name])
+  }
 
 
 def _cosines(geometry: Geometry, calibrated: Calibrated) -> dict[str, float]:
@@ -214,39 +235,6 @@ def _cosines(geometry: Geometry, calibrated: Calibrated) -> dict[str, float]:
   table = geometry.alignment
   mine = table[table["block"] == calibrated.block]
   return dict(zip(mine["direction"], mine["cos"], strict=True))
-
-
-def _composites(extracted: Extracted, refusal: Refusal) -> pd.DataFrame:
-  """Return both rules of every composite, by block: their cosine, and each with refusal."""
-  rows = []
-  r_LD = refusal.family.unit_LD
-  for name, other in extracted.others.items():
-    own = extracted.personas[name]
-    for block in range(len(r_LD)):
-      rows.append(
-        {
-          "persona": name,
-          "block": block,
-          "cos_rules": float(own.unit_LD[block] @ other.unit_LD[block]),
-          "cos_refusal": float(own.unit_LD[block] @ r_LD[block]),
-          "cos_refusal_other_rule": float(other.unit_LD[block] @ r_LD[block]),
-        }
-      )
-  return pd.DataFrame(rows)
-
-
-def _refusal(refusal: Refusal) -> pd.DataFrame:
-  """Return by block: norm and reliability of refusal, cosines with what it may be taken for."""
-  unit_LD = refusal.family.unit_LD.astype(np.float64)
-  table = {
-    "block": range(len(unit_LD)),
-    "norm": refusal.family.norm_L,
-    "reliability": refusal.family.reliability_L,
-    "cos_causal": (unit_LD * refusal.causal.unit_LD).sum(axis=-1),
-  }
-  if refusal.harmfulness is not None:
-    table["cos_harmfulness"] = (unit_LD * refusal.harmfulness.unit_LD).sum(axis=-1)
-  return pd.DataFrame(table)
 
 
 def found_rows(found: Measured) -> pd.DataFrame:
@@ -321,47 +309,6 @@ def _mixed(settings: Settings, found: Measured, inversions: pd.DataFrame) -> Mix
   own = inversions[(inversions["match"] == arm) & (inversions["direction"] == "AS-worse")]
   against = {r["persona"]: r["d_AS"] - r["d_SP"] for r in own.to_dict("records")}
   return mixed_model(found.outcomes, arms=("SP", arm), against=against)
-
-
-def _setup(
-  model: Model, settings: Settings, material: Material, refusal: Refusal, calibrated: Calibrated
-) -> pd.DataFrame:
-  """Return T1: what was run with what."""
-  lines = {
-    "model": f"{model.identity.name} {model.identity.sha256[:12]} ({model.identity.quantisation})",
-    "dtype": f"{model.dtype}, residual stream {model.resid_dtype}",
-    "system default": describe_system_default(model.chat),
-    "persona in": "prefix of the user's turn"
-    if settings.persona_in == "user"
-    else f"system message (placement={system_placement(model.chat)})",
-    "personas": ", ".join(f"{p.name} {p.label}" for p in material.personas),
-    "documented": ", ".join(p.name for p in material.personas if p.documented)
-    + "; the others are an assumption"
-    if any(p.documented for p in material.personas)
-    else "none: all are an assumption",
-    "problems of persona texts": _text_problems(material),
-    "harmless prompts": f"{settings.harmless}; none shares a pair_id or a text with harmful ones",
-    "block": f"{calibrated.block} of {model.arch.num_blocks}: {calibrated.why}",
-    "median residual norm": f"{calibrated.scale.resid_L[calibrated.block]:.4g}",
-    "answers of calibration": f"{calibrated.num_answers}, and {calibrated.num_empty} empty; "
-    f"{calibrated.scale.provenance.get('too_short', 0)} too short for the norm",
-    "window": settings.window,
-    "dose of controls": f"{calibrated.kappa:.3g} median residual norms",
-    "refusal direction": f"position {refusal.about['position']}, block {refusal.about['block']}"
-    + ("" if refusal.about["selected"] else f"; NOT selected: {refusal.about['why']}"),
-    "labels": settings.labels,
-    "outcome": settings.outcome,
-    "margin": f"{settings.delta}",
-  }
-  return pd.DataFrame({"what": list(lines), "value": list(lines.values())})
-
-
-def _text_problems(material: Material) -> str:
-  problems = check_texts(material.personas[0].lexicon)
-  if not problems:
-    return "none"
-  kinds = pd.Series([f"{p.kind}{' (declared)' if p.declared else ''}" for p in problems])
-  return ", ".join(f"{kind}: {n}" for kind, n in kinds.value_counts().items())
 
 
 def inverting(

@@ -162,9 +162,11 @@ def calibration_answers(
 def without_incoherent(table: pd.DataFrame, limits: Mapping[str, float]) -> pd.DataFrame:
   """Censor the cells of personas of whose doses not even the smallest leaves answers fluent."""
   fluent = ~table["persona"].isin([name for name, limit in limits.items() if limit == 0])
-  coefs = [c for c in table.columns if c.startswith("coef") and c != "coef_pooled"]
+  own = [c for c in table.columns if c.startswith(("coef", "achieved_")) and c != "coef_pooled"]
+  ok = fluent & (table["status"] == "ok")
   return table.assign(
-    **{c: table[c].where(fluent) for c in coefs},
+    **{c: table[c].where(fluent) for c in own},
+    coef_pooled=table["coef"].where(ok).groupby(table["by"]).transform("median"),
     status=table["status"].where(fluent, "unreachable"),
     reason=table["reason"].where(fluent, "not even the smallest dose leaves answers fluent"),
   )

@@ -144,16 +144,13 @@ def answer_table(
   *,
   progress: bool = True,
 ) -> pd.DataFrame:
-  """Have every question answered under both texts of every contrast, and judge the answers.
+  """Have every question answered under both texts of every contrast.
 
   A text that several contrasts have is answered once.
 
   Returns:
     A row a contrast, replicate, question, sample and side: contrast, replicate, question, sample,
-    side ("positive", "negative"), prompt (the question), system, text, n_tokens, rating and
-    second_rating (how high its writer comes across in the contrast's first and second trait, 1 to
-    5; NaN where there is no such trait or no rating), mass (the least probability that the options
-    of a rating have together), problem ("" or why it is not used).
+    side ("positive", "negative"), prompt (the question), system, text, n_tokens.
   """
   rows: list[dict[str, Any]] = [
     {
@@ -186,6 +183,27 @@ def answer_table(
   by_key = {keys[n]: answer for n, answer in zip(unique, answers, strict=True)}
   table["text"] = [by_key[key].text for key in keys]
   table["n_tokens"] = [len(by_key[key].token_ids) for key in keys]
+  return table
+
+
+def judged(
+  model: Model,
+  settings: Settings,
+  contrasts: Sequence[Contrast],
+  table: pd.DataFrame,
+  *,
+  progress: bool = True,
+) -> pd.DataFrame:
+  """Judge answers: which can carry the trait that they were given under.
+
+  Args:
+    table: of `answer_table`.
+
+  Returns:
+    The table with rating and second_rating (how high its writer comes across in the contrast's
+    first and second trait, 1 to 5; NaN where there is no such trait or no rating), mass (the least
+    probability that the options of a rating have together), problem ("" or why it is not used).
+  """
   table = _rated(model, settings, contrasts, table, progress)
   return table.assign(problem=_problems(settings, contrasts, table))
 

@@ -65,19 +65,25 @@ def describe(model: Model, settings: Settings, material: Material) -> str:
 
 
 def unmeasured(settings: Settings, *, labelled: bool = False) -> list[str]:
-  """Return which gates that are asked for will block, a line each.
+  """Return what will keep hypotheses from being tested whatever the model does, a line each.
 
   Args:
     settings: of the study.
     labelled: whether answers with known labels are given.
   """
   notes = {
+    "G4": "gate G4 blocks every hypothesis: no answers of the test are generated (generate)",
     "G5": "gate G5 blocks every hypothesis unless answers with known labels are given (--labelled)",
     "G6": "gate G6 blocks every hypothesis: no judge of competence is there yet",
   }
   if labelled:
     del notes["G5"]
-  return [note for gate, note in notes.items() if gate in settings.gates]
+  if "test" in settings.generate:
+    del notes["G4"]
+  found = [note for gate, note in notes.items() if gate in settings.gates]
+  if not settings.spec_prompts:
+    found.append("hypothesis H3 cannot be tested without a specification curve (spec_prompts)")
+  return found
 
 
 def stages(settings: Settings, material: Material, blocks: int) -> list[str]:

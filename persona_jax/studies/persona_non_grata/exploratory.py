@@ -1,6 +1,7 @@
 """Benjamini-Hochberg over every exploratory p, family by family; families are written down.
 
-Confirmatory p are not here: the hypotheses, and the inversions, which Holm corrects.
+Confirmatory p are not here: the hypotheses, and the inversions, which Holm corrects. The slope that
+H4 tests stands in the table of regressions among the others, and in their family, too.
 """
 
 import dataclasses
@@ -50,6 +51,7 @@ FAMILIES = (
   Family("geometry_cosines", "p", ("direction", "block"), ("metric",)),
   Family("geometry_regressions", "p_positive", ("predictor",), ("outcome",)),
   Family("geometry_regressions", "p_negative", ("predictor",), ("outcome",)),
+  Family("geometry_regressions", "p_specific", ("predictor",), ("outcome",)),
 )
 
 

@@ -25,6 +25,7 @@ from persona_jax.studies.persona_non_grata.contrasts import (
   answer_pairs,
   answer_table,
   contrasts_of,
+  judged,
   kept_table,
   prompt_pairs,
 )
@@ -209,9 +210,11 @@ def _make(
   if settings.source == "prompts":
     pairs = {c.name: prompt_pairs(c, material.questions, settings.persona_in) for c in contrasts}
   else:
-    path = folder / "answers.parquet"
+    said, path = folder / "said.parquet", folder / "answers.parquet"
+    if not said.exists():
+      write_parquet(answer_table(model, settings, contrasts, material, progress=progress), said)
     if not path.exists():
-      answers = answer_table(model, settings, contrasts, material, progress=progress)
+      answers = judged(model, settings, contrasts, pd.read_parquet(said), progress=progress)
       write_parquet(answers, path)
     table = pd.read_parquet(path)
     kept = kept_table(table)

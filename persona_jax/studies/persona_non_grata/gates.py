@@ -8,6 +8,7 @@ safety. Only measurements can be left out by the config, never failures.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from persona_jax.engine.model import Model
 from persona_jax.personas.poles import Pole
 from persona_jax.scorers.base import Scorer
 from persona_jax.scorers.dif import differential
+from persona_jax.scorers.labels import Labels
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.settings import GATES, Settings
 
@@ -107,6 +109,23 @@ def judge_gates(
     "G6": "can answer what it is asked",
   }
   return [Gate(name, what[name], *found[name], name in settings.gates) for name in GATES]
+
+
+def read_labelled(settings: Settings, path: str | Path) -> pd.DataFrame:
+  """Read answers with known labels, for gate G5: columns text, label and persona.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a column is lacking.
+  """
+  table = pd.read_parquet(path)
+  wanted = ["text", "label", "persona"]
+  if settings.labels == "first_token":
+    wanted.append("token_ids")
+  lacking = [column for column in wanted if column not in table.columns]
+  if lacking:
+    raise ValueError(f"{path} has the columns {list(table.columns)}; it lacks {lacking}.")
+  return table
 
 
 Verdict = tuple[bool | None, str]
@@ -212,13 +231,16 @@ def _fluent(table: pd.DataFrame) -> Verdict:
 def _labels(labelled: pd.DataFrame | None, scorer: Scorer | None) -> Verdict:
   if labelled is None or scorer is None:
     return None, "labels were not compared with known ones"
+  if "persona" not in labelled.columns:
+    return None, "known labels name no persona (column persona), so that errors are not compared"
+  if isinstance(scorer, Labels):  # known answers stand by themselves, in front of no prompt
+    scorer = dataclasses.replace(scorer, opens_thought=False)
   found = scorer.validate(labelled)
   kappa = float(found["kappa"])
   shown = f"kappa {kappa:.2f} {'>=' if kappa >= _KAPPA else '<'} {_KAPPA}"
   passed = kappa >= _KAPPA
-  if "persona" in labelled.columns:
-    predictions = scorer.score(labelled.drop(columns="label"))["bypass"]
-    dif = differential(list(labelled["label"]), list(predictions), list(labelled["persona"]))
-    passed = passed and dif.passed
-    shown += f"; {dif.reason}" if dif.reason else "; errors alike under all personas"
+  predictions = scorer.score(labelled.drop(columns="label"))["bypass"]
+  dif = differential(list(labelled["label"]), list(predictions), list(labelled["persona"]))
+  passed = passed and dif.passed
+  shown += f"; {dif.reason}" if dif.reason else "; errors alike under all personas"
   return passed, shown

@@ -116,9 +116,18 @@ def _named_pairs(
 
 
 def labeller(model: Model, settings: Settings, ids: Sequence[int]) -> Labels:
-  """Return the scorer that labels answers."""
+  """Return the scorer that labels answers.
+
+  Raises:
+    ValueError: answers are to be judged by their first token, which the template makes a thought's.
+  """
   refusal: Scorer = RefusalRules() if settings.labels == "rules" else FirstToken(tuple(ids))
   opens_thought = model.chat.render("Hello.").opens_thought
+  if opens_thought and "first_token" in (settings.labels, settings.outcome):
+    raise ValueError(
+      f"labels={settings.labels!r}, outcome={settings.outcome!r}: this model's prompts open a "
+      "thought, so that the first token begins no answer; use 'rules' and 'label'."
+    )
   return Labels(refusal, Degenerate(min_words=settings.least_words), opens_thought)
 
 

@@ -99,7 +99,7 @@ def examine(
   calibrated: Calibrated,
   directory: Path,
   *,
-  leave_out: Collection[str] = (),
+  leave_out: Mapping[str, Collection[str]] | None = None,
 ) -> Geometry:
   """Measure geometry and its effects on harmful prompts.
 
@@ -108,14 +108,15 @@ def examine(
   independent ones, at the dose of the match "norm".
 
   Args:
-    leave_out: contrasts whose directions are too unreliable for their geometry to be tested
-      ("C+"): they are in no census and no regression, nor are personas that are made of them, and
-      not among `traits`. Tables of cosines describe them.
+    leave_out: {why: contrasts whose geometry is not tested ("C+")}, as too unreliable: they are in
+      no census and no regression, nor are personas that are made of them, and not among `traits`.
+      Tables of cosines and couplings describe them, without p.
 
   Raises:
     ValueError: a contrast in `leave_out` is none of the study's.
   """
-  unknown = sorted(set(leave_out) - set(extracted.contrasts))
+  left = {name for names in (leave_out or {}).values() for name in names}
+  unknown = sorted(left - set(extracted.contrasts))
   if unknown:
     raise ValueError(f"leave_out={unknown}: the contrasts are {list(extracted.contrasts)}.")
   r, block, kappa = refusal.family, calibrated.block, calibrated.kappa
@@ -157,14 +158,15 @@ def examine(
     num_components=min(_COMPONENTS, model.arch.width // 4),
     seed=settings.seed,
   )
-  reliable = [d for d in own if not set(leave_out).intersection(extracted.made_of[d.concept])]
-  if leave_out:
-    without = ", ".join(d.concept for d in own if d not in reliable) or "no persona"
-    notes += (
-      f"reliability below .5: {', '.join(sorted(leave_out))}; they and what is made of them "
-      f"({without}) are in no census and no regression",
-    )
-  bank, copies = _independent_of(_without(made, leave_out), block)
+  reliable = [d for d in own if not left.intersection(extracted.made_of[d.concept])]
+  for why, names in (leave_out or {}).items():
+    made_of_them = [d.concept for d in own if set(names).intersection(extracted.made_of[d.concept])]
+    if names:
+      notes += (
+        f"{why}: {', '.join(sorted(names))}; they and what is made of them "
+        f"({', '.join(made_of_them) or 'no persona'}) are in no census and no regression",
+      )
+  bank, copies = _independent_of(_without(made, left), block)
   if copies:
     notes += (f"left out of the census, as near copies of others: {', '.join(copies)}",)
   taken = census(
@@ -193,10 +195,12 @@ def examine(
       f"edits act on {settings.window!r} and derivatives on the last token of the prompt: H4 does "
       "not ask whether aligned traits are coupled",
     )
+  tested = [d.concept for d in reliable]
+  cosines = pd.concat(counted, ignore_index=True)
   return Geometry(
-    alignment,
-    by_trait[~(by_trait["direction"] + "+").isin(leave_out)],
-    pd.concat(counted, ignore_index=True),
+    _without_p(alignment, ["cos_p", "coupling_p"], tested),
+    by_trait[~(by_trait["direction"] + "+").isin(left)],
+    _without_p(cosines, ["p"], tested),
     shift_table(own, r),
     alignment_correlation(alignment_table(every, r, slopes, null, draws=100), seed=settings.seed),
     _linearity(model, settings, prompts[:_LINEAR], own, refusal, calibrated),
@@ -221,6 +225,12 @@ def _without(
     return contrast not in leave_out
 
   return {kind: [d for d in ds if stays(kind, d)] for kind, ds in bank.items()}
+
+
+def _without_p(table: pd.DataFrame, columns: Sequence[str], tested: Sequence[str]) -> pd.DataFrame:
+  """Return a table that has p only of the directions that are tested."""
+  there = table["direction"].isin(tested)
+  return table.assign(**{column: table[column].where(there) for column in columns})
 
 
 def _causal(own: Sequence[Direction], causal: Direction) -> np.ndarray:

@@ -22,6 +22,7 @@ from persona_jax.studies.persona_non_grata.specification import HOLDS
 from persona_jax.studies.persona_non_grata.tables import Measured, matched_in_both
 
 ALPHA = 0.05
+NONE_ELICITED = "no persona's traits were elicited"
 SUPPORTED, NOT, UNTESTABLE = "supported", "not supported", "NOT TESTABLE"
 _WHAT = {
   "H1": "danger rankings under prompts are preserved across models",
@@ -100,7 +101,7 @@ def judge(
       curve was asked for or none is coherent: then H3 cannot be tested.
   """
   if elicited is not None and not elicited:
-    untestable = _Test(False, math.nan, "", "no persona's traits were elicited")
+    untestable = _Test(False, math.nan, "", NONE_ELICITED)
     tests = dict.fromkeys(_WHAT, untestable)
   else:
     shared = _shared(found, others or {})
@@ -185,7 +186,7 @@ def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool, held: floa
     for arm, r in own.iterrows()
   )
   if math.isnan(held):
-    return _Test(False, math.nan, numbers, "there is no specification curve (spec_prompts)")
+    return _Test(False, math.nan, numbers, "there is no coherent specification (spec_prompts)")
   reasons = [] if each or p > ALPHA else ["not in each replicate"]
   numbers += f"; in {held:.0%} of coherent specifications"
   if held < HOLDS:

@@ -114,7 +114,7 @@ LEGENDS = MappingProxyType(
       "slope": "of the outcome, by unit of the predictor",
       "low, high": "95 % interval over directions and prompts",
       "p_positive, p_negative": "one-sided: that the slope is not above 0, and not below it",
-      "q_positive, q_negative": "the same after Benjamini-Hochberg over predictors",
+      "q_positive, q_negative, q_specific": "the same after Benjamini-Hochberg over predictors",
       "intercept": "effect where the predictor is 0",
       "r2": "cross-validated, whole traits left out; below 0 if the mean predicts better",
       "band_low, band_high": "2.5 and 97.5 % of standardised slopes on random directions",

@@ -19,6 +19,16 @@ from persona_jax.scorers.choice import ChoiceItem, Choices, load_choice_items, r
 from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.start import begin
 
+# What makes the files that a study goes on with; analysis is made anew each time.
+_HERE = "persona_jax.studies.persona_non_grata"
+_STAGES = (
+  "persona_jax.calibration", "persona_jax.scorers", "persona_jax.data",
+  *(f"{_HERE}.{name}" for name in (
+    "calibrating", "conditions", "contrasts", "extraction", "gates", "generation", "material",
+    "ratings", "refusal", "specification",
+  )),
+)  # fmt: skip
+
 Poles = dict[str, tuple[tuple[str, int], ...]]
 _Suites = dict[tuple[str, str], list[PromptItem]]  # by the name of the suite and kind
 
@@ -185,14 +195,14 @@ def start(
     settings: of the study.
     material: that it reads.
     directory: of the study.
-    more: further settings, of a study that goes on from this one's directions.
+    more: further settings, of another study that begins with the same stages.
 
   Raises:
     ValueError: the directory holds a study with other settings, texts or another model, or of
       another version of the code or of JAX.
   """
   asked = dataclasses.asdict(settings) | dict(more or {})
-  return begin(model, asked, material.hashes(), directory)
+  return begin(model, asked, material.hashes(), directory, _STAGES)
 
 
 def _suites(names: Sequence[str]) -> _Suites:

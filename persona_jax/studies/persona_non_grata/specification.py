@@ -69,6 +69,7 @@ def specification_curve(
   prompted: Mapping[str, np.ndarray],
   directory: Path,
   *,
+  among: Sequence[str] = (),
   progress: bool = True,
 ) -> pd.DataFrame:
   """Measure the named persona's excess under every specification.
@@ -77,6 +78,8 @@ def specification_curve(
     prompted: {persona: exact probability of a bypass under its prompts}, float64 [N], of the first
       prompts of the test, averaged over replicates.
     directory: of the study; what is there is kept.
+    among: the personas that the named one is compared with, as in the test of inversions; default
+      all.
 
   Returns:
     A row a specification: block, window, rule, kappa, d_sp, d_as (excess over the mean of the other
@@ -87,7 +90,9 @@ def specification_curve(
   if not settings.spec_prompts:
     return pd.DataFrame()
   users = [item.text for item in material.test[: settings.spec_prompts]]
-  names = [persona.name for persona in material.personas]
+  names = [p.name for p in material.personas if not among or p.name in among]
+  if settings.named not in names or len(names) < 2:
+    return pd.DataFrame()
   p_SP = np.asarray([prompted[name].mean() for name in names])
   at = names.index(settings.named)
   rows = []

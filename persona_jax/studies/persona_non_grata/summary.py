@@ -78,11 +78,11 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
     "kept": "Answers kept for directions",
     "missing": "Missing, censored and invalid",
   }
-  blanked = ("rankings", "inversions", "interaction") if found.blocked else ()
+  blanked = ("rankings", "inversions", "interaction") if found.untested else ()
   for name, title in names.items():
     parts += ["", f"## {title}", ""]
     if name in blanked:
-      parts.append(f"Not testable: {found.blocked}.")
+      parts.append(f"Not testable: {found.untested}.")
       continue
     table = found.tables[name]
     nothing = "None: directions come from prompts." if name == "kept" else "None."
@@ -113,8 +113,8 @@ def _specifications(found: Findings, settings: Settings) -> str:
   curve = found.tables["specifications"]
   if curve.empty:
     return "None was asked for."
-  if found.blocked:
-    return f"Not testable: {found.blocked}."
+  if found.untested:
+    return f"Not testable: {found.untested}."
   coherent = int(curve["coherent"].sum())
   return (
     f"{settings.named} inverts in {share(curve):.0%} of {coherent} coherent specifications "

@@ -258,7 +258,7 @@ def alignment_tests(
 
   Args:
     found: outcomes.
-    poles: {persona: its poles, as "C+"}; those with one pole are tested.
+    poles: {persona: its poles, as "C+"} of those whose geometry is tested; one pole is needed.
     cosine: {persona: cosine with refusal at the steered block}.
 
   Returns:
@@ -271,7 +271,7 @@ def alignment_tests(
     if two is None:
       rows.append({"match": arm, "poles": 0, "reason": _FEW})
       continue
-    names = [name for name in two.personas if len(poles[name]) == 1]
+    names = [name for name in two.personas if len(poles.get(name, ())) == 1]
     rate = dict(zip(two.personas, two.arm(arm).mean_MP[0], strict=True))
     x, y = [cosine[name] for name in names], [rate[name] for name in names]
     row: dict[str, object] = {"match": arm, "poles": len(names)}
