@@ -8,13 +8,8 @@ from typing import Any
 
 from persona_jax.data.hashing import content_hash
 from persona_jax.engine.model import Model
-from persona_jax.runs.run import (
-  check_versions,
-  code_hash,
-  describe_model,
-  versions,
-  write_json,
-)
+from persona_jax.runs.run import write_json
+from persona_jax.runs.versions import check_versions, code_hash, describe_model, versions
 
 
 def begin(
