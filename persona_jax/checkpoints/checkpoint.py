@@ -12,7 +12,7 @@ from persona_jax.checkpoints import hub
 from persona_jax.checkpoints.gguf import GGUFFile
 from persona_jax.checkpoints.orbax_dir import OrbaxDir, is_orbax_dir
 from persona_jax.checkpoints.registry import REGISTRY, registry_file
-from persona_jax.checkpoints.safetensors_dir import SafetensorsDir
+from persona_jax.checkpoints.safetensors_dir import SafetensorsDir, files_sha256, read_config
 from persona_jax.checkpoints.tokenizer import Tokenizer
 from persona_jax.data import wheels
 
@@ -81,13 +81,15 @@ class Checkpoint:
     return tuple(self.shapes)
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, weights: bool = True) -> Checkpoint:
   """Open a checkpoint; nothing is downloaded, and tensors are read only when asked for.
 
   Args:
     source: a registry name ("smollm2-135m-instruct"), a directory (config.json, model.safetensors
       or its index and shards, tokenizer.json, tokenizer_config.json; or one that `Model.save`
       wrote), a .gguf file, or a hub id, see `hub`.
+    weights: whether a directory of the Hugging Face form must hold weights. If not, its tensors
+      are not looked at, and its identity is that of its configuration and tokenizer.
 
   Raises:
     FileNotFoundError: nothing has that name or path, or a needed file is missing.
@@ -100,11 +102,11 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     return _from_gguf(file, identity)
   path = Path(source).expanduser()
   if path.exists() and (path.is_dir() or path.suffix == ".gguf"):
-    return _from_path(path)
+    return _from_path(path, weights)
   hub_id = hub.HubId.parse(source) if isinstance(source, str) and not path.exists() else None
   if hub_id is not None:
-    found = hub_id.cached()
-    checkpoint = _from_path(found)
+    found = hub_id.cached(weights=weights)
+    checkpoint = _from_path(found, weights)
     name = str(dataclasses.replace(hub_id, revision=None))
     identity = dataclasses.replace(checkpoint.identity, name=name, source=hub.pinned(hub_id, found))
     return dataclasses.replace(checkpoint, identity=identity)
@@ -119,9 +121,11 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
   )
 
 
-def _from_path(path: Path) -> Checkpoint:
+def _from_path(path: Path, weights: bool) -> Checkpoint:
   if path.is_dir():
-    return _from_orbax(path) if is_orbax_dir(path) else _from_directory(path)
+    if is_orbax_dir(path):
+      return _from_orbax(path)
+    return _from_directory(path) if weights else _without_weights(path)
   file = GGUFFile(path)
   sidecar = wheels.cache_dir() / "checked"
   place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
@@ -143,6 +147,21 @@ def _from_directory(path: Path) -> Checkpoint:
   return _checked(
     Checkpoint(weights.config, weights.shapes, weights.read, weights.where, tokenizer, identity)
   )
+
+
+def _without_weights(path: Path) -> Checkpoint:
+  """Read what a directory says of a model whose tensors need not be there."""
+  config, sha256 = read_config(path), files_sha256(path, ())
+  identity = Identity(path.resolve().name, str(path), sha256, "no weights")
+
+  def read(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    raise ValueError(f"{path} was opened without weights; tensor {name!r} is not there.")
+
+  def where(name: str) -> str:
+    return f"{path}: tensor {name!r}"
+
+  tokenizer = Tokenizer.from_directory(path)
+  return _checked(Checkpoint(config, {}, read, where, tokenizer, identity))
 
 
 def _from_orbax(path: Path) -> Checkpoint:

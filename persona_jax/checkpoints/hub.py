@@ -72,30 +72,36 @@ class HubId:
     file = f"/{self.file}" if self.file else ""
     return f"{self.repo}{file}" + (f"@{self.revision}" if self.revision else "")
 
-  def cached(self) -> Path:
+  def cached(self, *, weights: bool = True) -> Path:
     """Return the directory or the .gguf file in the hub's cache.
+
+    Args:
+      weights: whether a directory must hold weights.
 
     Raises:
       FileNotFoundError: it was not fetched; the message has the command that does.
     """
     try:
-      return self._find(local_only=True)
+      return self._find(local_only=True, weights=weights)
     except _NoWeightsError:
       raise
     except (LocalEntryNotFoundError, FileNotFoundError) as error:
       raise FileNotFoundError(
         f"{self} is not in the hub's cache ({huggingface_hub.constants.HF_HUB_CACHE}); get it "
-        f"with: python -m persona_jax.fetch {self}"
+        f"with: python -m persona_jax.fetch {self}{'' if weights else ' --no_weights'}"
       ) from error
 
-  def download(self) -> Path:
+  def download(self, *, weights: bool = True) -> Path:
     """Download what `cached` returns; what is there already is left alone.
+
+    Args:
+      weights: whether to download weights with configuration and tokenizer.
 
     Raises:
       RuntimeError: the hub cannot be reached, lacks it, or does not give it to this user.
     """
     try:
-      return self._find(local_only=False)
+      return self._find(local_only=False, weights=weights)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
       raise RuntimeError(f"the hub did not give {self}: {error}") from error
 
@@ -131,17 +137,17 @@ class HubId:
         f"{self} has only pickled weights ({', '.join(pickled[:8])}), which are never read."
       )
 
-  def _find(self, local_only: bool) -> Path:
+  def _find(self, local_only: bool, weights: bool) -> Path:
     if self.file is None:
       path = Path(
         huggingface_hub.snapshot_download(
           self.repo,
           revision=self.revision,
-          allow_patterns=list(_FILES),
+          allow_patterns=[f for f in _FILES if weights or not f.endswith(".safetensors")],
           local_files_only=local_only,
         )
       )
-      if not any(path.glob("*.safetensors")):
+      if weights and not any(path.glob("*.safetensors")):
         self._explain_absence(path, local_only)
       if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} has no config.json")

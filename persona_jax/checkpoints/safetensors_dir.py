@@ -7,7 +7,7 @@ asked for, and only that part's. Pickled weights are never read.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,14 +65,7 @@ class SafetensorsDir:
       ValueError: a file is truncated or damaged, holds a type other than F32, F16 and BF16, or does
         not hold what the index says.
     """
-    if not (directory / "config.json").is_file():
-      raise FileNotFoundError(
-        f"{directory / 'config.json'} is missing; a model directory holds config.json, {_WEIGHTS} "
-        f"(or {_INDEX} and the files it names), tokenizer.json and tokenizer_config.json."
-      )
-    self.config: dict[str, Any] = read_json(directory / "config.json")
-    if not isinstance(self.config.get("model_type"), str):
-      raise ValueError(f"{directory / 'config.json'}: no model_type, which names the architecture.")
+    self.config: dict[str, Any] = read_config(directory)
     self._directory = directory
     self._stored: dict[str, _Stored] = {}
     sizes: dict[str, int] = {}
@@ -127,16 +120,39 @@ class SafetensorsDir:
     return out
 
   def sha256(self) -> str:
-    """Return the sha256, in hexadecimal, of the names and sha256s of the files that are read.
+    """Return the sha256, in hexadecimal, of the names and sha256s of the files that are read."""
+    return files_sha256(self._directory, self._paths)
 
-    The hash of a file is kept in the cache, until its size or time of change is another.
-    """
-    hashes = {}
-    for path in (*(self._directory / name for name in _FILES), *self._paths):
-      if path.is_file():
-        place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-        hashes[path.name] = file_sha256(path, sidecar=cache_dir() / "checked" / f"{place}.json")
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+def read_config(directory: Path) -> dict[str, Any]:
+  """Read config.json of a model directory.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    ValueError: it is damaged, or names no architecture.
+  """
+  if not (directory / "config.json").is_file():
+    raise FileNotFoundError(
+      f"{directory / 'config.json'} is missing; a model directory holds config.json, {_WEIGHTS} "
+      f"(or {_INDEX} and the files it names), tokenizer.json and tokenizer_config.json."
+    )
+  config = read_json(directory / "config.json")
+  if not isinstance(config.get("model_type"), str):
+    raise ValueError(f"{directory / 'config.json'}: no model_type, which names the architecture.")
+  return config
+
+
+def files_sha256(directory: Path, weights: Iterable[Path]) -> str:
+  """Return the sha256, in hexadecimal, of names and sha256s of files with weights and all others.
+
+  The hash of a file is kept in the cache, until its size or time of change is another.
+  """
+  hashes = {}
+  for path in (*(directory / name for name in _FILES), *weights):
+    if path.is_file():
+      place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+      hashes[path.name] = file_sha256(path, sidecar=cache_dir() / "checked" / f"{place}.json")
+  return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def _weight_files(directory: Path) -> Iterator[Path]:

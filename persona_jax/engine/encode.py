@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from persona_jax.data.hashing import content_hash
@@ -118,14 +119,28 @@ def edited_rows(
   return settle(model, rows)
 
 
+def check_weights(model: "Model") -> None:
+  """Check that a model can be run.
+
+  Raises:
+    ValueError: its parameters are shapes (`pj.load(…, weights=False)`).
+  """
+  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params)):
+    raise ValueError(
+      f"{model!r} was loaded without weights (weights=False), so that it can be planned for but "
+      "not run; load it with them."
+    )
+
+
 def encode_rows(
   model: "Model", prompts: Sequence[Prompt], edits: Sequence[RowEdits] | None
 ) -> list[Row]:
   """Render and tokenise prompts, with the edits of each, gates decided.
 
   Raises:
-    ValueError: as `plain_rows` and `edited_rows`.
+    ValueError: as `plain_rows` and `edited_rows`, or the model has no weights.
   """
+  check_weights(model)
   check_prompts(prompts)
   per_row_edits(edits, len(prompts))  # before the work
   return edited_rows(model, plain_rows(model, prompts), edits)

@@ -60,6 +60,7 @@ def load(
   family: Family | None = None,
   kernels: Kernels = "auto",
   progress: bool = False,
+  weights: bool = True,
 ) -> Model:
   """Load a model; never downloads.
 
@@ -89,6 +90,9 @@ def load(
       tests). "xla" keeps attention of long prompts in plain XLA too, where the platform has a
       kernel for it. `pj.forward` is always plain XLA, which has derivatives.
     progress: whether to show a bar while weights are read.
+    weights: False reads none, and a directory needs none (for a hub id, `python -m
+      persona_jax.fetch NAME --no_weights`). Parameters are then shapes: the model can be planned
+      for (`pj.plan`), not run.
 
   Raises:
     FileNotFoundError: nothing is there; for a registry name or a hub id the message says which
@@ -102,7 +106,7 @@ def load(
     resid_dtype = "float32" if resid_dtype is None else resid_dtype
   dtype = _dtype_name("dtype", dtype)
   resid = dtype if resid_dtype is None else _dtype_name("resid_dtype", resid_dtype)
-  checkpoint = open_checkpoint(source)
+  checkpoint = open_checkpoint(source, weights=weights)
   tokenizer = checkpoint.tokenizer
   if chat_template is not None:
     tokenizer = _with_template(tokenizer, chat_template)
@@ -113,7 +117,9 @@ def load(
     raise ValueError(
       f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {arch.vocab_size} rows."
     )
-  if checkpoint.restore is not None:
+  if not weights:
+    params = placed_params(arch, dtype, mesh)
+  elif checkpoint.restore is not None:
     placed = placed_params(arch, dtype, mesh)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(placed))
     with tqdm.tqdm(

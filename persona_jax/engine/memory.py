@@ -23,7 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Share of the memory that a plan may fill: the rest is for fragmentation and what others hold.
-_SHARE = 0.9
+MEMORY_SHARE = 0.9
 # Of a host, whose memory other processes and the page cache use too.
 _HOST_SHARE = 0.6
 
@@ -38,7 +38,7 @@ def memory_limit(device: jax.Device) -> int:
     return int(_HOST_SHARE * host_bytes())
   stats = device.memory_stats()
   if stats and "bytes_limit" in stats:
-    return int(_SHARE * stats["bytes_limit"])
+    return int(MEMORY_SHARE * stats["bytes_limit"])
   warnings.warn(
     f"{device} does not say how much memory it has (as with XLA_PYTHON_CLIENT_ALLOCATOR=platform), "
     "so tiles are made for as much as the host has; those that do not fit are run in halves.",

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona_jax.edits.compile import check_calls
+from persona_jax.engine.accelerators import Accelerator, Clock, accelerator, duration
 from persona_jax.engine.checks import as_whole, check_lengths, naming
 from persona_jax.engine.encode import encode_each, interned
 from persona_jax.engine.gates import read_dry, settle, taken_as_on
 from persona_jax.engine.grid import Cell, Grid, check_grid
-from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes, size_text
+from persona_jax.engine.memory import DryMemory, params_bytes, size_text
 from persona_jax.engine.need import Need
 from persona_jax.engine.rows import Row, derive_seed, make_row
 from persona_jax.engine.sampling import Sampling
 from persona_jax.engine.settings import Settings
-from persona_jax.engine.tile_plan import TilePlan, cut, plan_tile
+from persona_jax.engine.tile_plan import TilePlan, cut, limit_of, plan_tile
 from persona_jax.engine.tree import ALL_SHARED, Sharing, Tree
 from persona_jax.personas.chat import Prompt
 
@@ -50,6 +51,8 @@ class Plan:
     gate_needs: the programs that do.
     gate_bytes: most memory at one time meanwhile, predicted.
     sharing: what rows have in common.
+    on: the accelerator that it is made for, or None for the model's device.
+    seconds: that it will take there, estimated (`engine.accelerators`); None without one.
   """
 
   grid: Grid
@@ -67,6 +70,8 @@ class Plan:
   gate_needs: tuple[Need, ...] = ()
   gate_bytes: int = 0
   sharing: Sharing = ALL_SHARED
+  on: Accelerator | None = None
+  seconds: float | None = None
 
   @property
   def needs(self) -> list[Need]:
@@ -147,6 +152,8 @@ class Plan:
       f"memory    {size_text(self.peak_bytes)} at most predicted (parameters "
       f"{size_text(self.params_bytes)}), {size_text(self.memory_bytes)} may be filled"
     )
+    if self.on is not None and self.seconds is not None:
+      lines.append(f"time      {duration(self.seconds)} estimated on one {self.on.name}")
     if self.undecided:
       lines.append(
         f"gates     {self.undecided} rows have a gate that is decided by their prompt's "
@@ -241,6 +248,7 @@ def plan(
   lengths: Sequence[int] | None = None,
   sharing: Sharing = ALL_SHARED,
   early_ends: bool = False,
+  on: str | None = None,
 ) -> Plan:
   """Work out how a grid will be run, without running any of it.
 
@@ -260,16 +268,21 @@ def plan(
       `pj.compile` takes no plan of another.
     early_ends: whether to list the programs of smaller batches too (`Plan.early_needs`), for
       `pj.compile` to compile. Tracing and compiling them can take longer than the run.
+    on: name of an accelerator of `engine.accelerators` ("h200", "h100"), if the plan is for one
+      that is not at hand: tiles are cut for its memory, and the seconds are estimated. The model
+      may be one without weights (`pj.load(…, weights=False)`). Programs are listed, and caches
+      counted, as for this machine's device, on which such a plan is not to be compiled.
 
   Returns:
     The plan; print it.
 
   Raises:
-    ValueError: as `pj.run`; `lengths` holds none, or one that is no integer of at least 1; or
-      `sharing` is no `pj.Sharing`.
+    ValueError: as `pj.run`; `lengths` holds none, or one that is no integer of at least 1;
+      `sharing` is no `pj.Sharing`; or no accelerator is called `on`.
   """
   if not isinstance(sharing, Sharing):
     raise ValueError(f"sharing={sharing!r}: give a pj.Sharing, such as pj.Sharing(trunk=False).")
+  device = None if on is None else accelerator(on)
   _, rows = grid_rows(model, grid, decide_gates=False)
   settings = grid_settings(model, grid)
   assumed = "every answer takes its whole budget"
@@ -286,28 +299,35 @@ def plan(
   reading = DryMemory(model.arch, model.params, model.mesh)
   gate_passes = read_dry(model, rows, reading)
   rows, undecided = taken_as_on(rows)
-  tiled = cut(model, rows, settings, sharing=sharing)
+  tiled = cut(model, rows, settings, sharing=sharing, on=device)
   whole = Tree(rows, [len(row.ids) - 1 for row in rows], min_run=1)
+  blocks = model.arch.num_blocks
+  row_tokens = tuple(len(row.ids) for row in rows)
+  planned = tuple(
+    plan_tile(
+      model,
+      rows,
+      tile,
+      settings,
+      lengths=length_R[tile].tolist(),
+      sharing=sharing,
+      early_ends=early_ends,
+    )
+    for tile in tiled
+  )
+  seconds = None
+  if device is not None:
+    clock = Clock(model.params, model.arch, device)
+    seconds = clock.tiles(planned, row_tokens, blocks) + clock.prefill(gate_passes / blocks)
   return Plan(
     grid,
     model_name(model),
     model.identity.sha256,
-    model.arch.num_blocks,
-    tuple(len(row.ids) for row in rows),
-    tuple(
-      plan_tile(
-        model,
-        rows,
-        tile,
-        settings,
-        lengths=length_R[tile].tolist(),
-        sharing=sharing,
-        early_ends=early_ends,
-      )
-      for tile in tiled
-    ),
-    whole.passes(model.arch.num_blocks),
-    memory_limit(model.device),
+    blocks,
+    row_tokens,
+    planned,
+    whole.passes(blocks),
+    limit_of(model, device),
     params_bytes(model.params),
     assumed,
     undecided,
@@ -315,4 +335,6 @@ def plan(
     tuple(reading),
     reading.peak_bytes,
     sharing,
+    device,
+    seconds,
   )

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
 
+from persona_jax.engine.accelerators import Accelerator
 from persona_jax.engine.decode import cache_dtype
-from persona_jax.engine.memory import DryMemory, memory_limit, params_bytes
+from persona_jax.engine.memory import MEMORY_SHARE, DryMemory, memory_limit, params_bytes
 from persona_jax.engine.need import Need
 from persona_jax.engine.prefill import BATCH_TOKENS, prefill
 from persona_jax.engine.programs import Dry, Live
@@ -147,6 +148,11 @@ def _lanes(need: Need) -> dict[int, tuple[tuple[int, int], ...]]:
   return out
 
 
+def limit_of(model: "Model", on: Accelerator | None = None) -> int:
+  """Return how many bytes a plan may take on an accelerator, or on the model's device."""
+  return memory_limit(model.device) if on is None else int(MEMORY_SHARE * on.memory_bytes)
+
+
 def cut(
   model: "Model",
   rows: Sequence[Row],
@@ -154,9 +160,10 @@ def cut(
   *,
   sharing: Sharing = ALL_SHARED,
   table: Live | None = None,
+  on: Accelerator | None = None,
 ) -> list[list[int]]:
   """Cut rows into the largest tiles that fit into memory; `table` is as in `Dry`."""
-  return tiles(rows, tile_rows(model, rows, settings, sharing=sharing, table=table))
+  return tiles(rows, tile_rows(model, rows, settings, sharing=sharing, table=table, on=on))
 
 
 def tile_rows(
@@ -166,14 +173,17 @@ def tile_rows(
   *,
   sharing: Sharing = ALL_SHARED,
   table: Live | None = None,
+  on: Accelerator | None = None,
 ) -> int:
   """Return how many rows a tile may have, so that every tile fits into memory.
+
+  The memory is that of the model's device, or of the accelerator `on`.
 
   It depends on the rows, the model, the kind of device and the size of its memory; a run stores it,
   so that it makes the same tiles when it goes on elsewhere. Where not even one row fits it is 1.
   """
-  limit = memory_limit(model.device)
-  *sizes, least = levels(most_rows(model.device))
+  limit = limit_of(model, on)
+  *sizes, least = levels(most_rows(model.device) if on is None else on.rows)
   failed: list[list[int]] = []
   prompts = by_beginning(rows)
   for size in sizes:

@@ -21,6 +21,7 @@ from persona_jax.data.hashing import content_hash
 from persona_jax.edits.compile import compile_edits
 from persona_jax.engine.checks import naming
 from persona_jax.engine.disk_cache import keep_on_disk
+from persona_jax.engine.encode import check_weights
 from persona_jax.engine.gates import settle, taken_as_on
 from persona_jax.engine.generate import run_tiles
 from persona_jax.engine.grid import Cell, Grid
@@ -267,6 +268,7 @@ def run(
     MemoryError: a row by itself does not fit; the message names it and what it needs. A tile of
       several rows is run in halves, with a warning.
   """
+  check_weights(model)
   _check_scorers(scorers, Path(out))
   cells, rows = grid_rows(model, grid, decide_gates=False)
   this = _start(model, grid, Path(out))

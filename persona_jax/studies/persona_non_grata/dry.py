@@ -5,6 +5,7 @@ import pandas as pd
 
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.dose import Dose
+from persona_jax.engine.accelerators import accelerator
 from persona_jax.engine.model import Model
 from persona_jax.engine.plan import plan
 from persona_jax.personas.persona import Persona
@@ -14,6 +15,7 @@ from persona_jax.studies.persona_non_grata.conditions import dose_arms, test_arm
 from persona_jax.studies.persona_non_grata.contrasts import contrasts_of
 from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.generation import Part
+from persona_jax.studies.persona_non_grata.hours import Hours
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import common_categories
 from persona_jax.studies.persona_non_grata.settings import Settings
@@ -22,12 +24,18 @@ from persona_jax.studies.persona_non_grata.specification import choices
 _SHOWN = 4  # problems of persona texts
 
 
-def describe(model: Model, settings: Settings, material: Material) -> str:
+def describe(model: Model, settings: Settings, material: Material, on: str | None = None) -> str:
   """Return a report of what every stage will run, with the plan of each generated part.
 
   Directions are not there yet: random ones stand in for them, all matches are taken as met, and if
   the block is not given it is taken as the middle of the depth it is chosen from. Shapes, and so
   rows, tokens and memory, do not depend on it. Controls are counted, not planned.
+
+  Args:
+    model: the model, which needs no weights.
+    settings: of the study.
+    material: that it reads.
+    on: name of an accelerator that the study is planned for (`engine.accelerators`): adds hours.
   """
   blocks = model.arch.num_blocks
   block = settings.block
@@ -41,21 +49,35 @@ def describe(model: Model, settings: Settings, material: Material) -> str:
   if settings.dose_prompts:
     doses = (arms[0], *dose_arms(settings, material, extracted, calibrated))
     parts.append(Part("dose", doses, material.test[: settings.dose_prompts]))
+  hours = None if on is None else Hours(model, settings, material, accelerator(on))
   lines = [*stages(settings, material, blocks), ""]
   for part in parts:
     exact = f"{part.name}: {len(part.arms)} conditions x {len(part.prompts)} prompts"
     lines.append(f"{exact}: {part.num_rows} exact first tokens")
+    if hours is not None:
+      hours.first_tokens(part.name, part.num_rows)
     if part.name in settings.generate:
-      lines += ["", str(plan(model, part.grid(settings))), ""]
+      planned = plan(model, part.grid(settings), on=on)
+      lines += ["", str(planned), ""]
+      if hours is not None and planned.seconds is not None:
+        hours.add(part.name, planned.seconds)
   if settings.control_prompts:
     count = _num_controls(settings, material)
     rows = count * settings.control_prompts
     exact = f"controls: {count} conditions x {settings.control_prompts} prompts"
     lines.append(f"{exact}: {rows} exact first tokens")
+    if hours is not None:
+      hours.first_tokens("controls", rows)
+      if "controls" in settings.generate:
+        hours.answers("controls", rows * settings.samples, settings.max_new_tokens)
   if settings.spec_prompts:
     ways = choices(settings, extracted, calibrated, blocks)
     rows = len(ways) * len(material.personas) * settings.spec_prompts
     lines.append(f"specification curve: {len(ways)} ways: {rows} exact first tokens at most")
+    if hours is not None:
+      hours.first_tokens("specification curve", rows)
+  if hours is not None:
+    lines += ["", *hours.lines()]
   lines += ["", *unmeasured(settings)]
   problems = [p for p in check_texts(material.personas[0].lexicon) if not p.declared]
   lines += [f"persona texts: {p.kind} {p.where}: {p.detail}" for p in problems[:_SHOWN]]
