@@ -1,9 +1,10 @@
 """The core study for a model that refuses and answers, with the harmful prompts of one wheel.
 
 python experiments/persona_non_grata.py --workdir=runs/png \
-  --config=configs/persona_non_grata.py:meta-llama/Llama-3.1-8B-Instruct
+  --config=configs/persona_non_grata.py:llama31_8b
 
-After the colon stands the model: a registry name, hub id, directory or .gguf file. It takes tens of
+After the colon stands the model: llama31_8b, gemma3_27b, qwen25_32b, r1_distill_qwen_32b (see
+`models.py`), or a registry name, hub id, directory or .gguf file. It takes tens of
 thousands of generations of 256 tokens: look first, with --dry_run. Questions, items, doses, blocks,
 draws and tokens are as many as our protocol wants; prompts are fewer, since the pinned wheel has
 150 harmful ones. The refusal direction has 32 and 16 of each kind instead of 128 and 32, the test
@@ -17,11 +18,13 @@ prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small model in m
 import ml_collections
 from ml_collections import config_dict
 
+from configs import models
 
-def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collections.ConfigDict:
+
+def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
-  config.model = model
+  config.model = config_dict.placeholder(str)  # set by its name at the end
   config.dtype = "bfloat16"
   config.resid_dtype = "float32"  # keeps small edits, which a residual stream in bfloat16 swallows
   config.system_default = "keep"  # what a chat without a system message gets: keep, empty, drop
@@ -102,4 +105,5 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   config.gates = ("G1", "G2", "G3", "G4", "G5")
   config.draws = 4000
   config.seed = 0
+  models.put(config, model)
   return config
