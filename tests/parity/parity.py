@@ -27,6 +27,7 @@ from tests.parity import family_numbers, gemma, reference_numbers
 from tests.parity.checks import Tally, compare_greedy, relative_error
 from tests.parity.exchange import check_exchange
 from tests.parity.families import check_families, check_kept
+from tests.parity.judges import check_judges
 from tests.parity.prompts import CONTINUATIONS, PROMPTS, STEERED, prompts_hash
 from tests.parity.reading import Edits, Reading, our_reading
 from tests.parity.reference_model import Reference, Steering
@@ -303,6 +304,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--check", action="store_true", help="compare the committed file, not write")
   parser.add_argument("--only-exchange", action="store_true", help="only control vectors")
+  parser.add_argument("--only-judges", action="store_true", help="only judges behind an endpoint")
   args = parser.parse_args()
   print(
     f"persona_jax {pj.__version__} on JAX {jax.__version__}, against transformers "
@@ -315,6 +317,9 @@ def main() -> int:
   model = pj.load(MODEL, dtype="float32")
   if args.only_exchange:
     check_exchange(tally, model, reference_numbers.NEAR_TIE)
+    return 1 if tally.failed else 0
+  if args.only_judges:
+    check_judges(tally, model)
     return 1 if tally.failed else 0
   reference = Reference(
     checkpoint.config, {name: checkpoint.read(name) for name in checkpoint.names}
@@ -331,6 +336,7 @@ def main() -> int:
   check_steered(tally, reference, model, ids)
   check_drift(tally, checkpoint, theirs, ids)
   check_exchange(tally, model, reference_numbers.NEAR_TIE)
+  check_judges(tally, model)
   gemma.check_multimodal(tally)
   del reference
   check_gemma(tally)

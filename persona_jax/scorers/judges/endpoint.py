@@ -186,7 +186,7 @@ class EndpointJudge(Judge):
 
   async def _ask(self, client: openai.AsyncOpenAI, text: str) -> Reply:
     openai = _openai()
-    path = self._path(text)
+    path = self.path_of(text)
     kept = _read(path)
     if kept is None:
       more: dict[str, Any] = {}
@@ -218,7 +218,8 @@ class EndpointJudge(Judge):
       self.usage.failures[reply.reason] += 1
     return reply
 
-  def _path(self, text: str) -> Path:
+  def path_of(self, text: str) -> Path:
+    """Return where the reply to a text is kept."""
     key = content_hash([self.endpoint.asked, text])
     return self.cache / key[:2] / f"{key}.json"
 
