@@ -98,6 +98,18 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config.labels = "rules"
   config.least_words = 3
 
+  # Who reads the answers; not hashed with the rest, since answers do not depend on it.
+  config.judges = ml_collections.ConfigDict()
+  config.judges.refusal = "ensemble"  # kappa .92 [.85, .98] against people, phrases .44 [.36, .52]
+  config.judges.reader = "smollm2-135m-instruct"  # what it was validated with
+  config.judges.rubrics = ()  # of "harm", "coherence", "specificity", "competence"
+  config.judges.model = ""  # that they are asked of, another one than the studied
+  config.judges.endpoint = ""  # or of an OpenAI-compatible API, such as "http://localhost:8000/v1"
+  config.judges.key_variable = "OPENAI_API_KEY"
+  config.judges.least_mass = 0.5
+  config.judges.parts = ("test", "twins", "dose", "controls")
+  config.judges.tasks = 30
+
   # Preregistered: hashed into the run.
   config.outcome = "label"
   config.delta = 0.05

@@ -49,5 +49,6 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.num_controls = 20
   config.max_new_tokens = 24
   config.generate = ("test",)
+  config.judges.parts = ("test",)
   config.draws = 2000
   return config

@@ -22,6 +22,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/persona_non_grata", "Where every
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be measured, and stop.")
 
 _MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
+_OTHER_FIELDS = (*_MODEL_FIELDS, "judges")
 _COLUMNS = [
   "persona", "replicate", "coef", "coef_low", "coef_high", "coef_here", "target", "achieved_norm",
   "achieved_proj", "achieved_proj_here", "achieved_trait", "achieved_kl", "units", "units_missing",
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
 
   # ---- set-up ------------------------------------------------------------------------------------
   pj.keep_on_disk()
-  settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
+  settings = study.Settings.of({k: v for k, v in config.items() if k not in _OTHER_FIELDS})
   material = study.load_material(settings)
   model = pj.load(
     config["model"],

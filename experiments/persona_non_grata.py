@@ -4,9 +4,9 @@
     python experiments/persona_non_grata.py … --dry_run          what it will take
     python experiments/persona_non_grata.py … --stages=analyse   a stage by itself
 
-Stages: extract, calibrate, generate, analyse. Each reads what those before it have written; what is
-there is kept, so a study that was stopped goes on. At the end it prints gates, hypotheses, rates,
-and where everything is.
+Stages: extract, calibrate, generate, judge, analyse. Each reads what those before it have written;
+what is there is kept, so a study that was stopped goes on, and a judge can be added later without
+generating again. At the end it prints gates, hypotheses, rates, and where everything is.
 """
 
 import time
@@ -37,6 +37,7 @@ _LABELLED = flags.DEFINE_string(
 )
 
 _MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
+_OTHER_FIELDS = (*_MODEL_FIELDS, "judges")
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> None:
 
   # ---- set-up ------------------------------------------------------------------------------------
   pj.keep_on_disk()
-  settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
+  settings = study.Settings.of({k: v for k, v in config.items() if k not in _OTHER_FIELDS})
+  judges = study.Judges.of(config["judges"])
   material = study.load_material(settings)
   model = pj.load(
     config["model"],
@@ -59,16 +61,16 @@ def main(argv: list[str]) -> None:
   )
   logging.info("%r on %s", model, jax.devices()[0].device_kind)
   if _DRY_RUN.value:
-    print(study.describe(model, settings, material, _ON.value))
+    print(study.describe(model, settings, material, _ON.value, judges))
     return
   study.start(model, settings, material, workdir)
-  for note in study.unmeasured(settings, labelled=_LABELLED.value is not None):
+  for note in study.unmeasured(settings, judges, labelled=_LABELLED.value is not None):
     logging.warning("%s", note)
 
   # Read before anything runs: a mistake in a flag must not be found at the end.
-  others = {o: study.prompt_arm(settings, material, Path(o)) for o in _OTHERS.value}
+  others = {o: study.prompt_arm(settings, material, Path(o), judges.key) for o in _OTHERS.value}
   labelled = None if _LABELLED.value is None else study.read_labelled(settings, _LABELLED.value)
-  study.require(settings, _STAGES.value, workdir)
+  study.require(settings, _STAGES.value, workdir, judges)
 
   # ---- stages ------------------------------------------------------------------------------------
   last = max(study.STAGES.index(stage) for stage in _STAGES.value)
@@ -86,6 +88,18 @@ def main(argv: list[str]) -> None:
   if last == 2:
     print(f"{len(rows)} rows  {workdir}/grids  (pj.Run.open)")
     return
+  judged = study.judge(
+    model,
+    settings,
+    judges,
+    material,
+    rows,
+    workdir,
+    lambda name: pj.load(name, dtype=config["dtype"], resid_dtype=config["resid_dtype"]),
+  )
+  if last == 3:
+    print(f"judgements  {workdir}/judgements")
+    return
   found = study.analyse(
     model,
     settings,
@@ -93,11 +107,13 @@ def main(argv: list[str]) -> None:
     extracted,
     refusal,
     calibrated,
-    rows,
+    judged.table,
     workdir,
     others=others,
     labelled=labelled,
-    scorer=study.labeller(model, settings, refusal.ids),
+    scorer=judged.labels or study.labeller(model, settings, refusal.ids),
+    competence=judged.competence,
+    judged_by=judges.key,
   )
 
   # ---- report ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/geometry", "Where everything goe
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be measured, and stop.")
 
 _MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
+_OTHER_FIELDS = (*_MODEL_FIELDS, "judges")
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
   # ---- set-up ------------------------------------------------------------------------------------
   pj.keep_on_disk()
   bank_settings = geometry.BankSettings.of(config["bank"])
-  fields = {k: v for k, v in config.items() if k not in (*_MODEL_FIELDS, "bank")}
+  fields = {k: v for k, v in config.items() if k not in (*_OTHER_FIELDS, "bank")}
   settings = study.Settings.of(fields)
   material = study.load_material(settings)
   if bank_settings.prompts > len(material.test):

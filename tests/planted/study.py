@@ -23,7 +23,7 @@ from persona_jax.studies.persona_non_grata.tables import Measured, measured
 from tests.planted import files, law
 from tests.planted.world import WORLDS, World
 
-MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
+MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template", "judges")
 COEF = 2.0  # what a system prompt full of trait words writes, and so what steering is set to
 
 

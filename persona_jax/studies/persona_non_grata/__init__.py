@@ -6,6 +6,7 @@ method, not replication: layers, coefficients, judge and prompts of that paper a
     extract    directions of personas and of refusal, replicate by replicate     DIR/directions
     calibrate  doses, the block, steering matched to prompting                   DIR/calibration
     generate   every arm on the same prompts                                     DIR/grids
+    judge      the answers read again, by judges that may change                 DIR/judgements
     analyse    gates, tables, the four hypotheses                                DIR/tables
 
 Each stage reads what the ones before it have written, so it can be run by itself; what is there is
@@ -18,6 +19,7 @@ from persona_jax.studies.persona_non_grata.dry import describe, stages, unmeasur
 from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
 from persona_jax.studies.persona_non_grata.gates import read_labelled
 from persona_jax.studies.persona_non_grata.generation import generate, labeller, parts_of
+from persona_jax.studies.persona_non_grata.judging import Judged, Judges, judge
 from persona_jax.studies.persona_non_grata.material import Material, load_material, start
 from persona_jax.studies.persona_non_grata.progress import STAGES, require
 from persona_jax.studies.persona_non_grata.refusal import Refusal, find_refusal
@@ -25,8 +27,8 @@ from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.summary import screen, write_summary
 
 __all__ = [
-  "STAGES", "Calibrated", "Extracted", "Findings", "Material", "Refusal", "Settings", "analyse",
-  "calibrate", "describe", "extract", "find_refusal", "generate", "labeller", "load_material",
-  "parts_of", "prompt_arm", "read_labelled", "require", "residual_norms", "screen", "stages",
-  "start", "unmeasured", "write_summary",
+  "STAGES", "Calibrated", "Extracted", "Findings", "Judged", "Judges", "Material", "Refusal",
+  "Settings", "analyse", "calibrate", "describe", "extract", "find_refusal", "generate", "judge",
+  "labeller", "load_material", "parts_of", "prompt_arm", "read_labelled", "require",
+  "residual_norms", "screen", "stages", "start", "unmeasured", "write_summary",
 ]  # fmt: skip

@@ -89,6 +89,8 @@ def analyse(
   others: Mapping[str, Outcomes] | None = None,
   labelled: pd.DataFrame | None = None,
   scorer: Scorer | None = None,
+  competence: tuple[float, int] | None = None,
+  judged_by: str = "",
 ) -> Findings:
   """Analyse the grid and write every table.
 
@@ -97,6 +99,8 @@ def analyse(
     others: prompt arms of other models over the same personas and prompts, for H1 and H2
       (`prompt_arm`).
     labelled: answers whose labels are known, and `scorer`, which labelled the grid: for gate G5.
+    competence: of `judging.judge`, for gate G6.
+    judged_by: `Judges.key`, kept for comparisons with other models' studies.
   """
   # Personas whose traits were not elicited are described, and left out of every test; where none
   # was, rates are described of all, and nothing is tested.
@@ -104,7 +108,13 @@ def analyse(
   found = tables.measured(settings, table, elicited or [p.name for p in material.personas])
   expression = _expression(model, settings, material, directory)
   gates = gating.judge_gates(
-    settings, table, refusal.about, expression, labelled=labelled, scorer=scorer
+    settings,
+    table,
+    refusal.about,
+    expression,
+    labelled=labelled,
+    scorer=scorer,
+    competence=competence,
   )
   leave_out = {
     f"reliability below {LEAST_RELIABILITY}": extracted.unreliable(calibrated.block),
@@ -186,6 +196,7 @@ def analyse(
     {
       "title": title,
       "blocked": blocked,
+      "judged_by": judged_by,
       "gates": [dataclasses.asdict(gate) for gate in gates],
       "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
     },
@@ -257,12 +268,15 @@ def _elicited_traits(material: Material, extracted: Extracted) -> list[str]:
   return [trait for trait in material.traits if by_name[f"{trait}+"]]
 
 
-def prompt_arm(settings: Settings, material: Material, directory: Path) -> Outcomes:
+def prompt_arm(
+  settings: Settings, material: Material, directory: Path, judged_by: str = ""
+) -> Outcomes:
   """Return the prompt arm of another model's run, for comparison.
 
   Args:
     settings, material: of this study.
     directory: of the other, analysed.
+    judged_by: `Judges.key` of this study.
 
   Raises:
     FileNotFoundError: the directory holds no analysed run.
@@ -278,9 +292,11 @@ def prompt_arm(settings: Settings, material: Material, directory: Path) -> Outco
   for name in ("outcome", "labels", "samples", "temperature", "max_new_tokens"):
     if there["settings"].get(name) != getattr(settings, name):
       differing.append(name)
+  verdicts = json.loads((directory / "tables" / "verdicts.json").read_text())
+  if settings.outcome == "label" and verdicts.get("judged_by", "") != judged_by:
+    differing.append("judges")
   if differing:
     raise ValueError(f"{directory} differs in {differing}; its ranking cannot be compared.")
-  verdicts = json.loads((directory / "tables" / "verdicts.json").read_text())
   if verdicts["blocked"]:
     raise ValueError(f"{directory} fails its gates ({verdicts['blocked']}); nothing rests on it.")
   table = pd.read_parquet(directory / "tables" / "outcomes.parquet")

@@ -16,6 +16,7 @@ from persona_jax.studies.persona_non_grata.contrasts import contrasts_of
 from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.generation import Part
 from persona_jax.studies.persona_non_grata.hours import Hours
+from persona_jax.studies.persona_non_grata.judging import Judges
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import common_categories
 from persona_jax.studies.persona_non_grata.settings import Settings
@@ -24,7 +25,13 @@ from persona_jax.studies.persona_non_grata.specification import choices
 _SHOWN = 4  # problems of persona texts
 
 
-def describe(model: Model, settings: Settings, material: Material, on: str | None = None) -> str:
+def describe(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  on: str | None = None,
+  judges: Judges | None = None,
+) -> str:
   """Return a report of what every stage will run, with the plan of each generated part.
 
   Directions are not there yet: random ones stand in for them, all matches are taken as met, and if
@@ -36,6 +43,7 @@ def describe(model: Model, settings: Settings, material: Material, on: str | Non
     settings: of the study.
     material: that it reads.
     on: name of an accelerator that the study is planned for (`engine.accelerators`): adds hours.
+    judges: of the study, if it has any.
   """
   blocks = model.arch.num_blocks
   block = settings.block
@@ -78,7 +86,7 @@ def describe(model: Model, settings: Settings, material: Material, on: str | Non
       hours.first_tokens("specification curve", rows)
   if hours is not None:
     lines += ["", *hours.lines()]
-  lines += ["", *unmeasured(settings)]
+  lines += ["", *unmeasured(settings, judges)]
   problems = [p for p in check_texts(material.personas[0].lexicon) if not p.declared]
   lines += [f"persona texts: {p.kind} {p.where}: {p.detail}" for p in problems[:_SHOWN]]
   if len(problems) > _SHOWN:
@@ -86,18 +94,23 @@ def describe(model: Model, settings: Settings, material: Material, on: str | Non
   return "\n".join(lines)
 
 
-def unmeasured(settings: Settings, *, labelled: bool = False) -> list[str]:
+def unmeasured(
+  settings: Settings, judges: Judges | None = None, *, labelled: bool = False
+) -> list[str]:
   """Return what will keep hypotheses from being tested whatever the model does, a line each.
 
   Args:
     settings: of the study.
+    judges: of the study, if it has any.
     labelled: whether answers with known labels are given.
   """
   notes = {
     "G4": "gate G4 blocks every hypothesis: no answers of the test are generated (generate)",
     "G5": "gate G5 blocks every hypothesis unless answers with known labels are given (--labelled)",
-    "G6": "gate G6 blocks every hypothesis: no judge of competence is there yet",
+    "G6": "gate G6 blocks every hypothesis: no judge is asked for competence (judges.rubrics)",
   }
+  if judges is not None and "competence" in judges.rubrics:
+    del notes["G6"]
   if labelled:
     del notes["G5"]
   if "test" in settings.generate:

@@ -1,22 +1,27 @@
 """Which stages of a study have been run, so that one can be run by itself."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from persona_jax.runs.run import Run
 from persona_jax.studies.persona_non_grata.generation import PARTS
+from persona_jax.studies.persona_non_grata.judging import Judges
 from persona_jax.studies.persona_non_grata.settings import Settings
 
-STAGES = ("extract", "calibrate", "generate", "analyse")
+STAGES = ("extract", "calibrate", "generate", "judge", "analyse")
 
 
-def require(settings: Settings, asked: Sequence[str], directory: Path) -> None:
+def require(
+  settings: Settings, asked: Sequence[str], directory: Path, judges: Judges | None = None
+) -> None:
   """Check that every stage before the last one asked for is asked for too, or has been run.
 
   Args:
     settings: of the study.
     asked: names of stages to run.
     directory: of the study.
+    judges: of the study, if it has any.
 
   Raises:
     ValueError: no stage, an unknown one, or one before the last that was not run to its end.
@@ -28,7 +33,7 @@ def require(settings: Settings, asked: Sequence[str], directory: Path) -> None:
   lacking = [
     stage
     for stage in STAGES[:last]
-    if stage not in asked and not _is_done(settings, stage, directory)
+    if stage not in asked and not _is_done(settings, stage, directory, judges)
   ]
   if lacking:
     raise ValueError(
@@ -36,12 +41,17 @@ def require(settings: Settings, asked: Sequence[str], directory: Path) -> None:
     )
 
 
-def _is_done(settings: Settings, stage: str, directory: Path) -> bool:
+def _is_done(settings: Settings, stage: str, directory: Path, judges: Judges | None) -> bool:
   if stage == "extract":
     return (directory / "directions" / "refusal.json").exists()
   if stage == "calibrate":
     files = [directory / "calibration" / f"match-{by}.parquet" for by in settings.matches]
     return all(file.exists() for file in files)
+  if stage == "judge":
+    file = directory / "judgements" / "judges.json"
+    if judges is None or not judges.is_any:
+      return True
+    return file.exists() and Judges.of(json.loads(file.read_text())["settings"]) == judges
   prompts = {
     "test": settings.test_prompts,
     "twins": settings.twin_prompts,

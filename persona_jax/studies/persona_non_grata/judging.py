@@ -1,0 +1,265 @@
+"""Stage "judge": answers that are there are read again by judges, and labelled by what they say.
+
+Nothing is generated. Judges may be changed, and added later: what each of them said is kept by its
+description, and the labels follow from what the settings ask for now.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from persona_jax.data.hashing import content_hash
+from persona_jax.data.labelled import load_labelled
+from persona_jax.engine.grid import Condition, Grid
+from persona_jax.engine.model import Model
+from persona_jax.runs.run import run, write_json, write_parquet
+from persona_jax.scorers.base import Scorer
+from persona_jax.scorers.degenerate import Degenerate
+from persona_jax.scorers.judges import Endpoint, EndpointJudge, LocalJudge, load_rubric
+from persona_jax.scorers.kept import Kept
+from persona_jax.scorers.labels import Labels
+from persona_jax.scorers.refusal import RefusalRules
+from persona_jax.scorers.refusal_ensemble import RefusalEnsemble
+from persona_jax.studies.fields import settings_of
+from persona_jax.studies.persona_non_grata.generation import PARTS
+from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.settings import Settings
+
+RUBRICS = ("harm", "coherence", "specificity", "competence")
+LABELLED = ("pyrit/refusal", "pyrit/refusal_extra")
+Load = Callable[[str], Model]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+  """Who reads the answers.
+
+  Attributes:
+    refusal: "rules" finds refusals by phrases; "ensemble" by phrases, a probe and the question's
+      part in the answer (`scorers.refusal_ensemble`), fitted to people's labels of PyRIT's sets.
+    reader: the model that the ensemble reads with; "" for the one that is studied, unedited.
+    rubrics: that a judge is asked: "harm" (an answer is a success only if it is of use),
+      "coherence" (below 50 an answer is degenerate), "specificity" (decides nothing), "competence"
+      (of answers to harmless tasks, for gate G6).
+    model: that the rubrics are asked of: another one than the studied, unedited; or its name at
+      the endpoint. "" for none.
+    endpoint: address of an OpenAI-compatible API; "" for our own engine.
+    key_variable: environment variable with its key; "" for none.
+    least_mass: probability that a rubric's options need together.
+    parts: of the grid that are judged.
+    tasks: harmless prompts of calibration that gate G6 is measured on, at most.
+  """
+
+  refusal: Literal["rules", "ensemble"]
+  reader: str
+  rubrics: tuple[str, ...]
+  model: str
+  endpoint: str
+  key_variable: str
+  least_mass: float
+  parts: tuple[str, ...]
+  tasks: int
+
+  @classmethod
+  def of(cls, fields: Mapping[str, Any]) -> Judges:
+    """Make them of a config's fields.
+
+    Raises:
+      ValueError: a field is unknown or missing, or as the class says.
+    """
+    return settings_of(cls, fields)
+
+  def __post_init__(self) -> None:
+    for name in ("rubrics", "parts"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    if self.refusal not in ("rules", "ensemble"):
+      raise ValueError(f"judges.refusal={self.refusal!r}: use 'rules' or 'ensemble'.")
+    for name, known in (("rubrics", RUBRICS), ("parts", PARTS)):
+      given = getattr(self, name)
+      if not set(given) <= set(known) or len(set(given)) < len(given):
+        raise ValueError(f"judges.{name}={given}: name some of {list(known)}, once.")
+    if bool(self.rubrics) != bool(self.model):
+      raise ValueError(
+        f"judges.rubrics={self.rubrics} and judges.model={self.model!r}: give both, or neither."
+      )
+    if self.endpoint and not self.model:
+      raise ValueError(f"judges.endpoint={self.endpoint!r} without judges.model.")
+    if self.tasks < 1 or not 0 <= self.least_mass <= 1:
+      raise ValueError(
+        f"judges.tasks={self.tasks}, judges.least_mass={self.least_mass}: at least 1, and a share."
+      )
+
+  @property
+  def is_any(self) -> bool:
+    """Whether anything is read again."""
+    return bool(self.parts) and (self.refusal == "ensemble" or bool(self.rubrics))
+
+  @property
+  def key(self) -> str:
+    """What labels depend on, as a hash; "" where nothing is read again."""
+    return content_hash(dataclasses.asdict(self)) if self.is_any else ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+  """What the judges said.
+
+  Attributes:
+    table: the tidy table with the judges' labels where there are some, and their columns.
+    labels: the scorer that made them, for gate G5; None where nothing was read again.
+    competence: share of answers to harmless tasks that are competent, and of how many; None where
+      it was not asked.
+    about: who judged, and how often they failed.
+  """
+
+  table: pd.DataFrame
+  labels: Labels | None
+  competence: tuple[float, int] | None
+  about: dict[str, Any]
+
+
+def judge(
+  model: Model,
+  settings: Settings,
+  judges: Judges,
+  material: Material,
+  table: pd.DataFrame,
+  directory: Path,
+  load: Load,
+  *,
+  progress: bool = True,
+) -> Judged:
+  """Read the answers of the grid again.
+
+  Args:
+    model: that was studied.
+    settings, judges: of the study.
+    material: that it read.
+    table: of `generation.generate`.
+    directory: of the study.
+    load: makes a model of a name, for readers and judges other than `model`.
+    progress: whether to show bars.
+
+  Raises:
+    ValueError: a part is judged that was not generated.
+  """
+  if not judges.is_any:
+    return Judged(table, None, None, {})
+  lacking = [part for part in judges.parts if part not in settings.generate]
+  if lacking:
+    raise ValueError(
+      f"judges.parts={list(judges.parts)}: of {lacking} no answers are generated "
+      f"(generate={list(settings.generate)})."
+    )
+  folder = directory / "judgements"
+  reader = load(judges.reader) if judges.reader and judges.refusal == "ensemble" else model
+  asked = _rubric_judges(judges, load, folder, progress)
+  labels = Labels(
+    _refusal(judges, reader, folder, progress),
+    Degenerate(min_words=settings.least_words),
+    model.chat.render("Hello.").opens_thought,
+    coherence=asked.get("coherence"),
+    harm=asked.get("harm"),
+    others=tuple(asked[name] for name in ("specificity",) if name in asked),
+  )
+  found = _labelled(labels, material, table, judges.parts)
+  competence = None
+  if "competence" in asked:
+    answers = _answers_to_tasks(model, settings, judges, material, folder, progress)
+    verdicts = asked["competence"].score(answers)["judge_competence_verdict"].dropna()
+    competence = (float(verdicts.mean()) if len(verdicts) else float("nan"), len(verdicts))
+  about = {
+    "settings": dataclasses.asdict(judges),
+    "refusal": _describe(labels.refusal),
+    "judges": {name: _describe(one) for name, one in asked.items()},
+    "missing": {
+      column: int(found.loc[found["part"].isin(judges.parts), column].isna().sum())
+      for column in labels.columns
+      if column.startswith("judge_") and not column.endswith("_reason")
+    },
+    "competence": None if competence is None else {"share": competence[0], "n": competence[1]},
+  }
+  write_parquet(found, folder / "rows.parquet")
+  write_json(about, folder / "judges.json")
+  return Judged(found, labels, competence, about)
+
+
+def _labelled(
+  labels: Labels, material: Material, table: pd.DataFrame, parts: Sequence[str]
+) -> pd.DataFrame:
+  """Return the table with labels, and the judges' columns, of the rows of some parts."""
+  texts = {item.prompt_id: item.text for item in (*material.test, *material.twins)}
+  mine = table["part"].isin(parts)
+  rows = table[mine].assign(prompt=table[mine]["prompt_id"].map(texts))
+  scored = labels.score(rows)
+  found = table.copy()
+  for column in labels.columns:
+    old = found[column] if column in found else pd.Series(None, index=found.index, dtype=object)
+    found[column] = old.astype(object).where(~mine, scored[column].astype(object))
+    if column not in ("label",):
+      found[column] = found[column].astype(scored[column].dtype)
+  return found
+
+
+def _refusal(judges: Judges, reader: Model, folder: Path, progress: bool) -> Scorer:
+  if judges.refusal == "rules":
+    return RefusalRules()
+  path = folder / f"ensemble-{reader.identity.sha256[:12]}.json"
+  if path.exists():
+    fitted = RefusalEnsemble.load(path, reader)
+  else:
+    labelled = pd.concat([load_labelled(name) for name in LABELLED], ignore_index=True)
+    fitted = RefusalEnsemble.fit(reader, labelled)
+    fitted.save(path)
+  about = {"scorer": fitted.name, "block": fitted.block, **fitted.about}
+  return Kept(fitted, folder / "refusal", about, progress=progress)
+
+
+def _rubric_judges(judges: Judges, load: Load, folder: Path, progress: bool) -> dict[str, Scorer]:
+  found: dict[str, Scorer] = {}
+  if judges.endpoint:
+    endpoint = Endpoint(
+      judges.endpoint, judges.model, key_variable=judges.key_variable, least_mass=judges.least_mass
+    )
+    for name in judges.rubrics:
+      rubric = load_rubric(name)
+      found[name] = EndpointJudge(rubric, endpoint, folder / "replies", progress=progress)
+  elif judges.rubrics:
+    model = load(judges.model)
+    for name in judges.rubrics:
+      local = LocalJudge(model, load_rubric(name), least_mass=judges.least_mass)
+      found[name] = Kept(local, folder / name, local.describe, progress=progress)
+  return found
+
+
+def _describe(scorer: Scorer) -> dict[str, Any]:
+  if isinstance(scorer, Kept):
+    return scorer.about
+  if isinstance(scorer, EndpointJudge):
+    used = dataclasses.asdict(scorer.usage)
+    return scorer.describe | {"usage": used | {"failures": dict(scorer.usage.failures)}}
+  return {"scorer": scorer.name}
+
+
+def _answers_to_tasks(
+  model: Model,
+  settings: Settings,
+  judges: Judges,
+  material: Material,
+  folder: Path,
+  progress: bool,
+) -> pd.DataFrame:
+  """Return the unedited model's answers to harmless tasks, which calibration has and no other."""
+  tasks = material.calibration[: judges.tasks]
+  grid = Grid(
+    {item.prompt_id: item.text for item in tasks},
+    [Condition("B0")],
+    max_new_tokens=settings.max_new_tokens,
+    seed=settings.seed,
+  )
+  return run(model, grid, folder / "tasks", progress=progress).table()
