@@ -2,6 +2,7 @@
 
 DIR/grid.json            what was asked for: prompts, conditions, settings, model, hashes, versions;
                          and how many rows a tile has at most
+DIR/conditions.json, DIR/edits/   what each condition is made of, for `runs.rerun`
 DIR/results/tile-*.parquet   rows of one tile each, written whole or not at all
 DIR/scores/NAME.parquet  one file a scorer, keyed by row_id
 """
@@ -31,6 +32,7 @@ from persona_jax.engine.programs import PROGRAMS
 from persona_jax.engine.rows import Row, plain_prompt
 from persona_jax.engine.tile_plan import tile_rows
 from persona_jax.engine.tiles import tiles
+from persona_jax.runs.kept_edits import keep_conditions
 from persona_jax.runs.versions import check_versions, describe_model, versions
 from persona_jax.scorers.base import Scorer
 
@@ -183,6 +185,7 @@ def _start(model: Model, grid: Grid, directory: Path) -> Run:
     "hash": content_hash(what),
     "num_rows": grid.num_rows,
     "model_source": model.identity.source,
+    "chat": {"template": model.chat.template, "options": [list(o) for o in model.chat.options]},
     "versions": versions(),
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     **what,
@@ -290,6 +293,7 @@ def run(
   _check_tiles(this.directory, dict(zip(files, planned, strict=True)))
   if "tile_rows" not in this.description:  # all that can be refused has been: the run begins
     this.description["tile_rows"] = most
+    keep_conditions(grid.conditions, this.directory)
     write_json(this.description, this.directory / "grid.json")
   todo = [i for i, file in enumerate(files) if not file.exists()]
   bar = tqdm.tqdm(
