@@ -23,6 +23,7 @@ ENV_NAME := $(ENV_NAME)$(if $(filter-out requirements.lock,$(LOCK)),-$(patsubst 
 VENV := .venv$(ENV_NAME)
 PARITY_VENV := .venv-parity$(ENV_NAME)
 AOT_VENV := .venv-aot$(ENV_NAME)
+INSPECT_VENV := .venv-inspect$(ENV_NAME)
 TOOLS_VENV := .venv-tools
 
 RUN := $(VENV)/bin/python
@@ -37,6 +38,7 @@ checksum = $(shell (cat $(1); echo '$(CURDIR)') | cksum | tr ' ' '-')
 LOCK_STAMP := $(VENV)/python$(PYTHON_VERSION)-lock-$(call checksum,$(LOCK)).stamp
 PROJECT_STAMP := $(VENV)/project-$(call checksum,pyproject.toml).stamp
 PARITY_STAMP := $(PARITY_VENV)/parity-$(TORCH_VERSION)-$(call checksum,tests/parity/requirements.txt).stamp
+INSPECT_STAMP := $(INSPECT_VENV)/inspect-$(call checksum,tests/parity/requirements-inspect.txt).stamp
 AOT_STAMP := $(AOT_VENV)/libtpu-$(call checksum,$(LOCK)).stamp
 UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 
@@ -114,10 +116,11 @@ format: install
 typecheck: install
 	$(RUN) -m mypy
 
-parity: fetch $(PARITY_STAMP)
+parity: fetch $(PARITY_STAMP) $(INSPECT_STAMP)
 	$(RUN) -m persona_jax.fetch gemma-3-270m
 	-$(RUN) -m benchmarks.grid.environments steering llama $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python tests/parity/parity.py $(ARGS)
+	JAX_PLATFORMS=cpu $(INSPECT_VENV)/bin/python -m pytest --quiet tests/runs/export_test.py
 
 # libtpu and the CUDA plugin, of the versions that the installed JAX asks for; the main environment
 # is seen behind them.
@@ -191,6 +194,17 @@ $(PARITY_STAMP): $(PROJECT_STAMP)
 	  echo "import site; site.addsitedir('$$main')" > "$$own/main_environment.pth"
 	@touch $@
 
+# Inspect AI, with the main environment's packages behind it.
+$(INSPECT_STAMP): $(PROJECT_STAMP)
+	@echo 'Installing Inspect AI into $(INSPECT_VENV); once, a minute'
+	@rm -rf $(INSPECT_VENV)
+	@$(PYTHON) -m venv $(INSPECT_VENV)
+	@$(INSPECT_VENV)/bin/python $(PIP_INSTALL) $(LOCKED) -r tests/parity/requirements-inspect.txt
+	@main=$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  own=$$($(INSPECT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$main')" > "$$own/main_environment.pth"
+	@touch $@
+
 # The TPU compiler: a wheel of 140 MB, 640 MB installed.
 $(AOT_STAMP): $(PROJECT_STAMP)
 	@echo 'Installing libtpu and the CUDA plugin into $(AOT_VENV); once, a minute'
@@ -215,11 +229,13 @@ lock: $(UV_STAMP)
 	  --output-file requirements-jax0.11.lock pyproject.toml -
 	$(UV_COMPILE) --python-version 3.11 --constraint requirements.lock \
 	  --output-file tests/parity/requirements.txt tests/parity/requirements.in
+	$(UV_COMPILE) --python-version 3.11 \
+	  --output-file tests/parity/requirements-inspect.txt tests/parity/requirements-inspect.in
 	for name in hf steering llama; do \
 	  $(UV_COMPILE) --python-version 3.11 --override benchmarks/grid/override-torch.txt --no-emit-package torch \
 	    --output-file benchmarks/grid/requirements-$$name.txt benchmarks/grid/requirements-$$name.in || exit 1; \
 	done
-	@! grep -nE '://|file:|^-' requirements.lock requirements-jax0.11.lock tests/parity/requirements.txt \
+	@! grep -nE '://|file:|^-' requirements.lock requirements-jax0.11.lock tests/parity/requirements*.txt \
 	  benchmarks/grid/requirements-*.txt \
 	  || { echo 'a lock names a host or a path' >&2; exit 1; }
 
