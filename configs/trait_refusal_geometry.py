@@ -18,6 +18,10 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.source = "prompts"
   config.questions = "self"
   config.questions_each = 4
+  config.train_prompts = 24
+  config.held_out_prompts = 8
+  config.calibration_prompts = 4
+  config.calibration_tokens = 16
 
   config.bank = ml_collections.ConfigDict()
   config.bank.isotropic = 256

@@ -55,7 +55,12 @@ def test_flags_are_those_of_the_experiment() -> None:
   known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | {
     "noise",
     "power",
-  }  # of the tests' programs
+    "no_weights",
+    "run",
+    "row",
+    "to",
+    "out",
+  }  # of the tests' programs, and of the library's own
   assert set(re.findall(r"--(\w+)", PAGE)) <= known
 
 
