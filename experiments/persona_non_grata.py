@@ -3,10 +3,12 @@
     python experiments/persona_non_grata.py --config=configs/persona_non_grata.py --workdir=runs/png
     python experiments/persona_non_grata.py … --dry_run          what it will take
     python experiments/persona_non_grata.py … --stages=analyse   a stage by itself
+    python experiments/persona_non_grata.py … --open_confirm     run what H3 rests on, once
 
 Stages: extract, calibrate, generate, analyse. Each reads what those before it have written; what is
-there is kept, so a study that was stopped goes on. At the end it prints gates, hypotheses, rates,
-and where everything is.
+there is kept, so a study that was stopped goes on. The confirm split is not run before
+--open_confirm, which is recorded (confirm_opened.json); from then on H3 rests on it alone. At the
+end it prints gates, hypotheses, rates, and where everything is.
 """
 
 import time
@@ -25,6 +27,9 @@ _STAGES = flags.DEFINE_list(
   "stages", list(study.STAGES), "Which stages to run; the others must have run before."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print rows, tokens and memory, and stop.")
+_OPEN_CONFIRM = flags.DEFINE_bool(
+  "open_confirm", False, "Open the confirm split: it is run once, and H3 then rests on it alone."
+)
 _OTHERS = flags.DEFINE_list(
   "others", [], "Workdirs of other models' studies over the same prompts, for H1 and H2."
 )
@@ -63,6 +68,9 @@ def main(argv: list[str]) -> None:
   # Read before anything runs: a mistake in a flag must not be found at the end.
   others = {o: study.prompt_arm(settings, material, Path(o)) for o in _OTHERS.value}
   labelled = None if _LABELLED.value is None else study.read_labelled(settings, _LABELLED.value)
+  if _OPEN_CONFIRM.value:
+    opened = study.open_confirm(material, workdir)
+    logging.warning("the confirm split is open since %s", opened["date"])
   study.require(settings, _STAGES.value, workdir)
 
   # ---- stages ------------------------------------------------------------------------------------
@@ -76,8 +84,18 @@ def main(argv: list[str]) -> None:
   if last == 1:
     print(f"matches  {workdir}/calibration")
     return
-  parts = study.parts_of(model, settings, material, extracted, refusal, calibrated, workdir)
+  parts = study.parts_of(
+    model,
+    settings,
+    material,
+    extracted,
+    refusal,
+    calibrated,
+    workdir,
+    with_confirm=study.is_confirm_open(material, workdir),
+  )
   rows = study.generate(model, settings, parts, refusal.ids, workdir)
+  study.ask_items(model, settings, material.util, parts[0].arms, workdir)
   if last == 2:
     print(f"{len(rows)} rows  {workdir}/grids  (pj.Run.open)")
     return
