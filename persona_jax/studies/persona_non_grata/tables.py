@@ -250,6 +250,15 @@ def inversion_tables(
   )
 
 
+def confirmed_inversions(
+  settings: Settings, table: pd.DataFrame, personas: Sequence[str]
+) -> pd.DataFrame | None:
+  """Return the inversions of the confirm split, or None while it is not open."""
+  if not (table["part"] == "confirm").any():
+    return None
+  return inversion_tables(measured(settings, table, personas, "confirm"), settings)[0]
+
+
 def alignment_tests(
   found: Measured, poles: Mapping[str, Sequence[str]], cosine: Mapping[str, float]
 ) -> pd.DataFrame:
