@@ -68,10 +68,9 @@ def main(argv: list[str]) -> None:
   # Read before anything runs: a mistake in a flag must not be found at the end.
   others = {o: study.prompt_arm(settings, material, Path(o)) for o in _OTHERS.value}
   labelled = None if _LABELLED.value is None else study.read_labelled(settings, _LABELLED.value)
-  if _OPEN_CONFIRM.value:
-    opened = study.open_confirm(material, workdir)
-    logging.warning("the confirm split is open since %s", opened["date"])
   study.require(settings, _STAGES.value, workdir)
+  if _OPEN_CONFIRM.value and "generate" not in _STAGES.value:
+    raise app.UsageError("--open_confirm runs the confirm split: name the stage generate, too.")
 
   # ---- stages ------------------------------------------------------------------------------------
   last = max(study.STAGES.index(stage) for stage in _STAGES.value)
@@ -84,6 +83,9 @@ def main(argv: list[str]) -> None:
   if last == 1:
     print(f"matches  {workdir}/calibration")
     return
+  if _OPEN_CONFIRM.value:
+    opened = study.open_confirm(material, workdir)
+    logging.warning("the confirm split is open since %s", opened["date"])
   parts = study.parts_of(
     model,
     settings,
