@@ -47,7 +47,7 @@ def ask_items(
   mine = both_arms(arms)
   found = []
   total = len(mine) * len(items)
-  with tqdm.tqdm(total=total, unit="item", disable=not progress, desc="mmlu") as bar:
+  with tqdm.tqdm(total=total, unit="item", disable=not progress or not total, desc="mmlu") as bar:
     for first in range(0, len(mine) if items else 0, _AT_ONCE):
       some = mine[first : first + _AT_ONCE]
       found.append(_asked(model, settings, items, some, directory / "utility"))
