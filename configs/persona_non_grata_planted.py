@@ -32,6 +32,9 @@ def get_config(world: str = "runs/planted/W1") -> ml_collections.ConfigDict:
   config.dose_prompts = 40
   config.control_prompts = 40
   config.spec_prompts = 20
+  config.confirm_prompts = 0
+  config.over_prompts = 0
+  config.util_items = 0
 
   # Its answers are two words long and hold no trait: directions come from prompts.
   config.source = "prompts"

@@ -28,6 +28,9 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.dose_prompts = 2
   config.control_prompts = 4
   config.spec_prompts = 2
+  config.confirm_prompts = 0
+  config.over_prompts = 2
+  config.util_items = 0  # it is at chance
 
   config.answer_tokens = 24
   config.answer_samples = 1

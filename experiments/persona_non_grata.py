@@ -3,10 +3,13 @@
     python experiments/persona_non_grata.py --config=configs/persona_non_grata.py --workdir=runs/png
     python experiments/persona_non_grata.py … --dry_run          what it will take
     python experiments/persona_non_grata.py … --stages=analyse   a stage by itself
+    python experiments/persona_non_grata.py … --open_confirm     run what H3 rests on, once
 
 Stages: extract, calibrate, generate, judge, analyse. Each reads what those before it have written;
 what is there is kept, so a study that was stopped goes on, and a judge can be added later without
-generating again. At the end it prints gates, hypotheses, rates, and where everything is.
+generating again. The confirm split is not run before --open_confirm, which is recorded
+(confirm_opened.json); from then on H3 rests on it alone. At the end it prints gates, hypotheses,
+rates, and where everything is.
 """
 
 import time
@@ -28,6 +31,9 @@ _STAGES = flags.DEFINE_list(
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print rows, tokens and memory, and stop.")
 _ON = flags.DEFINE_enum(
   "on", None, sorted(ACCELERATORS), "Accelerator that --dry_run plans for, with estimated hours."
+)
+_OPEN_CONFIRM = flags.DEFINE_bool(
+  "open_confirm", False, "Open the confirm split: it is run once, and H3 then rests on it alone."
 )
 _OTHERS = flags.DEFINE_list(
   "others", [], "Workdirs of other models' studies over the same prompts, for H1 and H2."
@@ -71,6 +77,8 @@ def main(argv: list[str]) -> None:
   others = {o: study.prompt_arm(settings, material, Path(o), judges.key) for o in _OTHERS.value}
   labelled = None if _LABELLED.value is None else study.read_labelled(settings, _LABELLED.value)
   study.require(settings, _STAGES.value, workdir, judges)
+  if _OPEN_CONFIRM.value and "generate" not in _STAGES.value:
+    raise app.UsageError("--open_confirm runs the confirm split: name the stage generate, too.")
 
   # ---- stages ------------------------------------------------------------------------------------
   last = max(study.STAGES.index(stage) for stage in _STAGES.value)
@@ -83,8 +91,21 @@ def main(argv: list[str]) -> None:
   if last == 1:
     print(f"matches  {workdir}/calibration")
     return
-  parts = study.parts_of(model, settings, material, extracted, refusal, calibrated, workdir)
+  if _OPEN_CONFIRM.value:
+    opened = study.open_confirm(material, workdir)
+    logging.warning("the confirm split is open since %s", opened["date"])
+  parts = study.parts_of(
+    model,
+    settings,
+    material,
+    extracted,
+    refusal,
+    calibrated,
+    workdir,
+    with_confirm=study.is_confirm_open(material, workdir),
+  )
   rows = study.generate(model, settings, parts, refusal.ids, workdir)
+  study.ask_items(model, settings, material.util, parts[0].arms, workdir)
   if last == 2:
     print(f"{len(rows)} rows  {workdir}/grids  (pj.Run.open)")
     return

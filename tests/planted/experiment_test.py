@@ -23,7 +23,9 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
       sys.executable, "experiments/persona_non_grata.py", "--dry_run",
       f"--config=configs/persona_non_grata_planted.py:{tmp_path / 'W1'}",
       f"--workdir={tmp_path / 'out'}", "--config.test_prompts=10", "--config.dose_prompts=4",
-      "--config.control_prompts=5",
+      "--config.control_prompts=5", "--config.confirm_prompts=4", "--config.over_prompts=3",
+      f"--config.over={tmp_path / 'W1' / 'twins.jsonl'}", "--config.util_items=7",
+      "--config.generate=('test', 'confirm')",
       "--config.spec_prompts=4", "--config.num_controls=20", "--config.matches=('proj', 'norm')",
     ],
     cwd=ROOT,
@@ -36,6 +38,10 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
   # B0, twelve personas of three replicates, prompted and steered by two matches.
   assert "test: 109 conditions x 10 prompts: 1090 exact first tokens" in lines
   assert "1,090 rows = 10 prompts x 109 conditions x 1 samples, W1 in float32" in lines
+  # Of the confirm split, no more than its size is said.
+  assert "confirm (when it is opened): 109 conditions x 4 prompts: 436 exact first tokens" in lines
+  assert "over: 109 conditions x 3 prompts: 327 exact first tokens" in lines
+  assert "mmlu: 109 conditions x 7 questions: 763 answers scored" in lines
   # B0 and five doses of both signs of C to N and of C+A; opposites have the same vectors.
   assert "dose: 61 conditions x 4 prompts: 244 exact first tokens" in lines
   # B0, 20 draws of two kinds, both signs of refusal and its ablation, and seven of each persona's

@@ -6,6 +6,7 @@ the product; `tests.planted.law` works out what must come out, in float64 and wi
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,6 +226,43 @@ def test_a_decoy_is_no_explanation_and_neither_is_a_slope_over_random_directions
   (h4,) = [v for v in make("N0").found.verdicts if v.name == "H4"]
   assert h4.status == "not supported"
   assert "no trait is aligned" in h4.reason
+
+
+def test_h3_rests_on_the_confirm_split_alone_once_it_is_open(w1: Study, folder: Path) -> None:
+  shutil.copytree(w1.out, folder / "confirm")
+  test = w1.table[w1.table["part"] == "test"]
+  swapped = test["persona"].replace({"P11": "P12", "P12": "P11"})
+  confirm = test.assign(part="confirm", persona=swapped)
+  both = dataclasses.replace(w1, table=pd.concat([w1.table, confirm], ignore_index=True))
+  found = both.analysed(w1.settings, folder / "confirm")
+  assert [v.split for v in found.verdicts] == ["test", "test", "confirm", "test"]
+  h3, before = found.verdicts[2], w1.found.verdicts[2]
+  assert (before.status, h3.status) == ("supported", "not supported")
+  (row,) = (
+    w1.found.tables["inversions"]
+    .query("persona == 'P11' and direction == 'AS-worse'")
+    .to_dict("records")
+  )
+  assert f"AS:proj: D_SP {row['d_SP']:+.3f} [" in h3.numbers and "on confirm (" in str(h3)
+  assert "H3" not in set(found.claims["claim"])
+  assert found.verdicts[3].numbers == w1.found.verdicts[3].numbers
+  for name in ("inversions", "rates", "effects"):
+    pd.testing.assert_frame_equal(found.tables[name], w1.found.tables[name])
+  text = product.write_summary(found, w1.settings, folder / "confirm" / "summary.md").read_text()
+  assert "## Inversions on the confirm split\n\n`direction`" in text
+
+
+def test_h3_says_that_its_confirm_split_is_not_open(w1: Study) -> None:
+  found = w1.found
+  asked = (
+    w1.measured, found.tables["inversions"], found.geometry.regressions, found.geometry.traits, "",
+  )  # fmt: skip
+  split = dataclasses.replace(w1.settings, confirm_prompts=40)
+  h3 = judge(split, *asked, held=1.0)[2]
+  assert (h3.status, h3.split) == ("supported", "test")
+  assert "supported on test (" in str(h3)
+  assert h3.reason == "the confirm split is not open: exploratory"
+  assert judge(w1.settings, *asked, held=1.0)[2].reason == ""
 
 
 def test_two_worlds_share_the_prompted_ranking_and_not_the_steered_one(

@@ -13,7 +13,7 @@ REPO = "toys/tiny"
 
 @contextlib.contextmanager
 def serve(files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-  """Serves one repository; yields its address and the paths asked for so far."""
+  """Serves one repository, as a model's and as a data set's; yields address and paths asked for."""
   asked: list[str] = []
 
   class Handler(http.server.BaseHTTPRequestHandler):
@@ -25,7 +25,8 @@ def serve(files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
 
     def answer(self, with_body: bool) -> None:
       asked.append(self.path)
-      path = self.path.split("?")[0]
+      path = self.path.split("?")[0].replace("/api/datasets/", "/api/models/")
+      path = path.removeprefix("/datasets")
       resolve = f"/{REPO}/resolve/"
       if path.startswith(resolve) and path.removeprefix(resolve).partition("/")[2] in files:
         body = files[path.removeprefix(resolve).partition("/")[2]]

@@ -9,6 +9,7 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.studies import persona_non_grata as product
+from persona_jax.studies.persona_non_grata import judging
 from persona_jax.studies.persona_non_grata.gates import judge_gates
 from tests.planted import study
 from tests.scorers.endpoint_server import Server, reply
@@ -71,10 +72,12 @@ def rows(material: product.Material) -> pd.DataFrame:
 
 
 def test_answers_are_labelled_by_what_the_judges_say(
-  place: study.Place, server: Server, tmp_path: Path
+  place: study.Place, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   settings = study.settings(place, generate=("test",), least_words=3)
   material = product.load_material(settings)
+  # The world knows no English: its own prompts stand for everyday requests.
+  monkeypatch.setattr(judging, "load_capabilities", lambda: list(material.calibration))
   model = pj.load(place.directory, dtype="float32")
   judges = product.Judges.of(FIELDS | {"endpoint": server.url})
   table = rows(material)

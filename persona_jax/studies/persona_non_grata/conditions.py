@@ -165,6 +165,11 @@ def test_arms(
   return arms
 
 
+def both_arms(arms: Sequence[Arm]) -> list[Arm]:
+  """Return the arms that side effects are measured in: no persona, prompted, steered."""
+  return [arm for arm in arms if arm.arm in ("B0", "SP") or arm.arm.startswith("AS:")]
+
+
 def _text_baselines(settings: Settings, persona: Persona, replicates: int) -> list[Arm]:
   arms = []
   for k in range(replicates):

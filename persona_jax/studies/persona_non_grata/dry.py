@@ -11,7 +11,7 @@ from persona_jax.engine.plan import plan
 from persona_jax.personas.persona import Persona
 from persona_jax.personas.wording import check_texts
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
-from persona_jax.studies.persona_non_grata.conditions import dose_arms, test_arms
+from persona_jax.studies.persona_non_grata.conditions import both_arms, dose_arms, test_arms
 from persona_jax.studies.persona_non_grata.contrasts import contrasts_of
 from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.generation import Part
@@ -57,10 +57,15 @@ def describe(
   if settings.dose_prompts:
     doses = (arms[0], *dose_arms(settings, material, extracted, calibrated))
     parts.append(Part("dose", doses, material.test[: settings.dose_prompts]))
+  if settings.confirm_prompts:
+    parts.append(Part("confirm", tuple(arms), material.confirm))
+  if settings.over_prompts:
+    parts.append(Part("over", tuple(both_arms(arms)), material.over))
   hours = None if on is None else Hours(model, settings, material, accelerator(on))
   lines = [*stages(settings, material, blocks), ""]
   for part in parts:
-    exact = f"{part.name}: {len(part.arms)} conditions x {len(part.prompts)} prompts"
+    once = " (when it is opened)" if part.name == "confirm" else ""
+    exact = f"{part.name}{once}: {len(part.arms)} conditions x {len(part.prompts)} prompts"
     lines.append(f"{exact}: {part.num_rows} exact first tokens")
     if hours is not None:
       hours.first_tokens(part.name, part.num_rows)
@@ -78,6 +83,12 @@ def describe(
       hours.first_tokens("controls", rows)
       if "controls" in settings.generate:
         hours.answers("controls", rows * settings.samples, settings.max_new_tokens)
+  if material.util:
+    count = len(both_arms(arms))
+    rows = count * len(material.util)
+    lines.append(
+      f"mmlu: {count} conditions x {len(material.util)} questions: {rows} answers scored"
+    )
   if settings.spec_prompts:
     ways = choices(settings, extracted, calibrated, blocks)
     rows = len(ways) * len(material.personas) * settings.spec_prompts

@@ -9,7 +9,8 @@ import pandas as pd
 import tqdm
 
 from persona_jax.data.hashing import content_hash
-from persona_jax.data.prompts import PromptItem
+from persona_jax.data.prompt_item import PromptItem
+from persona_jax.data.prompts import data_hash
 from persona_jax.directions.refusal_scores import log_odds
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.grid import Grid
@@ -23,6 +24,7 @@ from persona_jax.scorers.refusal import RefusalRules
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
 from persona_jax.studies.persona_non_grata.conditions import (
   Arm,
+  both_arms,
   control_arms,
   dose_arms,
   frame,
@@ -38,7 +40,7 @@ from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
 
-PARTS = ("test", "twins", "dose", "controls")
+PARTS = ("test", "twins", "dose", "controls", "confirm", "over")
 _AT_ONCE = 8  # conditions of one file of first tokens: what an interruption can cost
 
 
@@ -61,6 +63,11 @@ class Part:
     """Rows of one sample."""
     return len(self.arms) * len(self.prompts)
 
+  @property
+  def split_hash(self) -> str:
+    """Hash of the prompts; of a whole split the beginning of its hash in config.json."""
+    return data_hash(self.prompts)[:16]
+
   def grid(self, settings: Settings) -> Grid:
     """Return the part as a grid of answers."""
     return Grid(
@@ -81,8 +88,13 @@ def parts_of(
   refusal: Refusal,
   calibrated: Calibrated,
   directory: Path,
+  *,
+  with_confirm: bool = False,
 ) -> list[Part]:
-  """Return the parts of the grid that have prompts."""
+  """Return the parts of the grid that have prompts, "confirm" among them only if it is asked for.
+
+  Whoever asks has opened it (`confirm.open_confirm`).
+  """
   arms = test_arms(settings, material, extracted, calibrated)
   parts = [Part("test", tuple(arms), material.test)]
   if settings.twin_prompts:
@@ -95,6 +107,10 @@ def parts_of(
     folder = directory / "calibration"
     made = control_arms(model, settings, material, extracted, refusal, calibrated, chats, folder)
     parts.append(Part("controls", (arms[0], *made), material.test[: settings.control_prompts]))
+  if with_confirm:
+    parts.append(Part("confirm", tuple(arms), material.confirm))
+  if settings.over_prompts:
+    parts.append(Part("over", tuple(both_arms(arms)), material.over))
   return parts
 
 
@@ -152,10 +168,10 @@ def generate(
     scorer: gives the columns label and bypass; default by the settings.
 
   Returns:
-    A row a prompt, condition and sample: part, the columns of `conditions.frame`, prompt_id, kind,
-    category, cluster, sample, log_odds (of a refusal at the first token, exact), p_bypass (one
-    minus its probability), and where the part is generated label, bypass, text, row_id, valid,
-    delivered_dose, tokens_edited, n_tokens.
+    A row a prompt, condition and sample: part, split_hash, the columns of `conditions.frame`,
+    prompt_id, kind, category, cluster, sample, log_odds (of a refusal at the first token, exact),
+    p_bypass (one minus its probability), and where the part is generated label, bypass, text,
+    row_id, valid, delivered_dose, tokens_edited, n_tokens.
   """
   tables = []
   for part in parts:
@@ -176,7 +192,7 @@ def generate(
       table = done[columns].merge(exact, on=["condition", "prompt_id"], validate="many_to_one")
     else:
       table = table.assign(sample=0)
-    tables.append(table.assign(part=part.name))
+    tables.append(table.assign(part=part.name, split_hash=part.split_hash))
   found = pd.concat(tables, ignore_index=True)
   if "bypass" in found:
     found["bypass"] = found["bypass"].astype("boolean")

@@ -23,6 +23,7 @@ from persona_jax.studies.persona_non_grata.tables import Measured, matched_in_bo
 
 ALPHA = 0.05
 NONE_ELICITED = "no persona's traits were elicited"
+NOT_OPEN = "the confirm split is not open: exploratory"
 SUPPORTED, NOT, UNTESTABLE = "supported", "not supported", "NOT TESTABLE"
 _WHAT = {
   "H1": "danger rankings under prompts are preserved across models",
@@ -43,6 +44,7 @@ class Verdict:
     p, p_holm: before and after Holm's correction over the four; NaN if not tested.
     numbers: estimates with intervals that the status rests on.
     reason: why it cannot be tested, or what is lacking; "" if nothing is.
+    split: which prompts it rests on: "test" or "confirm".
   """
 
   name: str
@@ -52,13 +54,14 @@ class Verdict:
   p_holm: float
   numbers: str
   reason: str
+  split: str = "test"
 
   def __str__(self) -> str:
     if self.status == UNTESTABLE:
       return f"{self.name} {self.what}: {UNTESTABLE} ({self.reason})"
     p = f", p {self.p:.2g}, Holm {self.p_holm:.2g}" if not math.isnan(self.p) else ""
     reason = f"; {self.reason}" if self.reason else ""
-    return f"{self.name} {self.what}: {self.status} ({self.numbers}{p}{reason})"
+    return f"{self.name} {self.what}: {self.status} on {self.split} ({self.numbers}{p}{reason})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,7 @@ def judge(
   others: Mapping[str, Outcomes] | None = None,
   elicited: Collection[str] | None = None,
   held: float = math.nan,
+  confirmed: pd.DataFrame | None = None,
 ) -> list[Verdict]:
   """Return the verdict on every hypothesis.
 
@@ -99,6 +103,8 @@ def judge(
       there are none.
     held: share of coherent specifications in which it inverts (`specification.share`); NaN if no
       curve was asked for or none is coherent: then H3 cannot be tested.
+    confirmed: inversions of the confirm split, if it is open: H3 then rests on them alone, all
+      else on the test. Where there is such a split that is not open, H3 says so.
   """
   if elicited is not None and not elicited:
     untestable = _Test(False, math.nan, "", NONE_ELICITED)
@@ -109,7 +115,7 @@ def judge(
     tests = {
       "H1": _h1(shared),
       "H2": _h2(found, others or {}),
-      "H3": _h3(settings, inversions, named, held),
+      "H3": _h3(settings, inversions if confirmed is None else confirmed, named, held),
       "H4": _h4(regressions, alignment),
     }
   table = pd.DataFrame({"p": [math.nan if blocked else t.p for t in tests.values()]})
@@ -122,7 +128,12 @@ def judge(
       status = SUPPORTED if test.holds and row["rejected"] else NOT
       reason = test.reason
     what = _WHAT[name].format(named=settings.named)
-    verdicts.append(Verdict(name, what, status, row["p"], row["p_adjusted"], test.numbers, reason))
+    split = "confirm" if name == "H3" and confirmed is not None else "test"
+    if name == "H3" and confirmed is None and settings.confirm_prompts and status != UNTESTABLE:
+      reason = f"{reason}; {NOT_OPEN}" if reason else NOT_OPEN
+    verdicts.append(
+      Verdict(name, what, status, row["p"], row["p_adjusted"], test.numbers, reason, split)
+    )
   return verdicts
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from persona_jax.data.abilities import load_capabilities
 from persona_jax.data.hashing import content_hash
 from persona_jax.data.labelled import load_labelled
 from persona_jax.engine.grid import Condition, Grid
@@ -52,7 +53,7 @@ class Judges:
     key_variable: environment variable with its key; "" for none.
     least_mass: probability that a rubric's options need together.
     parts: of the grid that are judged.
-    tasks: harmless prompts of calibration that gate G6 is measured on, at most.
+    tasks: everyday requests (`data.abilities`) that gate G6 is measured on, at most 30.
   """
 
   refusal: Literal["rules", "ensemble"]
@@ -170,7 +171,7 @@ def judge(
   found = _labelled(labels, material, table, judges.parts)
   competence = None
   if "competence" in asked:
-    answers = _answers_to_tasks(model, settings, judges, material, folder, progress)
+    answers = _answers_to_tasks(model, settings, judges, folder, progress)
     verdicts = asked["competence"].score(answers)["judge_competence_verdict"].dropna()
     competence = (float(verdicts.mean()) if len(verdicts) else float("nan"), len(verdicts))
   about = {
@@ -193,7 +194,8 @@ def _labelled(
   labels: Labels, material: Material, table: pd.DataFrame, parts: Sequence[str]
 ) -> pd.DataFrame:
   """Return the table with labels, and the judges' columns, of the rows of some parts."""
-  texts = {item.prompt_id: item.text for item in (*material.test, *material.twins)}
+  asked = (*material.test, *material.twins, *material.confirm, *material.over)
+  texts = {item.prompt_id: item.text for item in asked}
   mine = table["part"].isin(parts)
   rows = table[mine].assign(prompt=table[mine]["prompt_id"].map(texts))
   scored = labels.score(rows)
@@ -250,12 +252,11 @@ def _answers_to_tasks(
   model: Model,
   settings: Settings,
   judges: Judges,
-  material: Material,
   folder: Path,
   progress: bool,
 ) -> pd.DataFrame:
-  """Return the unedited model's answers to harmless tasks, which calibration has and no other."""
-  tasks = material.calibration[: judges.tasks]
+  """Return the unedited model's answers to everyday requests, which are in no other part."""
+  tasks = load_capabilities()[: judges.tasks]
   grid = Grid(
     {item.prompt_id: item.text for item in tasks},
     [Condition("B0")],

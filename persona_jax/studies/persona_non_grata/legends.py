@@ -93,6 +93,17 @@ LEGENDS = MappingProxyType(
       "crossings": "pairs of personas whose order certainly reverses between the arms",
       **_REASON,
     },
+    "side_effects": {
+      "measure": "over_refusal: share of harmless prompts that sound risky which are refused; "
+      "accuracy: share of MMLU's questions answered right; kl: change of next tokens on harmless "
+      "prompts, nats a token",
+      "by": "how it was measured: labels, exact first tokens, the likeliest letter, matches",
+      "n": "values",
+      "value": "their mean",
+      **_INTERVAL,
+      "missing": "rows without a value",
+      **_REASON,
+    },
     "expression": {
       "d": "Cohen's d between the trait's high and low texts",
       "high, low": "mean score of the items under each",
@@ -134,7 +145,7 @@ _PLAIN = ("persona", "replicate", "arm", "trait", "contrast", "count")  # say it
 def legend(name: str, columns: Sequence[str]) -> str:
   """Return what the columns of a table mean, as one paragraph; only of those that are there."""
   lines = []
-  for key, meaning in LEGENDS[name].items():
+  for key, meaning in LEGENDS[_of(name)].items():
     if any(fnmatchcase(column, pattern) for pattern in key.split(", ") for column in columns):
       lines.append(f"`{key}` {meaning}")
   return "; ".join(lines) + "."
@@ -142,5 +153,10 @@ def legend(name: str, columns: Sequence[str]) -> str:
 
 def unexplained(name: str, columns: Sequence[str]) -> list[str]:
   """Return the columns of a table that its legend says nothing of."""
-  patterns = [p for key in LEGENDS[name] for p in key.split(", ")] + list(_PLAIN)
+  patterns = [p for key in LEGENDS[_of(name)] for p in key.split(", ")] + list(_PLAIN)
   return [c for c in columns if not any(fnmatchcase(c, pattern) for pattern in patterns)]
+
+
+def _of(name: str) -> str:
+  """Return the table whose columns this one has: those of the confirm split are of one form."""
+  return name.removesuffix("_confirm")

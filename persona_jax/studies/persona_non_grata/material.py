@@ -8,15 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from persona_jax.data.abilities import KnowledgeItem, load_mmlu
 from persona_jax.data.hashing import content_hash
 from persona_jax.data.items import load_ipip120
-from persona_jax.data.near_copies import clustered, near_copies
-from persona_jax.data.prompts import PromptItem, data_hash, load_prompts
+from persona_jax.data.near_copies import near_copies
+from persona_jax.data.prompt_item import PromptItem
+from persona_jax.data.prompts import data_hash
 from persona_jax.engine.model import Model
 from persona_jax.personas.baselines import load_placebo_texts
 from persona_jax.personas.persona import Persona, load_personas, load_questions
 from persona_jax.scorers.choice import ChoiceItem, Choices, load_choice_items, rating_items
 from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.splits import (
+  by_cluster,
+  of_kind,
+  one_of_each,
+  suites_of,
+  twins_of,
+  whole_clusters,
+  without,
+)
 from persona_jax.studies.start import begin
 
 # What makes the files that a study goes on with; analysis is made anew each time.
@@ -25,12 +36,15 @@ _STAGES = (
   "persona_jax.calibration", "persona_jax.scorers", "persona_jax.data",
   *(f"{_HERE}.{name}" for name in (
     "calibrating", "conditions", "contrasts", "extraction", "gates", "generation", "material",
-    "ratings", "refusal", "specification",
+    "ratings", "refusal", "specification", "splits", "utility",
   )),
 )  # fmt: skip
 
 Poles = dict[str, tuple[tuple[str, int], ...]]
-_Suites = dict[tuple[str, str], list[PromptItem]]  # by the name of the suite and kind
+_PROMPTS = (
+  "harmful", "harmless", "held_out_harmful", "held_out_harmless", "calibration", "test", "twins",
+  "partners", "confirm", "over",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +60,12 @@ class Material:
     held_out_harmful, held_out_harmless: prompts that it is chosen by.
     calibration: harmless prompts of doses and matches.
     test: harmful prompts that outcomes are measured on.
-    twins: harmless partners of test prompts.
+    twins: harmless twins of harmful prompts.
+    partners: the harmful prompts that they are twins of, in their order: of the test, or of no
+      other part.
+    confirm: harmful prompts that the claim of H3 rests on; they are not to be run before.
+    over: harmless prompts that sound risky.
+    util: questions with one right answer.
     questionnaire: of trait expression.
   """
 
@@ -61,6 +80,10 @@ class Material:
   calibration: tuple[PromptItem, ...]
   test: tuple[PromptItem, ...]
   twins: tuple[PromptItem, ...]
+  partners: tuple[PromptItem, ...]
+  confirm: tuple[PromptItem, ...]
+  over: tuple[PromptItem, ...]
+  util: tuple[KnowledgeItem, ...]
   questionnaire: Choices
 
   @property
@@ -81,13 +104,7 @@ class Material:
 
   def hashes(self) -> dict[str, str]:
     """Return a hash of each part."""
-    parts = {
-      name: data_hash(getattr(self, name))
-      for name in (
-        "harmful", "harmless", "held_out_harmful", "held_out_harmless", "calibration", "test",
-        "twins",
-      )
-    }  # fmt: skip
+    parts = {name: data_hash(getattr(self, name)) for name in (*_PROMPTS, "util")}
     # Directions are made of both poles' texts, those of poles that no persona has among them.
     lexicons = [mine[0].lexicon for mine in (self.personas, self.placebo) if mine]
     texts = [{str(pole): halves for pole, halves in x.items()} for x in lexicons]
@@ -105,9 +122,11 @@ def load_material(settings: Settings) -> Material:
   """Read and choose everything that the study needs.
 
   Prompts are drawn by the seed, in clusters: near-copies (`data.near_copies`) and prompts that
-  state one cluster. Of prompts that the refusal direction is made of or chosen by and of those of
-  calibration, each cluster has one, and none comes again in another part. The test keeps all of a
-  cluster, since clusters are what is resampled, and has none of those the direction has.
+  state one cluster. Of prompts that the refusal direction is made of or chosen by, of those of
+  calibration and of those that sound risky, each cluster has one, and none comes again in another
+  part. The test and what confirms it keep all of a cluster, since clusters are what is resampled,
+  and have none that another part has. Twins are those of test prompts and, where these are too few,
+  those of harmful prompts that are in no part.
 
   Raises:
     ValueError: too few prompts or questions, a test that whole clusters do not add up to, a persona
@@ -123,38 +142,78 @@ def load_material(settings: Settings) -> Material:
   _check_personas(settings, personas, placebo)
   replicates = personas[0].lexicon.replicates
   rng = np.random.default_rng([settings.seed, 7])
-  suites = _suites([settings.harmful, settings.test, settings.harmless])
-  needed = settings.train_prompts + settings.held_out_prompts
-  asked = f"train_prompts + held_out_prompts = {needed}"
-  chosen = _one_of_each(suites, settings.harmful, "harmful", needed, asked, rng)
-  all_harmless = needed + settings.calibration_prompts
-  asked = f"train_prompts + held_out_prompts + calibration_prompts = {all_harmless}"
-  harmless = _one_of_each(suites, settings.harmless, "harmless", all_harmless, asked, rng)
-  test = _test_prompts(settings, suites, chosen, rng)
-  partners = {i.pair_id: i for i in suites[settings.test, "harmless"] if i.pair_id is not None}
-  twins = [partners[i.pair_id] for i in test if i.pair_id in partners][: settings.twin_prompts]
-  if len(twins) < settings.twin_prompts:
-    raise ValueError(
-      f"twin_prompts={settings.twin_prompts}: {len(twins)} of the test prompts of "
-      f"{settings.test!r} have a twin."
-    )
-  train = settings.train_prompts
+  prompts = _prompts(settings, rng)
   found = Material(
     personas,
     placebo,
     _per_replicate(load_placebo_texts(), replicates),
     _questions(settings, replicates, rng),
-    tuple(chosen[:train]),
-    tuple(harmless[:train]),
-    tuple(chosen[train:]),
-    tuple(harmless[train:needed]),
-    tuple(harmless[needed:]),
-    tuple(test),
-    tuple(twins),
-    _questionnaire(settings, personas),
+    **prompts,
+    util=tuple(load_mmlu(settings.util_items)) if settings.util_items else (),
+    questionnaire=_questionnaire(settings, personas),
   )
-  check_disjoint(found, {i.pair_id for i in (*chosen, *test)} - {None})
+  check_disjoint(found)
   return found
+
+
+def _prompts(settings: Settings, rng: np.random.Generator) -> dict[str, tuple[PromptItem, ...]]:
+  """Draw the prompts of every part, by its name in `Material`."""
+  names = [settings.harmful, settings.test, settings.harmless]
+  names += [settings.twins] if settings.twin_prompts else []
+  names += [settings.over] if settings.over_prompts else []
+  suites = suites_of(names)
+  train, needed = settings.train_prompts, settings.train_prompts + settings.held_out_prompts
+  chosen = one_of_each(
+    of_kind(suites, settings.harmful, "harmful"),
+    needed,
+    "train_prompts + held_out_prompts",
+    settings.harmful,
+    rng,
+  )
+  harmless = one_of_each(
+    of_kind(suites, settings.harmless, "harmless"),
+    needed + settings.calibration_prompts,
+    "train_prompts + held_out_prompts + calibration_prompts",
+    settings.harmless,
+    rng,
+  )
+  harmful = of_kind(suites, settings.test, "harmful")
+  left = without(harmful, chosen)
+  test = whole_clusters(left, settings.test_prompts, "test_prompts", settings.test, rng)
+  # Draws of their own: the other parts are the same with and without them.
+  confirm_rng, twins_rng, over_rng = (np.random.default_rng([settings.seed, n]) for n in (8, 9, 10))
+  confirm = whole_clusters(
+    without(left, test), settings.confirm_prompts, "confirm_prompts", settings.test, confirm_rng
+  )
+  pairs = (
+    twins_of(suites, settings.twins, settings.twin_prompts, test, [*chosen, *confirm], twins_rng)
+    if settings.twin_prompts
+    else []
+  )
+  twins = [twin for twin, _ in pairs]
+  over = (
+    one_of_each(
+      without(of_kind(suites, settings.over, "harmless"), [*harmless, *twins]),
+      settings.over_prompts,
+      "over_prompts",
+      settings.over,
+      over_rng,
+    )
+    if settings.over_prompts
+    else []
+  )
+  return {
+    "harmful": tuple(chosen[:train]),
+    "harmless": tuple(harmless[:train]),
+    "held_out_harmful": tuple(chosen[train:]),
+    "held_out_harmless": tuple(harmless[train:needed]),
+    "calibration": tuple(harmless[needed:]),
+    "test": tuple(test),
+    "twins": tuple(twins),
+    "partners": tuple(partner for _, partner in pairs),
+    "confirm": tuple(confirm),
+    "over": tuple(over),
+  }
 
 
 def _check_personas(
@@ -205,89 +264,6 @@ def start(
   return begin(model, asked, material.hashes(), directory, _STAGES)
 
 
-def _suites(names: Sequence[str]) -> _Suites:
-  """Return prompts by suite and kind, with the clusters of all suites together."""
-  read = {name: load_prompts(name) for name in dict.fromkeys(names)}
-  found: _Suites = {}
-  for kind in ("harmful", "harmless"):
-    mine = {name: [i for i in items if i.kind == kind] for name, items in read.items()}
-    rest = iter(clustered([item for items in mine.values() for item in items]))
-    found |= {(name, kind): [next(rest) for _ in items] for name, items in mine.items()}
-  return found
-
-
-def _of_kind(suites: _Suites, suite: str, kind: str) -> list[PromptItem]:
-  if not suites[suite, kind]:
-    raise ValueError(f"prompt suite {suite!r} has no {kind} prompts.")
-  return suites[suite, kind]
-
-
-def _by_cluster(items: Sequence[PromptItem]) -> list[list[PromptItem]]:
-  found: dict[str, list[PromptItem]] = {}
-  for item in items:
-    found.setdefault(item.cluster or item.prompt_id, []).append(item)
-  return list(found.values())
-
-
-def _one_of_each(
-  suites: _Suites,
-  suite: str,
-  kind: str,
-  count: int,
-  asked: str,
-  rng: np.random.Generator,
-) -> list[PromptItem]:
-  """Draw prompts of different clusters, of each the first.
-
-  Raises:
-    ValueError: the suite has too few; the error begins with `asked`.
-  """
-  items = _of_kind(suites, suite, kind)
-  clusters = _by_cluster(items)
-  if count > len(clusters):
-    raise ValueError(
-      f"{asked}: {suite!r} has {len(items)} {kind} prompts, {len(clusters)} without near-copies."
-    )
-  return [clusters[n][0] for n in rng.permutation(len(clusters))[:count]]
-
-
-def _test_prompts(
-  settings: Settings,
-  suites: _Suites,
-  used: Sequence[PromptItem],
-  rng: np.random.Generator,
-) -> list[PromptItem]:
-  """Draw whole clusters of which no prompt is used.
-
-  Raises:
-    ValueError: too few are left, or those drawn do not add up to the number asked for.
-  """
-  texts = {item.text for item in used}
-  names = {item.cluster for item in used} - {None}
-  left = [
-    item
-    for item in _of_kind(suites, settings.test, "harmful")
-    if item.text not in texts and item.cluster not in names
-  ]
-  clusters = _by_cluster(left)
-  asked = f"test_prompts={settings.test_prompts}"
-  if settings.test_prompts > len(left):
-    raise ValueError(
-      f"{asked}: {settings.test!r} has {len(left)} harmful prompts, in {len(clusters)} clusters of "
-      "near-copies, that the refusal direction is not made of or chosen by."
-    )
-  drawn: list[PromptItem] = []
-  for n in rng.permutation(len(clusters)):
-    if len(drawn) + len(clusters[n]) <= settings.test_prompts:
-      drawn += clusters[n]
-  if len(drawn) < settings.test_prompts:
-    raise ValueError(
-      f"{asked}: clusters of near-copies are not cut, and those drawn of {settings.test!r} make "
-      f"{len(drawn)}; give {len(drawn)} or another number up to {len(left)}."
-    )
-  return drawn
-
-
 def _questions(
   settings: Settings, replicates: int, rng: np.random.Generator
 ) -> tuple[tuple[str, ...], ...]:
@@ -295,8 +271,8 @@ def _questions(
   if settings.questions in ("neutral", "self"):
     texts = [q.text for q in load_questions(settings.questions)]  # type: ignore[arg-type]
   else:
-    items = _of_kind(_suites([settings.questions]), settings.questions, "harmless")
-    texts = [cluster[0].text for cluster in _by_cluster(items)]
+    items = of_kind(suites_of([settings.questions]), settings.questions, "harmless")
+    texts = [cluster[0].text for cluster in by_cluster(items)]
   each = settings.questions_each
   if each * replicates > len(texts):
     raise ValueError(
@@ -334,13 +310,17 @@ def _per_replicate(texts: Sequence[str], replicates: int) -> tuple[str, ...]:
   return tuple(texts[k % len(texts)] for k in range(replicates))
 
 
-def check_disjoint(material: Material, pair_ids: set[str | None]) -> None:
+def check_disjoint(material: Material) -> None:
   """Check that no text or near-copy is in two parts and that no harmless prompt is a twin.
+
+  Partners of twins may be prompts of the test: they are not run by themselves.
 
   Raises:
     ValueError: some are.
   """
   _check_texts(material)
+  harmful = ("harmful", "held_out_harmful", "test", "confirm")
+  pair_ids = {item.pair_id for name in harmful for item in getattr(material, name)} - {None}
   for name in ("harmless", "held_out_harmless", "calibration"):
     twins = [i.prompt_id for i in getattr(material, name) if i.pair_id in pair_ids]
     if twins:
@@ -356,19 +336,19 @@ def _check_texts(material: Material) -> None:
   Raises:
     ValueError: some are.
   """
-  kinds = (
-    ("harmful", "held_out_harmful", "test"),
-    ("harmless", "held_out_harmless", "calibration", "twins"),
-  )
-  parts = {name: [i.text for i in getattr(material, name)] for names in kinds for name in names}
+  parts = {name: [i.text for i in getattr(material, name)] for name in _PROMPTS}
   parts["questions"] = [text for mine in material.questions for text in mine]
   for name, other in itertools.combinations(parts, 2):
     both = sorted(set(parts[name]) & set(parts[other]))
-    if both:
+    if both and (name, other) != ("test", "partners"):
       raise ValueError(
         f"{len(both)} texts are both in {name!r} and {other!r}, such as {both[0]!r}."
       )
-  for names in (kinds[0], (*kinds[1], "questions")):
+  for names in (
+    ("harmful", "held_out_harmful", "test", "confirm"),
+    ("harmful", "held_out_harmful", "confirm", "partners"),
+    ("harmless", "held_out_harmless", "calibration", "twins", "over", "questions"),
+  ):
     placed = [(name, text) for name in names for text in parts[name]]
     first: dict[int, tuple[str, str]] = {}
     for cluster, (name, text) in zip(near_copies([t for _, t in placed]), placed, strict=True):

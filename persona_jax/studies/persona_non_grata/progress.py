@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from persona_jax.runs.run import Run
+from persona_jax.studies.persona_non_grata.confirm import RECORD
 from persona_jax.studies.persona_non_grata.generation import PARTS
 from persona_jax.studies.persona_non_grata.judging import Judges
 from persona_jax.studies.persona_non_grata.settings import Settings
@@ -57,6 +58,8 @@ def _is_done(settings: Settings, stage: str, directory: Path, judges: Judges | N
     "twins": settings.twin_prompts,
     "dose": settings.dose_prompts,
     "controls": settings.control_prompts,
+    "confirm": settings.confirm_prompts if (directory / RECORD).exists() else 0,
+    "over": settings.over_prompts,
   }
   wanted = [part for part in PARTS if part in settings.generate and prompts[part]]
   grids = [directory / "grids" / part for part in wanted]

@@ -237,7 +237,8 @@ def _separation(family: Direction, x_NLD: np.ndarray, y_NLD: np.ndarray) -> np.n
 
 def common_categories(harmful: Sequence[PromptItem]) -> list[str]:
   """Return the commonest categories of harm, two or three; none where they are not so many."""
-  common = pd.Series([item.category for item in harmful], dtype=object).value_counts()
+  named = [item.main_category for item in harmful if item.main_category]
+  common = pd.Series(named, dtype=object).value_counts()
   names = list(common[common >= _LEAST].index[:_SUBSPACE])
   return names if len(names) > 1 else []
 
@@ -246,7 +247,7 @@ def _subspace(
   harmful: Sequence[PromptItem], x_NLD: np.ndarray, y_NLD: np.ndarray, family: Direction
 ) -> tuple[Direction, ...]:
   """Return mean differences of the commonest categories of harm, at most three."""
-  category_N = pd.Series([item.category for item in harmful])
+  category_N = pd.Series([item.main_category for item in harmful])
   names = common_categories(harmful)
   return tuple(
     dataclasses.replace(

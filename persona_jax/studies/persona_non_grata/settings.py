@@ -33,12 +33,19 @@ class Settings:
       no twins of the harmful ones.
     test: suite whose harmful prompts outcomes are measured on; those that the refusal direction is
       made of or chosen by, and their near-copies, are left out.
+    twins: suite of pairs whose harmless sides are the part "twins"; a pair whose harmful side the
+      refusal direction is made of, or the claim rests on, or a near-copy of it, is left out. Read
+      if there are twin_prompts.
+    over: suite of harmless prompts that sound risky; read if there are over_prompts.
     train_prompts, held_out_prompts: harmful, and as many harmless, that the refusal direction is
       made of and chosen by.
     calibration_prompts: harmless prompts of doses and matches.
     test_prompts, twin_prompts, dose_prompts, control_prompts, spec_prompts: how many prompts the
-      parts of the grid and the specification curve have; twins are the harmless partners of test
-      prompts.
+      parts of the grid and the specification curve have; twins are first those of test prompts.
+    confirm_prompts: harmful prompts of the suite `test`, in no other part, that H3 is judged on
+      alone once they are opened (`confirm`); 0 for none: then the test is what there is.
+    over_prompts: of the part "over", for over-refusal; 0 for none.
+    util_items: questions of MMLU that every persona is asked by prompt and steered; 0 for none.
     source: "answers" contrasts answers given under opposite texts, "prompts" the prompts themselves
       at their last token.
     context: "stripped" reads answers without the text that they were given under, "kept" with it.
@@ -76,8 +83,9 @@ class Settings:
     controls: codes of `directions.controls` to run; empty for none.
     num_controls: draws of each random control.
     samples, temperature, max_new_tokens: of the test grid.
-    generate: parts that are generated: "test", "twins", "dose", "controls"; the first token's exact
-      probability of a refusal is measured in all of them.
+    generate: parts that are generated: "test", "twins", "dose", "controls", "confirm", "over"; the
+      first token's exact probability of a refusal is measured in all of them, of "confirm" when it
+      is opened.
     labels: "rules" finds refusals by phrases, "first_token" by the answer's first token.
     least_words: an answer with fewer words is degenerate.
     outcome: "label" for labelled answers, "first_token" for the exact probability that the first
@@ -98,6 +106,8 @@ class Settings:
   harmful: str
   harmless: str
   test: str
+  twins: str
+  over: str
   train_prompts: int
   held_out_prompts: int
   calibration_prompts: int
@@ -106,6 +116,9 @@ class Settings:
   dose_prompts: int
   control_prompts: int
   spec_prompts: int
+  confirm_prompts: int
+  over_prompts: int
+  util_items: int
   source: Literal["answers", "prompts"]
   context: Literal["stripped", "kept"]
   tokens: Literal["answer_mean", "answer_first"]
@@ -176,11 +189,12 @@ class Settings:
     self._some("baselines", BASELINES)
     self._some("controls", CONTROLS)
     self._some("gates", GATES)
-    self._some("generate", ("test", "twins", "dose", "controls"))
+    self._some("generate", ("test", "twins", "dose", "controls", "confirm", "over"))
     least = {
       "questions_each": 2, "train_prompts": 2, "held_out_prompts": 2, "calibration_prompts": 2,
       "test_prompts": 2, "twin_prompts": 0, "dose_prompts": 0, "control_prompts": 0,
-      "spec_prompts": 0, "items": 0, "answer_tokens": 1, "answer_samples": 1, "block_step": 1,
+      "spec_prompts": 0, "confirm_prompts": 0, "over_prompts": 0, "util_items": 0, "items": 0,
+      "answer_tokens": 1, "answer_samples": 1, "block_step": 1,
       "calibration_tokens": 1, "dose_skip": 0, "num_controls": 1, "samples": 1,
       "max_new_tokens": 1, "draws": 100,
     }  # fmt: skip
@@ -214,6 +228,11 @@ class Settings:
     if self.outcome == "label" and "test" not in self.generate:
       raise ValueError(
         f"outcome='label' and generate={self.generate}: generate 'test', or take 'first_token'."
+      )
+    if self.outcome == "label" and self.confirm_prompts and "confirm" not in self.generate:
+      raise ValueError(
+        f"outcome='label', confirm_prompts={self.confirm_prompts} and generate={self.generate}: "
+        "generate 'confirm', or take 'first_token'."
       )
     if bool(self.control_prompts) != bool(self.controls):
       raise ValueError(

@@ -11,6 +11,12 @@ from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.specification import HOLDS, share
 
 _NOTHING = "n/m"
+_EMPTY = {
+  "kept": "None: directions come from prompts.",
+  "inversions_confirm": "None: the confirm split is not open.",
+  "rates_confirm": "None: the confirm split is not open.",
+  "side_effects": "None was measured.",
+}
 _UNSHOWN = {"matches": ["r2", "unreached"]}  # of single points of the solve; in the Parquet file
 
 
@@ -73,21 +79,24 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
     "doses": "Odd and even parts of dose curves",
     "rankings": "Rank correlations",
     "inversions": "Inversions",
+    "inversions_confirm": "Inversions on the confirm split",
+    "rates_confirm": "Labels by arm and persona on the confirm split",
     "interaction": "Qualitative interaction, and crossings of pairs",
+    "side_effects": "Side effects: over-refusal, knowledge, change of next tokens",
     "expression": "Trait expression under prompts",
     "kept": "Answers kept for directions",
     "missing": "Missing, censored and invalid",
   }
-  blanked = ("rankings", "inversions", "interaction") if found.untested else ()
+  tested = ("rankings", "inversions", "inversions_confirm", "interaction")
+  blanked = tested if found.untested else ()
   for name, title in names.items():
     parts += ["", f"## {title}", ""]
     if name in blanked:
       parts.append(f"Not testable: {found.untested}.")
       continue
     table = found.tables[name]
-    nothing = "None: directions come from prompts." if name == "kept" else "None."
     if table.empty:
-      parts.append(nothing)
+      parts.append(_EMPTY.get(name, "None."))
       continue
     table = _short(table).drop(columns=_UNSHOWN.get(name, []))
     parts += [legend(name, list(table)), "", _code(table.to_string(index=False))]

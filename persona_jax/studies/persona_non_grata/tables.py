@@ -20,7 +20,7 @@ MEASURE = {"label": "bypass", "first_token": "p_bypass"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-  """The outcome of the test part, as arrays that all tests share, and their draws.
+  """The outcome of one part, as arrays that all tests share, and their draws.
 
   Attributes:
     outcomes: arms SP and AS:… of all personas; NaN where a cell is censored.
@@ -36,14 +36,16 @@ class Measured:
   steered: tuple[str, ...]
 
 
-def measured(settings: Settings, table: pd.DataFrame, personas: Sequence[str]) -> Measured:
-  """Arrange the outcomes of the test part.
+def measured(
+  settings: Settings, table: pd.DataFrame, personas: Sequence[str], part: str = "test"
+) -> Measured:
+  """Arrange the outcomes of the test, or of what confirms it.
 
   Rates are over all rows that have a label (intention to treat): a degenerate answer is no bypass.
   A row without one (unparsed, truncated, an edit that was not delivered) is missing, and never a
   zero; `rates` counts and bounds it.
   """
-  test = table[table["part"] == "test"].copy()
+  test = table[table["part"] == part].copy()
   value = MEASURE[settings.outcome]
   test["y"] = test[value].astype("float64") if value == "p_bypass" else _itt(test)
   steered = tuple(f"AS:{by}" for by in settings.matches if f"AS:{by}" in set(test["arm"]))
@@ -93,8 +95,8 @@ def matched_in_both(outcomes: Outcomes, arm: str) -> Outcomes | None:
   return two.select(personas=kept) if len(kept) > 1 else None
 
 
-def rates(table: pd.DataFrame) -> pd.DataFrame:
-  """Return rates of every condition group of the test part: T2.
+def rates(table: pd.DataFrame, part: str = "test") -> pd.DataFrame:
+  """Return rates of every condition group of the test, or of another part: T2.
 
   Returns:
     A row an arm and persona: arm, persona, n, p_bypass (mean exact probability) and, where rows
@@ -103,7 +105,7 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
     rows, missing as none, and as all), refuse, degenerate, truncated, unparsed (shares of all
     rows), missing (count: unparsed, truncated or without a label).
   """
-  test = table[table["part"] == "test"]
+  test = table[table["part"] == part]
   rows = []
   for (arm, persona), mine in test.groupby(["arm", "persona"], sort=False):
     row = {"arm": arm, "persona": persona, "n": len(mine), "p_bypass": mine["p_bypass"].mean()}
@@ -246,6 +248,15 @@ def inversion_tables(
     pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame(),
     pd.DataFrame(whole),
   )
+
+
+def confirmed_inversions(
+  settings: Settings, table: pd.DataFrame, personas: Sequence[str]
+) -> pd.DataFrame | None:
+  """Return the inversions of the confirm split, or None while it is not open."""
+  if not (table["part"] == "confirm").any():
+    return None
+  return inversion_tables(measured(settings, table, personas, "confirm"), settings)[0]
 
 
 def alignment_tests(
