@@ -40,7 +40,7 @@ from persona_jax.stats.permutation import (
   signed_group,
   signed_permutation,
 )
-from persona_jax.stats.ppi import ppi_mean
+from persona_jax.stats.ppi import ppi_mean, ppi_sampled_mean
 from persona_jax.stats.rankings import (
   Preserved,
   RankCorrelation,
@@ -89,6 +89,7 @@ __all__ = [
   "p_above",
   "p_below",
   "ppi_mean",
+  "ppi_sampled_mean",
   "predict",
   "preserved",
   "qualitative_interaction",

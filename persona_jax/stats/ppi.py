@@ -72,6 +72,81 @@ def ppi_mean(
   return Estimate(float(value), float(value - half), float(value + half), n, reason)
 
 
+def ppi_sampled_mean(
+  human_N: ArrayLike,
+  judge_N: ArrayLike,
+  *,
+  weights_N: ArrayLike | None = None,
+  clusters_N: ArrayLike | None = None,
+  weight: float | None = None,
+  confidence: float = 0.95,
+) -> Estimate:
+  """Return a prediction-powered mean where people labelled a sample of the judge's rows by design.
+
+  Rows drawn by strata, of which the judge's own label may be one, are no simple sample: each stands
+  for as many rows as its weight says (Horvitz & Thompson 1952). With f the judge's labels, h the
+  human ones of the labelled rows and w their weights, the mean is λ mean(f) + Σ w (h - λ f) / Σ w.
+  Both sums are linearised together over clusters that are independent, so labelled rows may share
+  clusters with others, and λ is the one of least variance, within [0, 1].
+
+  Args:
+    human_N: human labels of all rows, NaN where nobody labelled.
+    judge_N: the judge's labels of all rows.
+    weights_N: rows that each labelled row stands for (read there alone); None: the same for all.
+    clusters_N: prompts of the rows; None treats rows as independent.
+    weight: λ; None tunes it.
+    confidence: coverage of the two-sided normal interval.
+
+  Raises:
+    ValueError: arrays that do not fit, a judge's label that is missing, weights that are not
+      positive, labelled rows of fewer than two clusters.
+  """
+  human, judged = (np.asarray(x, dtype=np.float64) for x in (human_N, judge_N))
+  if human.ndim != 1 or human.shape != judged.shape:
+    raise ValueError(f"human_N is {human.shape} and judge_N {judged.shape}; one row of each fits")
+  if not np.isfinite(judged).all():
+    raise ValueError("judge_N must be finite numbers; leave rows without the judge's label out")
+  if not 0 < confidence < 1:
+    raise ValueError(f"confidence is {confidence!r}; a number between 0 and 1 fits")
+  labelled = np.isfinite(human)
+  w = labelled.astype(np.float64)
+  if weights_N is not None:
+    w = np.where(labelled, np.asarray(weights_N, dtype=np.float64), 0.0)
+  if not (w[labelled] > 0).all() or not np.isfinite(w).all():
+    raise ValueError("weights_N must be positive numbers where there is a human label")
+  label = np.arange(len(human)) if clusters_N is None else np.asarray(clusters_N)
+  if len(label) != len(human):
+    raise ValueError(f"{len(label)} cluster labels for {len(human)} rows")
+  if len(np.unique(label[labelled])) < 2:
+    raise ValueError(
+      f"{int(labelled.sum())} labelled rows of fewer than 2 clusters give no interval"
+    )
+  _, index = np.unique(label, return_inverse=True)
+  w /= w.sum()
+  h = np.where(labelled, human, 0.0)
+  mean_h, mean_f = float(w @ h), float(w @ judged)
+  # What each cluster adds to the error: of h alone, and of f per unit of λ.
+  own_K = np.bincount(index, weights=w * (h - mean_h))
+  judge_K = np.bincount(index, weights=(judged - judged.mean()) / len(judged)) - np.bincount(
+    index, weights=w * (judged - mean_f)
+  )
+  if weight is None:
+    spread = float(judge_K @ judge_K)
+    weight = min(max(-float(own_K @ judge_K) / spread, 0.0), 1.0) if spread > 0 else 0.0
+  value = weight * float(judged.mean()) + mean_h - weight * mean_f
+  error_K = own_K + weight * judge_K
+  k = len(error_K)
+  half = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(
+    float(error_K @ error_K) * k / (k - 1)
+  )
+  reason = f"judge weighted {weight:.3g}, {int(labelled.sum())} human labels"
+  if (human[labelled] == judged[labelled]).all():
+    reason += "; none differs from the judge's, so the interval holds no error of the judge"
+  if half == 0:
+    return Estimate(value, math.nan, math.nan, len(human), f"{reason}; the labels have no spread")
+  return Estimate(value, value - half, value + half, len(human), reason)
+
+
 def _variance_of_mean(values: _Floats, clusters: ArrayLike | None) -> float:
   """Return the variance of a mean over clusters that are independent."""
   label = np.arange(len(values)) if clusters is None else np.asarray(clusters)
