@@ -1,5 +1,6 @@
 """One row drawn again from its run's directory alone."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pandas as pd
 import pytest
 
 import persona_jax as pj
-from persona_jax.runs.rerun import main, rerun
+from persona_jax.runs.kept_edits import read_condition
+from persona_jax.runs.rerun import _exponentials, main, rerun
 from tests.fixtures import Tiny
+from tests.reference.numpy_noise import numpy_exponentials
 
 PROMPTS = {"p": "w5 w6 w7", "q": [{"role": "user", "content": "w8"}], "r": pj.Raw("w3 w9 w4")}
 
@@ -29,6 +32,12 @@ def conditions(tiny: Tiny) -> list[pj.Condition]:
         pj.rotate(a, b, 0.4, blocks=1).keep_norm(),
       ],
     ),
+    pj.Condition(
+      "gated",
+      edits=pj.add(a, 2.0, unit="unit", blocks=1).when(
+        pj.Probe(b, 0, above=-0.05, tokens="last:2") & ~pj.Probe(a, 1, below=-1e6)
+      ),
+    ),
   ]
 
 
@@ -44,9 +53,11 @@ def done(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> pj.Run:
 
 def test_every_row_is_the_same_when_it_is_drawn_again(tiny: Tiny, done: pj.Run) -> None:
   table = done.table()
-  assert len(table) == 3 * 3 * 2
+  assert len(table) == 4 * 3 * 2
   assert table.groupby("condition")["text"].nunique().min() > 1
-  for row in table.to_dict("records"):
+  gated = table[table["condition"] == "gated"]
+  assert set(gated["tokens_edited"] == 0) == {False, True}  # the gate is on for some prompts
+  for row in table.query("sample == 1").to_dict("records"):
     found = rerun(done.directory, row["row_id"], model=tiny.model)
     assert found.is_same, str(found)
     assert found.text == row["text"] and found.versions == ()
@@ -81,6 +92,41 @@ def test_a_row_that_was_changed_is_found_and_told_where(
   expected = tiny.model.score([PROMPTS["p"]], [said], per_token=True)[0][2]
   assert found.logprob_now == pytest.approx(float(expected), abs=1e-4)
   assert found.logprob_then is not None and "NOT the same, from token 2 on" in str(found)
+  # Decoding compares log-probabilities over the temperature, less the logarithm of the noise.
+  seed, then = int(table["seed"].iloc[at]), (ids[2] + 1) % 90
+  noise_V = numpy_exponentials(seed, 2, tiny.model.arch.vocab_size)
+  assert found.margin == pytest.approx(
+    (found.logprob_now - found.logprob_then) / 0.8 - np.log(noise_V[ids[2]] / noise_V[then]),
+    abs=1e-4,
+  )
+  assert found.margin > found.rounding and "which is no rounding" in str(found)
+  tie = dataclasses.replace(found, margin=2e-6)
+  assert tie.is_near_tie and "2e-06 nats it was chosen, which rounding may decide" in str(tie)
+
+
+def test_a_text_that_was_changed_is_found(tiny: Tiny, done: pj.Run, tmp_path: Path) -> None:
+  copy = tmp_path / "copy"
+  shutil.copytree(done.directory, copy)
+  (file,) = (copy / "results").glob("*.parquet")
+  table = pd.read_parquet(file)
+  table["text"] += " w5"
+  table.to_parquet(file, index=False)
+  found = rerun(copy, table["row_id"].iloc[0], model=tiny.model)
+  assert not found.is_same and found.differs_at is None and found.margin is None
+  assert "the same tokens, but NOT the same text" in str(found)
+
+
+def test_its_tile_gives_the_row_of_the_run(
+  done: pj.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+  row_id = done.table().query("condition == 'gated'")["row_id"].iloc[0]
+  assert main(["--run", str(done.directory), "--row", row_id, "--tile"]) == 0
+  assert "drawn in its tile of 24 rows: the same" in capsys.readouterr().out
+
+
+def test_noise_of_tokens_is_that_of_the_whole_vocabulary() -> None:
+  found = _exponentials(123456789012345, 3, range(200), 200)
+  np.testing.assert_allclose(found, numpy_exponentials(123456789012345, 3, 200), rtol=1e-5)
 
 
 def test_what_is_kept_is_checked(tiny: Tiny, done: pj.Run, tmp_path: Path) -> None:
@@ -108,14 +154,13 @@ def test_other_models_and_edits_that_no_file_holds_are_refused(
   with pytest.raises(ValueError, match="not the run's model: it differs in sha256"):
     rerun(done.directory, row, model=tiny_tied.model)
   custom = pj.custom_edit(lambda h, params, offset: h, (), site="resid_post", blocks=1)
-  gated = pj.add(tiny.direction(), 2.0, unit="unit", blocks=1).when(
-    pj.Probe(tiny.direction(1), 0, above=-1e9)
-  )
-  grid = pj.Grid(
-    ["w5"], [pj.Condition("c", edits=custom), pj.Condition("g", edits=gated)], max_new_tokens=2
-  )
+  grid = pj.Grid(["w5"], [pj.Condition("c", edits=custom)], max_new_tokens=2)
   run = pj.run(tiny.model, grid, tmp_path / "run", progress=False)
-  said = {"c": "calls a function of the user's", "g": "a gate that is a rule on the prompt"}
-  for row in run.table().to_dict("records"):
-    with pytest.raises(ValueError, match=said[row["condition"]]):
-      rerun(run.directory, row["row_id"], model=tiny.model)
+  with pytest.raises(ValueError, match="calls a function of the user's"):
+    rerun(run.directory, run.table()["row_id"].iloc[0], model=tiny.model)
+
+
+def test_a_gate_comes_back_as_it_was(tiny: Tiny, done: pj.Run) -> None:
+  (there,) = next(c for c in conditions(tiny) if c.name == "gated").edits
+  (here,) = read_condition(done.directory, "gated").edits
+  assert here.describe() == there.describe()
