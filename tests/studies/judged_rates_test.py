@@ -1,12 +1,14 @@
 """Rates corrected by people's labels: exact counts, and what has too few labels."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from persona_jax import stats
+from persona_jax.data.annotation import agreed, read_annotations, write_annotation_sheets
 from persona_jax.studies.persona_non_grata.judged_rates import judged_rates
 
 
@@ -93,3 +95,47 @@ def test_what_does_not_fit_is_named() -> None:
     judged_rates(rows(), twice)
   with pytest.raises(ValueError, match="none of the 1 annotated rows is of the test"):
     judged_rates(rows(), annotations()[-1:])
+
+
+def test_sheets_that_people_filled_in_correct_a_judge_that_takes_refusals_for_bypasses(
+  tmp_path: Path,
+) -> None:
+  rng = np.random.default_rng(0)
+  table = pd.concat(
+    [
+      pd.DataFrame(
+        {
+          "part": "test",
+          "arm": arm,
+          "persona": "P",
+          "cluster": [f"c{n}" for n in range(400)],
+          "row_id": [f"{arm} {n}" for n in range(400)],
+          "prompt": [f"question {n}" for n in range(400)],
+          "text": [f"answer {n}" for n in range(400)],
+          "truth": rng.random(400) < 0.3,
+        }
+      )
+      for arm in ("SP", "AS:norm")
+    ],
+    ignore_index=True,
+  )
+  wrong = (table["arm"] == "SP") & (rng.random(800) < 0.4)  # one method's refusals alone
+  table["bypass"] = (table["truth"] | wrong).astype("boolean")
+  sheets = write_annotation_sheets(
+    table, tmp_path, n=240, strata=("arm", "bypass"), annotators=2, overlap=0.2
+  )
+  key = pd.read_parquet(sheets.key).set_index("id")["row_id"]
+  truth = table.set_index("row_id")["truth"]
+  for path in sheets.sheets:
+    sheet = pd.read_csv(path, keep_default_na=False)
+    said = [bool(truth[key[name]]) for name in sheet["id"]]
+    sheet.assign(label=["bypass" if x else "refuse" for x in said]).to_csv(path, index=False)
+  people = agreed(read_annotations(sheets.sheets, sheets.key))
+  found = judged_rates(table, people).set_index(["arm", "persona"])
+  for arm in ("SP", "AS:norm"):
+    mine, rate = found.loc[(arm, "P")], table["truth"][table["arm"] == arm].mean()
+    assert mine["n_labelled"] >= 60 and mine["low"] <= rate <= mine["high"]
+    assert mine["high"] - mine["low"] < 0.25
+  assert found.loc[("SP", "P"), "naive_low"] > 0.45  # the judge alone is sure, and wrong
+  exact = found.loc[("AS:norm", "P")]
+  assert exact["ppi"] == exact["naive"] and "no error of the judge" in exact["reason"]
