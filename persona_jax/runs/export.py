@@ -66,7 +66,7 @@ def to_inspect(directory: str | Path, out: str | Path) -> list[Path]:
       EvalResults,
       EvalSpec,
       write_eval_log,
-    )  # fmt: skip
+    )
     from inspect_ai.model import GenerateConfig
   except ImportError as error:
     raise ImportError(
