@@ -48,14 +48,15 @@ def write_annotation_sheets(
   Args:
     table: columns row_id, prompt, text, and those of `strata`; rows without a text are left out.
     directory: of the files.
-    n: rows in all; every stratum has at least one, as far as they go, and the rest by its size.
+    n: rows in all; every stratum has at least one, and the rest by its size.
     strata: columns that the rows are drawn by.
     annotators: sheets.
     overlap: share of the rows that is in every sheet.
     seed: of the draw and of the order.
 
   Raises:
-    ValueError: a column is lacking, ids repeat, too few rows, or a number out of bounds.
+    ValueError: a column is lacking, ids repeat, there are too few rows or more strata than `n`, or
+      a number is out of bounds.
   """
   needed = ["row_id", "prompt", "text", *strata]
   lacking = [column for column in needed if column not in table]
@@ -73,12 +74,17 @@ def write_annotation_sheets(
   rng = np.random.default_rng(seed)
   groups = rows.groupby(list(strata), sort=True, dropna=False).indices if strata else {}
   members = [np.asarray(index) for index in groups.values()] or [np.arange(len(rows))]
-  counts = _allotted([len(index) for index in members], n, rng)
+  if n < len(members):
+    raise ValueError(
+      f"n={n}: there are {len(members)} strata of {list(strata)}, each of which needs a row for its "
+      "weight; give more rows, or fewer columns to draw by"
+    )
+  counts = _allotted([len(index) for index in members], n)
   chosen, weight = [], []
   for index, count in zip(members, counts, strict=True):
     mine = rng.permutation(index)[:count]
     chosen += mine.tolist()
-    weight += [len(index) / count] * len(mine) if count else []
+    weight += [len(index) / count] * len(mine)
   order = rng.permutation(len(chosen))
   drawn = rows.iloc[[chosen[k] for k in order]].reset_index(drop=True)
   ids = [_id(seed, row_id) for row_id in drawn["row_id"]]
@@ -168,13 +174,9 @@ def agreed(annotations: pd.DataFrame) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=["row_id", "label", "weight", "annotators"])
 
 
-def _allotted(sizes: Sequence[int], n: int, rng: np.random.Generator) -> list[int]:
-  """Share n among strata: one each, as far as they go, and the rest by size."""
-  counts = np.zeros(len(sizes), int)
-  if n < len(sizes):
-    counts[rng.permutation(len(sizes))[:n]] = 1
-    return counts.tolist()
-  counts[:] = 1
+def _allotted(sizes: Sequence[int], n: int) -> list[int]:
+  """Share n among strata: one each, and the rest by size."""
+  counts = np.ones(len(sizes), int)
   size = np.asarray(sizes)
   while counts.sum() < n:  # to whom it is due most, by the largest remainder
     due = np.where(counts < size, size / size.sum() * n - counts, -np.inf)

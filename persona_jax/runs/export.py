@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,15 @@ def to_inspect(directory: str | Path, out: str | Path) -> list[Path]:
     FileNotFoundError: there is no run.
   """
   try:
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSpec, write_eval_log
+    from inspect_ai.log import (
+      EvalConfig,
+      EvalDataset,
+      EvalLog,
+      EvalResults,
+      EvalSpec,
+      write_eval_log,
+    )
+    from inspect_ai.model import GenerateConfig
   except ImportError as error:
     raise ImportError(
       "logs of Inspect AI need the package inspect-ai: pip install 'persona_jax[inspect]'"
@@ -73,6 +82,9 @@ def to_inspect(directory: str | Path, out: str | Path) -> list[Path]:
       dataset=EvalDataset(name=name, samples=len(grid["prompts"])),
       model=f"persona_jax/{said['model']['name']}",
       model_args={key: value for key, value in said["model"].items() if key != "name"},
+      model_generate_config=GenerateConfig(
+        max_tokens=grid["max_new_tokens"], temperature=grid["temperature"], seed=grid["seed"]
+      ),
       config=EvalConfig(epochs=grid["samples"]),
       packages={key: value for key, value in said["versions"].items() if key != "code"},
       metadata={
@@ -85,7 +97,10 @@ def to_inspect(directory: str | Path, out: str | Path) -> list[Path]:
     status = "success" if run.is_complete else "started"
     path = Path(out) / f"{name}.eval"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_eval_log(EvalLog(status=status, eval=spec, samples=samples), path)
+    results = EvalResults(
+      total_samples=run.num_rows, completed_samples=len(samples), scores=_means(run)
+    )
+    write_eval_log(EvalLog(status=status, eval=spec, results=results, samples=samples), path)
     written.append(path)
   return written
 
@@ -106,7 +121,8 @@ def to_datasets(directory: str | Path, out: str | Path) -> Path:
     lines.append(f"| {name} | {run.num_rows:,} | {said['model']['name']} | `{said['hash'][:12]}` |")
   configs = "".join(f"- config_name: {name}\n  data_files: data/{name}.parquet\n" for name in found)
   card = (
-    f"---\nconfigs:\n{configs}---\n\n# Rows of persona_jax\n\n"
+    f"---\nlicense: other\ntags:\n- not-for-all-audiences\nconfigs:\n{configs}---\n\n"
+    "# Rows of persona_jax\n\n"
     "Answers of a language model under personas by prompt and by steering, a row each. They hold "
     "what models said to harmful requests: look at the responsible-use note of persona_jax before "
     "sharing them. Prompts are those of their sources, with their licences.\n\n"
@@ -117,6 +133,35 @@ def to_datasets(directory: str | Path, out: str | Path) -> Path:
   )
   (out / "README.md").write_text(card, encoding="utf-8")
   return out
+
+
+def _scored(run: Run) -> dict[str, list[str]]:
+  """Return the columns of each scorer."""
+  return {
+    path.stem: [c for c in pd.read_parquet(path).columns if c != "row_id"]
+    for path in sorted((run.directory / "scores").glob("*.parquet"))
+  }
+
+
+def _means(run: Run) -> list[Any]:
+  """Return the mean of each scorer's column of numbers or truth values, over rows that have one."""
+  from inspect_ai.log import EvalMetric, EvalScore
+
+  table, found = run.table(), []
+  for scorer, columns in _scored(run).items():
+    for column in columns:
+      values = [value for value in map(_plain, table[column]) if value is not None]
+      if values and all(isinstance(value, bool | int | float) for value in values):
+        found.append(
+          EvalScore(
+            name=column,
+            scorer=scorer,
+            scored_samples=len(values),
+            unscored_samples=len(table) - len(values),
+            metrics={"mean": EvalMetric(name="mean", value=float(np.mean(values)))},
+          )
+        )
+  return found
 
 
 def _samples(run: Run) -> list[Any]:
@@ -130,10 +175,7 @@ def _samples(run: Run) -> list[Any]:
     one["name"]: Condition(one["name"], system=one["system"], prefix=one["prefix"])
     for one in grid["conditions"]
   }
-  by_scorer = {
-    path.stem: [c for c in pd.read_parquet(path).columns if c != "row_id"]
-    for path in sorted((run.directory / "scores").glob("*.parquet"))
-  }
+  by_scorer = _scored(run)
   name = run.description["model"]["name"]
   samples = []
   for row in table.to_dict("records"):
@@ -180,10 +222,11 @@ def _messages(prompt: Prompt) -> Any:
 
 
 def _plain(value: Any) -> Any:
-  """Return a cell as JSON has it; what is missing is None."""
+  """Return a cell as JSON has it; what is missing is None, and an infinite number its name."""
   if is_missing(value):
     return None
-  return value.item() if isinstance(value, np.generic) else value
+  value = value.item() if isinstance(value, np.generic) else value
+  return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ def test_formulas_and_line_breaks_come_back_as_text(tmp_path: Path) -> None:
 
 
 def test_labels_are_read_back_and_disagreement_is_missing(tmp_path: Path) -> None:
-  made = write_annotation_sheets(table(), tmp_path, n=10, overlap=0.4)
+  made = write_annotation_sheets(table(), tmp_path, n=10, overlap=0.4, strata=("persona",))
   sheets = [pd.read_csv(path, keep_default_na=False) for path in made.sheets]
   shared = sorted(set(sheets[0]["id"]) & set(sheets[1]["id"]))
   for k, (sheet, path) in enumerate(zip(sheets, made.sheets, strict=True)):
@@ -79,8 +79,10 @@ def test_sheets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
   with pytest.raises(ValueError, match="n=300: the table has 200 rows"):
     write_annotation_sheets(table(), tmp_path)
   with pytest.raises(ValueError, match="'r0' occurs twice"):
-    write_annotation_sheets(pd.concat([table(), table()]), tmp_path, n=5)
-  made = write_annotation_sheets(table(), tmp_path, n=4, annotators=1)
+    write_annotation_sheets(pd.concat([table(), table()]), tmp_path, n=5, strata=())
+  with pytest.raises(ValueError, match="n=4: there are 9 strata"):
+    write_annotation_sheets(table(), tmp_path, n=4)
+  made = write_annotation_sheets(table(), tmp_path, n=4, strata=(), annotators=1)
   sheet = pd.read_csv(made.sheets[0], keep_default_na=False)
   for change, said in (
     ({"label": "harmful"}, r"labels \['harmful'\]; refuse, bypass, degenerate, unsure fit"),

@@ -3,12 +3,13 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 import persona_jax as pj
-from persona_jax.runs.export import main, to_datasets, to_inspect
+from persona_jax.runs.export import _plain, main, to_datasets, to_inspect
 from persona_jax.scorers.refusal import RefusalRules
 from tests.fixtures import Tiny
 
@@ -38,6 +39,7 @@ def test_a_data_set_holds_every_run_with_its_card(study: Path, tmp_path: Path) -
   out = to_datasets(study, tmp_path / "data")
   card = (out / "README.md").read_text()
   head = yaml.safe_load(card.split("---")[1])
+  assert head["license"] == "other" and head["tags"] == ["not-for-all-audiences"]
   assert head["configs"] == [
     {"config_name": "grids-dose", "data_files": "data/grids-dose.parquet"},
     {"config_name": "grids-test", "data_files": "data/grids-test.parquet"},
@@ -76,6 +78,15 @@ def test_inspect_reads_every_row_with_its_chat_scores_and_hashes(
   conditions = test.eval.metadata["conditions"]
   assert conditions["both"]["edits"][0]["op"] == "add"
   assert dose.samples[0].input == "w3 w5 w4"
+  (mean,) = test.results.scores  # the rule's name is no number
+  assert (mean.scorer, mean.name, mean.metrics["mean"].value) == ("refusal_rules", "refused", 0.0)
+  assert (mean.scored_samples, mean.unscored_samples, dose.results.scores) == (8, 0, [])
+  assert test.eval.model_generate_config.max_tokens == 3
+
+
+def test_cells_are_what_json_has() -> None:
+  cells = [np.int64(3), np.float64(0.5), np.nan, pd.NA, np.bool_(True), np.inf, -np.inf, "x"]
+  assert [_plain(cell) for cell in cells] == [3, 0.5, None, None, True, "inf", "-inf", "x"]
 
 
 @pytest.mark.skipif(HAS_INSPECT, reason="inspect-ai is there")

@@ -17,6 +17,7 @@ from persona_jax.studies.persona_non_grata.restyling import (
 )
 from persona_jax.studies.persona_non_grata.style import (
   compare,
+  equal_rates,
   harmless_answers,
   style_verdict,
   twins_invariance,
@@ -128,17 +129,15 @@ def test_missing_verdicts_are_counted_and_never_taken_for_harmless() -> None:
 
 def test_permutation_keeps_its_level_where_questions_differ() -> None:
   # Errors hang on the question alone; a chi-square that takes answers as independent never rejects.
-  groups = pd.DataFrame({"persona": np.repeat(list("ABCD"), 40), "arm": "SP"})
+  group_N, block_N = np.repeat(np.arange(4), 40), np.tile(np.arange(40), 4)
   rejected, naive = 0, 0
-  for seed in range(40):
+  for seed in range(300):
     rng = np.random.default_rng(seed)
-    p = np.tile(rng.choice([0.02, 0.9], size=40), 4)
-    found = compare(
-      "answers", list(rng.random(160) < p), groups, [*range(40)] * 4, draws=199, seed=seed
-    )
-    rejected += found.p < 0.05
-    naive += found.p_chi2 < 0.05
-  assert rejected <= 5 and naive <= 1
+    error_N = rng.random(160) < np.tile(rng.choice([0.02, 0.9], size=40), 4)
+    _, p_chi2, p = equal_rates(error_N, group_N, block_N, draws=99, seed=seed)
+    rejected += p <= 0.05
+    naive += p_chi2 <= 0.05
+  assert 5 <= rejected <= 27 and naive <= 2
 
 
 def test_twins_are_paired_with_their_harmful_questions() -> None:

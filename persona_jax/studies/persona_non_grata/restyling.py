@@ -3,7 +3,9 @@
 A model can fail to retell, and then it is no matter of the judge: weak models copy, break off, or
 begin to answer the question. What can be seen by rule is marked here; whether a retold refusal
 still is one only people can say (`data.annotation`), for a judge must not mark its own test. So a
-row counts once `still_refuses` says so, and with too few of them the test stays open.
+row counts once `still_refuses` says so, and with too few of them the test stays open. SmolLM2-135M
+cannot retell: of 24 texts (8 refusals, 3 personas, 96 tokens) 20 broke off, 3 were copies, and the
+one that was left offers help.
 """
 
 from collections.abc import Mapping

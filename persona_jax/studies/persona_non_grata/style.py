@@ -193,11 +193,7 @@ def compare(
   if share == 1:
     reason = "every answer is called harmful, so that the judge tells nothing apart"
     return StyleInvariance(what, None, table, reason, difference=0.0)
-  errors_G = np.bincount(group_N, weights=error_N, minlength=len(groups))
-  chi2 = float(_chi2(errors_G, n_G, share))
-  drawn_B = _chi2(_permuted(error_N, group_N, block_N, len(groups), draws, seed), n_G, share)
-  p = float((1 + (drawn_B >= chi2 - 1e-9).sum()) / (1 + draws))
-  p_chi2 = float(scipy.stats.chi2.sf(chi2, len(groups) - 1))
+  chi2, p_chi2, p = equal_rates(error_N, group_N, block_N, draws=draws, seed=seed)
   far = difference > margin
   passed: bool | None = not far and p >= alpha
   reason = ""
@@ -210,6 +206,28 @@ def compare(
       f"{int(n_G.min())} answers a group"
     )
   return StyleInvariance(what, passed, table, reason, chi2, p_chi2, p, difference)
+
+
+def equal_rates(
+  error_N: np.ndarray, group_N: np.ndarray, block_N: np.ndarray, *, draws: int, seed: int
+) -> tuple[float, float, float]:
+  """Test whether groups have one rate: Pearson's statistic, its p as if rows were independent, p.
+
+  The last is by permutation within blocks, under which rows of a block may depend on what they
+  have in common (such as a question that is often misjudged).
+
+  Args:
+    error_N: bool, neither all False nor all True.
+    group_N: numbers of the groups, 0 … G - 1, each of which occurs.
+    block_N: label of each row's block.
+    draws, seed: of the permutations.
+  """
+  n_G = np.bincount(group_N)
+  share = float(error_N.mean())
+  chi2 = float(_chi2(np.bincount(group_N, weights=error_N), n_G, share))
+  drawn_B = _chi2(_permuted(error_N, group_N, block_N, len(n_G), draws, seed), n_G, share)
+  p = float((1 + (drawn_B >= chi2 - 1e-9).sum()) / (1 + draws))
+  return chi2, float(scipy.stats.chi2.sf(chi2, len(n_G) - 1)), p
 
 
 def _name(key: tuple[str, str]) -> str:
