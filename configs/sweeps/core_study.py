@@ -8,7 +8,6 @@ After the colon stands a comma-separated part of the models, such as `…core_st
 import ml_collections
 
 _MODELS = ("llama31_8b", "gemma3_27b", "qwen25_32b", "r1_distill_qwen_32b")
-_REASONING = ("r1_distill_qwen_32b",)
 
 
 def get_config(models: str = ",".join(_MODELS)) -> ml_collections.ConfigDict:
@@ -24,9 +23,6 @@ def get_config(models: str = ",".join(_MODELS)) -> ml_collections.ConfigDict:
       flags = ("--stages=analyse", f"--others={others}")
       config_file = f"configs/persona_non_grata.py:{name}"
       runs[f"{name} compared"] = ("persona_non_grata", config_file, flags)
-  for name in names:
-    if name in _REASONING:
-      runs[f"{name}-traces"] = ("reasoning_traces", f"configs/reasoning_traces.py:{name}", ())
   config.runs = [
     {
       "name": name,

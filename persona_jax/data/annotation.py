@@ -76,8 +76,8 @@ def write_annotation_sheets(
   members = [np.asarray(index) for index in groups.values()] or [np.arange(len(rows))]
   if n < len(members):
     raise ValueError(
-      f"n={n}: there are {len(members)} strata of {list(strata)}, each of which needs a row for its "
-      "weight; give more rows, or fewer columns to draw by"
+      f"n={n}: there are {len(members)} strata of {list(strata)}, and each needs a row; give more "
+      "rows, or fewer columns to draw by"
     )
   counts = _allotted([len(index) for index in members], n)
   chosen, weight = [], []
