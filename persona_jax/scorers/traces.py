@@ -84,12 +84,18 @@ def load_cues(path: str | Path | None = None) -> CueLists:
   file = own if path is None else Path(path)
   content = tomllib.loads(file.read_text(encoding="utf-8"))
   version, cues = content.get("version"), content.get("cues")
-  lists = isinstance(cues, dict) and all(
-    isinstance(value, list) and all(isinstance(p, str) for p in value) for value in cues.values()
-  )
-  if set(content) != {"version", "cues"} or not isinstance(version, int) or not lists:
+  if (
+    set(content) != {"version", "cues"}
+    or not isinstance(version, int)
+    or not isinstance(cues, dict)
+    or not all(isinstance(p, str) for found in cues.values() for p in _listed(found))
+  ):
     raise ValueError(f"{file}: a number 'version' and a table 'cues' of lists of patterns fit")
   return CueLists(version, tuple((name, tuple(found)) for name, found in cues.items()))
+
+
+def _listed(value: object) -> list[Any]:
+  return value if isinstance(value, list) else [None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,54 +185,58 @@ class TraceCues:
     return record
 
   def validate(self, labelled: pd.DataFrame) -> dict[str, Any]:
-    """Return how well each cue agrees with judged spans, and whether it may be kept.
+    """Return {"cues": `validate_cues` of judged spans, "cue_version"}."""
+    return {"cues": validate_cues(self.cues, labelled), "cue_version": self.cues.version}
 
-    Args:
-      labelled: a row a judged span of a trace and cue: text, cue, label (True where the judge finds
-        the cue in the span; missing allowed).
 
-    Returns:
-      {"cues": a table with the columns cue, n, precision, recall, kappa, kept, reason,
-      "cue_version"}. kept is kappa >= .6; a cue without a kappa is not kept.
+def validate_cues(cues: CueLists, labelled: pd.DataFrame) -> pd.DataFrame:
+  """Return how well each cue agrees with judged spans, and whether it may be kept.
 
-    Raises:
-      ValueError: a column is lacking, or a cue is not in the lists.
-    """
-    base.require_columns(labelled, ["text", "cue", "label"], self.name)
-    unknown = sorted(set(labelled["cue"]) - set(self.cues.names))
-    if unknown:
-      raise ValueError(f"no cues {unknown}; there are {list(self.cues.names)}")
-    rows = []
-    for cue in self.cues.names:
-      mine = labelled[labelled["cue"] == cue]
-      found = [
-        None if base.is_missing(text) else bool(self.cues.starts(text)[cue])
-        for text in mine["text"]
-      ]
-      measured = base.agreement(mine["label"], pd.Series(found, dtype=object))
-      kappa, reason = measured["kappa"], measured["reason"]
-      kept = bool(kappa >= LEAST_KAPPA)
-      if not kept and not reason:
-        reason = f"kappa {kappa:.2f} < {LEAST_KAPPA}"
-      rows.append(
-        {
-          "cue": cue,
-          "n": measured["n_compared"],
-          "precision": measured["classes"][True]["precision"],
-          "recall": measured["classes"][True]["recall"],
-          "kappa": kappa,
-          "kept": kept,
-          "reason": reason,
-        }
-      )
-    return {"cues": pd.DataFrame(rows), "cue_version": self.cues.version}
+  Args:
+    cues: the phrase lists.
+    labelled: a row a judged span of a trace and cue: text, cue, label (True where the judge finds
+      the cue in the span; missing allowed).
+
+  Returns:
+    A row a cue: cue, n, precision, recall, kappa, kept, reason. kept is kappa >= .6; a cue without
+    a kappa is not kept.
+
+  Raises:
+    ValueError: a column is lacking, or a cue is not in the lists.
+  """
+  base.require_columns(labelled, ["text", "cue", "label"], "validate_cues")
+  unknown = sorted(set(labelled["cue"]) - set(cues.names))
+  if unknown:
+    raise ValueError(f"no cues {unknown}; there are {list(cues.names)}")
+  rows = []
+  for cue in cues.names:
+    mine = labelled[labelled["cue"] == cue]
+    found = [
+      None if base.is_missing(text) else bool(cues.starts(text)[cue]) for text in mine["text"]
+    ]
+    measured = base.agreement(mine["label"], pd.Series(found, dtype=object))
+    kappa, reason = measured["kappa"], measured["reason"]
+    kept = bool(kappa >= LEAST_KAPPA)
+    if not kept and not reason:
+      reason = f"kappa {kappa:.2f} < {LEAST_KAPPA}"
+    rows.append(
+      {
+        "cue": cue,
+        "n": measured["n_compared"],
+        "precision": measured["classes"][True]["precision"],
+        "recall": measured["classes"][True]["recall"],
+        "kappa": kappa,
+        "kept": kept,
+        "reason": reason,
+      }
+    )
+  return pd.DataFrame(rows)
 
 
 def tenths(at: list[float] | np.ndarray) -> np.ndarray:
   """Count positions, shares of a trace, in each tenth of it: int64 [10]."""
-  return np.bincount(
-    np.minimum((np.asarray(at, float) * TENTHS).astype(int), TENTHS - 1), minlength=TENTHS
-  )
+  place = np.minimum((np.asarray(at, float) * TENTHS).astype(int), TENTHS - 1)
+  return np.bincount(place, minlength=TENTHS)
 
 
 def _reason(thought: Thought, whole: bool) -> str:
