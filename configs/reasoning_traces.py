@@ -51,9 +51,7 @@ def get_config(
   config.swaps = (("prompt", "steer"), ("none", "steer"), ("none", "prompt"))
 
   config.cues = ""  # our own lists, persona_jax/scorers/cues.toml
-  config.labels = "rules"  # phrases; no judge reads the answers
-  config.refusal_words = ()
-  config.least_words = 3  # protocol A8: fewer words are degenerate
+  config.least_words = 3  # protocol A8: fewer are degenerate; refusals are found by phrases
   config.draws = 4000  # protocol A10
   config.seed = 0
   return config

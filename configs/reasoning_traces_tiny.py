@@ -14,7 +14,8 @@ from configs import reasoning_traces
 
 _TEMPLATE = (
   "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
-  "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+  "<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 
 

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import jax
-import pandas as pd
 from absl import app, flags, logging
 from ml_collections import config_flags
 

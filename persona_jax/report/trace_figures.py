@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 _DPI = 150
@@ -23,7 +24,7 @@ _LOOKS = {
 }
 _EFFECTS = {
   "thought_effect": "of the thought",
-  "answer_effect": "of the answer's method",
+  "answer_effect": "of the answer",
   "interaction": "interaction",
 }
 
@@ -82,22 +83,32 @@ def draw_positions(positions: pd.DataFrame, note: str = "") -> Figure:
     axes.set_ylabel("matches in 100 tokens", fontsize=_SMALL)
   for axes in panels[-1]:
     axes.set_xlabel("tenth of the trace (characters)", fontsize=_SMALL)
-  handles, names = panels.flat[0].get_legend_handles_labels()
-  figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False, fontsize=_SMALL)
-  _note(figure, f"Phrase lists, a heuristic. Bars: 95 %, bootstrap over prompts. {note}")
+  figure.legend(
+    handles=[_key(method) for method in dict.fromkeys(positions["method"])],
+    loc="outside upper right",
+    ncols=3,
+    frameon=False,
+    fontsize=_SMALL,
+  )
+  _note(
+    figure, f"Phrase lists, a heuristic. Bars: 95 %, bootstrap over prompts; × has none. {note}"
+  )
   return figure
 
 
 def _line(axes: Axes, mine: pd.DataFrame, method: str) -> None:
-  name, colour, marker, offset = _LOOKS[method]
+  _, colour, marker, offset = _LOOKS[method]
   x = mine["tenth"] + offset
   axes.plot(x, mine["value"], color=colour, lw=1, alpha=0.6)
   axes.vlines(x, mine["low"], mine["high"], color=colour, lw=1.5)
   bare = mine["low"].isna()
-  axes.plot(x[~bare], mine["value"][~bare], marker, color=colour, ms=6, label=name)
-  axes.plot(
-    x[bare], mine["value"][bare], "x", color=colour, ms=6, label=name if bare.all() else None
-  )
+  axes.plot(x[~bare], mine["value"][~bare], marker, color=colour, ms=6)
+  axes.plot(x[bare], mine["value"][bare], "x", color=colour, ms=6)
+
+
+def _key(method: str) -> Line2D:
+  name, colour, marker, _ = _LOOKS[method]
+  return Line2D([], [], color=colour, marker=marker, ms=6, lw=1, label=name)
 
 
 def draw_swap(swap: pd.DataFrame, note: str = "") -> Figure:
@@ -109,8 +120,8 @@ def draw_swap(swap: pd.DataFrame, note: str = "") -> Figure:
   if (swap["persona"] == "all").any():
     swap = swap[swap["persona"] == "all"]
   pairs = list(dict.fromkeys(zip(swap["first"], swap["second"], strict=True)))
-  figure = Figure(figsize=(max(7.0, 3.9 * len(pairs)), 7.0), layout="constrained")
-  panels = figure.subplots(2, len(pairs), squeeze=False, height_ratios=(1, 0.6))
+  figure = Figure(figsize=(2.6 + 3.6 * len(pairs), 7.4), layout="constrained")
+  panels = figure.subplots(2, len(pairs), squeeze=False, sharey="row", height_ratios=(1, 0.6))
   for (top, below), (first, second) in zip(panels.T, pairs, strict=True):
     mine = swap[(swap["first"] == first) & (swap["second"] == second)]
     persona = mine["persona"].iloc[0]
@@ -118,9 +129,13 @@ def draw_swap(swap: pd.DataFrame, note: str = "") -> Figure:
     whose = "all personas" if persona == "all" else persona
     _effects(below, mine[mine["what"] != "cell"], first, second)
     n = int(mine["n"].max())
-    top.set_title(f"{whose}, n = {n}", loc="left", fontsize=_TEXT)
+    lost = int(mine["missing"].max())
+    left_out = f", {lost} left out" if lost else ""
+    top.set_title(f"{whose}, n = {n}{left_out}", loc="left", fontsize=_TEXT)
   panels[0][0].set_ylabel("bypass rate", fontsize=_TEXT)
-  _note(figure, f"Bars: 95 %, bootstrap over prompts (Wilson where all answers are alike). {note}")
+  _note(
+    figure, f"Bars: 95 %, bootstrap over prompts (Wilson where all are alike); × has none. {note}"
+  )
   return figure
 
 
@@ -135,11 +150,14 @@ def _cells(axes: Axes, cells: pd.DataFrame, pair: tuple[str, str]) -> None:
     for at, value in zip(x, mine["value"], strict=True):
       if np.isnan(value):
         axes.text(at, 0.5, "n/m", color=colour, fontsize=_SMALL, ha="center")
-  axes.set_xticks([0, 1], [f"thought:\n{_LOOKS[method][0]}" for method in pair], fontsize=_SMALL)
+  names = [f"thought:\n{_LOOKS[method][0]}" for method in pair]
+  axes.set_xticks([0, 1], names, fontsize=_SMALL)
   axes.set_xlim(-0.4, 1.4)
   axes.set_ylim(-0.03, 1.03)
   axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-  axes.legend(frameon=False, fontsize=_SMALL)
+  axes.legend(
+    frameon=False, fontsize=_SMALL, loc="lower center", bbox_to_anchor=(0.5, 1.08), borderpad=0
+  )
   _plain(axes)
 
 
@@ -154,7 +172,9 @@ def _effects(axes: Axes, effects: pd.DataFrame, first: str, second: str) -> None
     axes.plot(row["value"], y, "x" if np.isnan(row["low"]) else "D", color="#009E73", ms=7)
   axes.set_yticks(range(len(_EFFECTS)), list(_EFFECTS.values()), fontsize=_SMALL)
   axes.set_ylim(len(_EFFECTS) - 0.5, -0.5)
-  axes.set_xlim(-1.05, 1.05)
+  bounds = effects[["value", "low", "high"]].abs().max().max()
+  widest = 1.0 if np.isnan(bounds) else max(1.0, float(bounds))  # interactions reach 2
+  axes.set_xlim(-1.05 * widest, 1.05 * widest)
   change = f"change of the rate, {_LOOKS[first][0]} → {_LOOKS[second][0]}"
   axes.set_xlabel(textwrap.fill(change, 34), fontsize=_SMALL)
   _plain(axes)

@@ -20,5 +20,6 @@ from persona_jax.studies.reasoning_traces.summary import screen, write_summary
 
 __all__ = [
   "STAGES", "Arm", "Findings", "Settings", "analyse", "answer", "describe", "labeller",
-  "load_items", "make_arms", "prepare", "read_judged", "require", "screen", "start", "think", "write_summary",
+  "load_items", "make_arms", "prepare", "read_judged", "require", "screen", "start", "think",
+  "write_summary",
 ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 An arm is a thinker and a condition of the answer. Thoughts do not depend on edits of the answer, so
 the arms "steer, answer" share the thoughts of no persona, and "steer, both" those of "steer,
-think". A steered thinker is edited on the tokens of its thought ("think"), tags included: the
-closing tag, which the first answer token is predicted from, is a part of the thought.
+think". A steered thinker is edited on the tokens of its thought, tags included, and on the last
+token of the prompt, where templates put the opening tag. The closing tag, which the first answer
+token is predicted from, is a part of the thought.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.extract import extract_each
 from persona_jax.directions.load import load_direction
 from persona_jax.edits.operations import add
+from persona_jax.edits.window import Window
 from persona_jax.engine.grid import Condition
 from persona_jax.engine.model import Model
 from persona_jax.personas.persona import Persona, Pole, load_poles, load_questions
@@ -25,7 +27,11 @@ from persona_jax.studies.reasoning_traces.settings import Settings
 
 BASELINE = "B0"
 # What steering acts on in an answer's row, whose thought is given.
-_WINDOWS = {"both": "generated", "think": "think", "answer": "after-think"}
+_WINDOWS: dict[str, str | Window] = {
+  "both": "answer",
+  "think": Window(("template", "think"), start=-1),
+  "answer": "after-think",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,14 +78,14 @@ def make_arms(settings: Settings, steering: Steering) -> list[Arm]:
     made.append(Arm(prompted.name, "prompt", name, "neither", prompted, prompted))
     for edited in settings.edited:
       answerer = _steered(f"{name} steer {edited}", name, _WINDOWS[edited], settings, steering)
-      thinker = _steered(f"{name} steer", name, "think", settings, steering)
+      thinker = _steered(f"{name} steer", name, _WINDOWS["think"], settings, steering)
       thinks = plain if edited == "answer" else thinker
       made.append(Arm(answerer.name, "steer", name, edited, thinks, answerer))
   return made
 
 
 def _steered(
-  name: str, persona: str, window: str, settings: Settings, steering: Steering
+  name: str, persona: str, window: str | Window, settings: Settings, steering: Steering
 ) -> Condition:
   edit = add(
     steering.directions[persona],

@@ -42,7 +42,7 @@ def describe(model: Model, settings: Settings, items: Sequence[PromptItem]) -> s
   if -1 in model.think_ids:
     lines.append("the tags of thoughts are no tokens of this vocabulary; they are found in texts")
   largest = max(asked, key=lambda name: len(asked[name]))
-  thought = _thought(model, settings.think_tokens)
+  thought = _thought(model, items[0].text, settings.think_tokens)
   chats = {
     f"{item.prompt_id}|{s}|{name}": chat_of(item.text, thought)
     for name in asked[largest]
@@ -54,8 +54,8 @@ def describe(model: Model, settings: Settings, items: Sequence[PromptItem]) -> s
   return "\n".join(lines)
 
 
-def _thought(model: Model, tokens: int) -> str:
-  """Return a thought of about as many tokens: neutral words until there are enough."""
-  word = model.tokenizer.decode(model.tokenizer.encode("a word and another word")).split()[0]
-  each = max(1, len(model.tokenizer.encode(" ".join([word] * 64))))
-  return " ".join([word] * max(1, 64 * tokens // each)) + f"\n{CLOSING}"
+def _thought(model: Model, text: str, tokens: int) -> str:
+  """Return a thought of about as many tokens: a text over and over."""
+  ids = model.tokenizer.encode(text)
+  over = (ids * (tokens // len(ids) + 1))[:tokens]
+  return f"{model.tokenizer.decode(over)}\n{CLOSING}"

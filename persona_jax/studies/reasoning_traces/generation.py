@@ -22,7 +22,7 @@ from persona_jax.personas.chat import Message
 from persona_jax.runs.run import run, write_parquet
 from persona_jax.scorers.base import Scorer
 from persona_jax.scorers.degenerate import Degenerate
-from persona_jax.scorers.labels import FirstToken, Labels
+from persona_jax.scorers.labels import Labels
 from persona_jax.scorers.refusal import RefusalRules
 from persona_jax.scorers.thoughts import Splitter
 from persona_jax.scorers.traces import TraceCues
@@ -38,20 +38,9 @@ def splitter(model: Model) -> Splitter:
   return Splitter(model.tokenizer, model.think_ids, frozenset(model.stops()[0]), opens)
 
 
-def labeller(model: Model, settings: Settings) -> Labels:
-  """Return the scorer of answers, which begin behind the thought.
-
-  Raises:
-    ValueError: a word that refusals begin with is no token by itself.
-  """
-  refusal: Scorer = RefusalRules()
-  if settings.labels == "first_token":
-    encoded = [model.tokenizer.encode(word) for word in settings.refusal_words]
-    split = [w for w, ids in zip(settings.refusal_words, encoded, strict=True) if len(ids) != 1]
-    if split:
-      raise ValueError(f"refusal_words {split} are several tokens; give words that are one.")
-    refusal = FirstToken(tuple(ids[0] for ids in encoded))
-  return Labels(refusal, Degenerate(min_words=settings.least_words))
+def labeller(settings: Settings) -> Labels:
+  """Return the scorer of answers, which begin behind the thought: phrases; no judge reads them."""
+  return Labels(RefusalRules(), Degenerate(min_words=settings.least_words))
 
 
 def think_grid(settings: Settings, items: Sequence[PromptItem], arms: Sequence[Arm]) -> Grid:
@@ -166,7 +155,7 @@ def answer(
     arms: of `make_arms`.
     thoughts: of `think`.
     directory: of the study.
-    scorer: gives the columns label and bypass; default by the settings.
+    scorer: gives the columns label and bypass; default `labeller`.
     progress: show bars.
 
   Returns:
@@ -175,8 +164,9 @@ def answer(
     nullable booleans; missing where truncated or unparsed), valid, n_tokens, row_id. Thoughts
     without an end have no answer, and are labelled "truncated", or "degenerate" where the model
     itself stopped inside; those whose edit was not delivered are "unparsed".
+    An answer that opens a second thought and does not end it is "truncated", too.
   """
-  scorer = scorer or labeller(model, settings)
+  scorer = scorer or labeller(settings)
   text_of = {item.prompt_id: item.text for item in items}
   by_thinker = dict(tuple(thoughts.groupby("thinker")))
   tables = []

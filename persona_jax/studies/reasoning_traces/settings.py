@@ -37,9 +37,9 @@ class Settings:
     block: whose output is edited.
     kappa: dose in median residual norms of the block.
     dose_prompts, dose_tokens: neutral prompts, and tokens of their answers, that norm is of.
-    edited: parts of the row that steering arms act on: "both", "think" (the thought, tags
-      included), "answer" (what follows it). "both" must be there; with all three, and no persona,
-      they are a 2 × 2.
+    edited: parts of the row that steering arms act on: "both", "think" (the thought, tags and the
+      last token of the prompt included), "answer" (what follows it). "both" must be there;
+      all three, with no persona, are a 2 × 2.
     harmful: suite whose harmful prompts are asked.
     prompts: how many, in whole clusters as they come.
     samples, temperature: of thoughts; answers get one each.
@@ -49,8 +49,6 @@ class Settings:
       so; "closed": a closing tag is written there, and the row is marked as forced.
     swaps: pairs of methods whose traces are swapped.
     cues: file of cue lists; "" for our own.
-    labels: "rules" finds refusals by phrases, "first_token" by the answer's first token.
-    refusal_words: for "first_token": words with which refusals begin.
     least_words: an answer with fewer is degenerate.
     draws: of the bootstrap.
     seed: of everything that is drawn.
@@ -76,8 +74,6 @@ class Settings:
   at_budget: Literal["truncated", "closed"]
   swaps: tuple[tuple[str, str], ...]
   cues: str
-  labels: Literal["rules", "first_token"]
-  refusal_words: tuple[str, ...]
   least_words: int
   draws: int
   seed: int
@@ -92,13 +88,12 @@ class Settings:
     return settings_of(cls, fields)
 
   def __post_init__(self) -> None:
-    for name in ("named", "edited", "refusal_words"):
+    for name in ("named", "edited"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     object.__setattr__(self, "swaps", tuple((str(a), str(b)) for a, b in self.swaps))
     known = {
       "persona_in": ("system", "user"),
       "at_budget": ("truncated", "closed"),
-      "labels": ("rules", "first_token"),
     }
     for name, values in known.items():
       if getattr(self, name) not in values:
@@ -123,11 +118,6 @@ class Settings:
     for pair in self.swaps:
       if not set(pair) <= set(METHODS) or pair[0] == pair[1]:
         raise ValueError(f"swaps={self.swaps}: give pairs of two different ones of {METHODS}.")
-    if (self.labels == "first_token") != bool(self.refusal_words):
-      raise ValueError(
-        f"labels={self.labels!r} and refusal_words={self.refusal_words}: words are needed for "
-        "'first_token', and for nothing else."
-      )
 
   def lists(self) -> CueLists:
     """Return the cue lists."""
