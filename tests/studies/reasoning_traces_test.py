@@ -141,6 +141,10 @@ def test_edits_of_thought_and_of_answer_are_told_apart(done) -> None:
   assert got[("steered", "plain")] == pytest.approx(think)
   assert got[("plain", "steered")] == pytest.approx(answer)
   assert got[("steered", "steered")] == pytest.approx(2 / 3)
+  # Last of the prompt, thought and tag; of four answer tokens the last is never read.
+  for edited, tokens in (("think", 3), ("answer", 3), ("both", 6)):
+    table = pj.Run.open(run.directory / "answer" / f"P3_steer_{edited}").table()
+    assert set(table["tokens_edited"]) == {tokens} and table["valid"].all()
 
 
 def test_an_answer_behind_its_own_thought_is_that_given_in_one_go(followed) -> None:

@@ -247,9 +247,9 @@ def _notes(
   ended = int((thoughts["thought"] == "ended").sum())
   if not thinks(thoughts):
     notes.append(
-      f"Pipeline demonstration: {ended} of {len(thoughts)} thoughts ended by themselves, fewer than "
-      f"{LEAST_ENDED:.0%}: a model that does not think, or too small a budget. Nothing here is a "
-      "finding."
+      f"Pipeline demonstration: {ended} of {len(thoughts)} thoughts ended by themselves, fewer "
+      f"than {LEAST_ENDED:.0%}: a model that does not think, or too small a budget. Nothing here "
+      "is a finding."
     )
   stopped = int(thoughts["thought"].isin(["truncated", "unended"]).sum())
   if stopped and settings.at_budget == "closed":
