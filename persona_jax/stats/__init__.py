@@ -4,6 +4,12 @@
 rest works on `Outcomes` (arms × personas × replicates × prompts) and shared `Draws`.
 """
 
+from persona_jax.stats.association import (
+  Association,
+  clustered_logit,
+  length_matched,
+  matched_difference,
+)
 from persona_jax.stats.calibration import calibrated, two_way_error
 from persona_jax.stats.census import Census, census, cross_validated_r2, predict
 from persona_jax.stats.draws import Contrasts, Draws, interval, p_above, p_below
@@ -54,6 +60,7 @@ from persona_jax.stats.rankings import (
 )
 
 __all__ = [
+  "Association",
   "Census",
   "Contrasts",
   "DoseParts",
@@ -70,6 +77,7 @@ __all__ = [
   "adjust",
   "calibrated",
   "census",
+  "clustered_logit",
   "cross_validated_r2",
   "crossings",
   "difference",
@@ -83,6 +91,8 @@ __all__ = [
   "interval",
   "inversion_p",
   "inversions",
+  "length_matched",
+  "matched_difference",
   "mean",
   "mixed_model",
   "naive_permutation",
