@@ -39,7 +39,8 @@ _MODELS = {
     "system_default": "keep",
     "persona_in": "user",
     # An empty thought stands in every prompt: first tokens are answers' then, refusal can be found
-    # as in other models, and doses are comparable. What its thoughts do is another question.
+    # as in other models, and doses are comparable. What its thoughts do is the question of
+    # configs/reasoning_traces.py.
     "chat_template": _R1_WITHOUT_THOUGHT,
   },
   "smollm2_135m": {"model": "smollm2-135m-instruct"},

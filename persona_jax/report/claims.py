@@ -1,0 +1,258 @@
+"""Numbers of a report, each with the query that gives it: what is on the page can be looked up.
+
+A page is written through `Claims`: a number is asked of a table by a filter and a column, and comes
+back as markup with an id. What was asked goes into claims.json. `check` runs every query again and
+reads the page: a number that differs from its table, or that no claim stands behind, is listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import html.parser
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import markupsafe
+import pandas as pd
+
+from persona_jax.scorers.base import is_missing
+
+NOT_MEASURABLE = "n/m"
+_NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])|(?<![\w.])\.\d+")
+# Of these, and of what is marked `data-plain`, no number is a claim.
+_PLAIN = ("script", "style", "title", "code", "pre")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One number, or one value with its interval.
+
+  Attributes:
+    id: of its place on the page.
+    text: as it is shown.
+    table: name of the table.
+    where: column → value, of the row.
+    columns: of the numbers: the value's, and those of the interval's bounds if it has one.
+    form: how each is written, as in `format`.
+  """
+
+  id: str
+  text: str
+  table: str
+  where: Mapping[str, Any]
+  columns: tuple[str, ...]
+  form: str
+
+  def values(self, tables: Mapping[str, pd.DataFrame]) -> list[Any]:
+    """Return what the query gives.
+
+    Raises:
+      ValueError: no such table or column, or another number of rows than one.
+    """
+    if self.table not in tables:
+      raise ValueError(f"there is no table {self.table!r}; there are {sorted(tables)}.")
+    table = tables[self.table]
+    lacking = [c for c in (*self.where, *self.columns) if c not in table]
+    if lacking:
+      raise ValueError(f"table {self.table!r} has no columns {lacking}; it has {list(table)}.")
+    mine = table
+    for column, value in self.where.items():
+      cells = mine[column]
+      mine = mine[cells.isna() if is_missing(value) else cells == value]
+    if len(mine) != 1:
+      raise ValueError(
+        f"table {self.table!r}: {len(mine)} rows where {dict(self.where)}; one fits."
+      )
+    return [mine.iloc[0][column] for column in self.columns]
+
+  def shown(self, tables: Mapping[str, pd.DataFrame]) -> str:
+    """Return the text that the query gives."""
+    return _shown(self.values(tables), self.form)
+
+
+class Claims:
+  """Writes numbers into a page, and remembers where each is from."""
+
+  def __init__(self, tables: Mapping[str, pd.DataFrame]):
+    """Take the tables, by name, that numbers are asked of."""
+    self._tables = tables
+    self._claims: list[Claim] = []
+
+  def number(
+    self, table: str, where: Mapping[str, Any], column: str, form: str = ".2f"
+  ) -> markupsafe.Markup:
+    """Return a number of a table as markup; "n/m" where it is missing.
+
+    Args:
+      table: its name.
+      where: column → value; one row must have them all.
+      column: of the number.
+      form: how it is written, as in `format`.
+
+    Raises:
+      ValueError: as `Claim.values`.
+    """
+    return self._add(table, where, (column,), form)
+
+  def interval(
+    self,
+    table: str,
+    where: Mapping[str, Any],
+    column: str,
+    low: str = "low",
+    high: str = "high",
+    form: str = ".2f",
+  ) -> markupsafe.Markup:
+    """Return a number with its interval, as "0.52 [0.41, 0.63]".
+
+    Raises:
+      ValueError: as `Claim.values`.
+    """
+    return self._add(table, where, (column, low, high), form)
+
+  def _add(
+    self, table: str, where: Mapping[str, Any], columns: tuple[str, ...], form: str
+  ) -> markupsafe.Markup:
+    claim = Claim(f"c{len(self._claims) + 1}", "", table, dict(where), columns, form)
+    claim = dataclasses.replace(claim, text=claim.shown(self._tables))
+    self._claims.append(claim)
+    return markupsafe.Markup('<data id="{}" value="{}">{}</data>').format(
+      claim.id, claim.table, claim.text
+    )
+
+  def write(self, path: str | Path) -> Path:
+    """Write claims.json: a list of id, text, value, low, high, and the query."""
+    rows = []
+    for claim in self._claims:
+      value, *bounds = claim.values(self._tables)
+      low, high = bounds or (None, None)
+      rows.append(
+        {
+          "id": claim.id,
+          "text": claim.text,
+          "value": _plain(value),
+          "low": _plain(low),
+          "high": _plain(high),
+          "query": {
+            "table": claim.table,
+            "where": {column: _plain(v) for column, v in claim.where.items()},
+            "columns": list(claim.columns),
+            "form": claim.form,
+          },
+        }
+      )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def check(page: str | Path, claims: str | Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+  """Return what does not fit between a page, its claims and the tables; nothing if all does.
+
+  Args:
+    page: the HTML file.
+    claims: its claims.json.
+    tables: by name, as they are now.
+  """
+  known: dict[str, Claim] = {}
+  found = []
+  for row in json.loads(Path(claims).read_text(encoding="utf-8")):
+    query = row["query"]
+    claim = Claim(
+      row["id"],
+      row["text"],
+      query["table"],
+      query["where"],
+      tuple(query["columns"]),
+      query["form"],
+    )
+    known[claim.id] = claim
+    try:
+      now = claim.shown(tables)
+    except ValueError as error:
+      found.append(f"{claim.id}: {error}")
+      continue
+    if now != claim.text:
+      found.append(f"{claim.id}: {claim.text!r} is claimed, the table gives {now!r}")
+  reader = _Page()
+  reader.feed(Path(page).read_text(encoding="utf-8"))
+  shown = dict(reader.claimed)
+  for name, text in reader.claimed:
+    if name not in known:
+      found.append(f"the page shows {text!r} as {name}, which is no claim")
+    elif text != known[name].text:
+      found.append(f"{name}: the page shows {text!r}, claimed is {known[name].text!r}")
+  found += [f"{name}: claimed, and not on the page" for name in known if name not in shown]
+  found += [f"{number!r} in {text!r} is no claim" for number, text in reader.strays]
+  return found
+
+
+class _Page(html.parser.HTMLParser):
+  """Collects claimed numbers of a page, and numbers that no claim stands behind."""
+
+  def __init__(self) -> None:
+    super().__init__()
+    self.claimed: list[tuple[str, str]] = []
+    self.strays: list[tuple[str, str]] = []
+    self._plain = 0  # how deep in what holds no claims
+    self._open: list[tuple[str, bool]] = []
+    self._claim: tuple[str, str] | None = None
+
+  def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+    if tag in ("img", "br", "hr", "meta", "link", "input", "area", "col"):
+      return
+    given = dict(attrs)
+    plain = tag in _PLAIN or "data-plain" in given
+    self._plain += plain
+    self._open.append((tag, plain))
+    if tag == "data":
+      self._claim = (given.get("id") or "", "")
+
+  def handle_endtag(self, tag: str) -> None:
+    while self._open:
+      opened, plain = self._open.pop()
+      self._plain -= plain
+      if opened == tag:
+        break
+    if tag == "data" and self._claim is not None:
+      self.claimed.append(self._claim)
+      self._claim = None
+
+  def handle_data(self, text: str) -> None:
+    if self._claim is not None:
+      self._claim = (self._claim[0], self._claim[1] + text)
+    elif not self._plain:
+      around = " ".join(text.split())
+      self.strays += [(match[0], around[:80]) for match in _NUMBER.finditer(text)]
+
+
+def _shown(values: Sequence[Any], form: str) -> str:
+  value, *bounds = values
+  if is_missing(value):
+    return NOT_MEASURABLE
+  text = _formatted(value, form)
+  if not bounds or any(is_missing(b) for b in bounds):
+    return text
+  low, high = (_formatted(b, form) for b in bounds)
+  return f"{text} [{low}, {high}]"
+
+
+def _formatted(value: Any, form: str) -> str:
+  if isinstance(value, str | bool):
+    return str(value)
+  text = format(value, form)
+  return text.replace("-", "", 1) if float(text.rstrip("%").replace(",", "") or 0) == 0 else text
+
+
+def _plain(value: Any) -> Any:
+  """Return a cell as JSON has it; what is missing is None."""
+  if is_missing(value):
+    return None
+  found = value.item() if hasattr(value, "item") else value
+  return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -1,0 +1,101 @@
+"""Claims: every number of a page is asked of a table, and what is smuggled in is found."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from persona_jax.report.claims import Claims, check
+
+
+def tables() -> dict[str, pd.DataFrame]:
+  return {
+    "rates": pd.DataFrame(
+      {
+        "arm": ["SP", "AS", "B0"],
+        "persona": ["P1", "P1", None],
+        "rate": [0.523, -0.0004, np.nan],
+        "low": [0.4, -0.1, np.nan],
+        "high": [0.6, 0.1, np.nan],
+        "n": [1200, 1200, 200],
+      }
+    )
+  }
+
+
+def page(tmp_path: Path, more: str = "") -> tuple[Path, Path, Claims]:
+  claims = Claims(tables())
+  sp, b0 = {"arm": "SP", "persona": "P1"}, {"arm": "B0", "persona": None}
+  body = [
+    claims.interval("rates", sp, "rate"),
+    claims.number("rates", sp, "n", ",d"),
+    claims.number("rates", {"arm": "AS"}, "rate"),
+    claims.interval("rates", b0, "rate"),
+    claims.number("rates", sp, "rate", ".0%"),
+  ]
+  html = tmp_path / "x.html"
+  text = " and ".join(body)
+  html.write_text(
+    f"<html><head><title>12</title><style>a{{b:3px}}</style></head><body><p>P1 and H3: {text}.</p>"
+    f"<p data-plain>95 % of <b>3</b></p><code>0.1</code>{more}</body></html>"
+  )
+  return html, claims.write(tmp_path / "claims.json"), claims
+
+
+def test_numbers_are_shown_as_their_tables_have_them(tmp_path: Path) -> None:
+  html, file, _ = page(tmp_path)
+  rows = json.loads(file.read_text())
+  assert [row["text"] for row in rows] == ["0.52 [0.40, 0.60]", "1,200", "0.00", "n/m", "52%"]
+  assert (rows[0]["value"], rows[0]["low"], rows[0]["high"]) == (0.523, 0.4, 0.6)
+  assert rows[3]["value"] is None and rows[3]["query"]["where"] == {"arm": "B0", "persona": None}
+  assert rows[1]["query"]["columns"] == ["n"]
+  assert check(html, file, tables()) == []
+
+
+def test_a_number_that_changed_in_its_table_is_found(tmp_path: Path) -> None:
+  html, file, _ = page(tmp_path)
+  changed = tables()
+  changed["rates"].loc[0, "high"] = 0.7
+  (said,) = check(html, file, changed)
+  assert said == "c1: '0.52 [0.40, 0.60]' is claimed, the table gives '0.52 [0.40, 0.70]'"
+  found = check(html, file, {"rates": tables()["rates"].drop(columns="n")})
+  assert [said for said in found if "has no columns ['n']" in said] == found != []
+
+
+@pytest.mark.parametrize(
+  ("more", "said"),
+  [
+    ("<p>and 0.77 besides</p>", "'0.77' in 'and 0.77 besides' is no claim"),
+    ("<td>.5</td>", "'.5' in '.5' is no claim"),
+    ("<p>-3</p>", "'-3' in '-3' is no claim"),
+    ('<data id="c99">7</data>', "the page shows '7' as c99, which is no claim"),
+    ('<data id="c2">1,300</data>', "c2: the page shows '1,300', claimed is '1,200'"),
+  ],
+)
+def test_a_number_that_is_smuggled_in_is_found(tmp_path: Path, more: str, said: str) -> None:
+  html, file, _ = page(tmp_path, more)
+  assert check(html, file, tables()) == [said]
+
+
+def test_names_with_digits_are_no_numbers(tmp_path: Path) -> None:
+  html, file, _ = page(tmp_path, "<p>P12, H3, G1 and v2-a of R-cov</p>")
+  assert check(html, file, tables()) == []
+
+
+def test_a_claim_that_is_not_shown_is_found(tmp_path: Path) -> None:
+  html, _, claims = page(tmp_path)
+  claims.number("rates", {"arm": "SP"}, "low")
+  file = claims.write(tmp_path / "claims.json")
+  assert check(html, file, tables()) == ["c6: claimed, and not on the page"]
+
+
+def test_queries_that_give_no_single_number_are_refused() -> None:
+  claims = Claims(tables())
+  with pytest.raises(ValueError, match="2 rows where {'persona': 'P1'}; one fits"):
+    claims.number("rates", {"persona": "P1"}, "rate")
+  with pytest.raises(ValueError, match="there is no table 'rate'"):
+    claims.number("rate", {}, "rate")
+  with pytest.raises(ValueError, match=r"has no columns \['mean'\]"):
+    claims.number("rates", {"arm": "SP"}, "mean")
