@@ -216,6 +216,17 @@ def test_replies_are_kept_and_only_what_is_missing_is_asked_again(
     file.write_text(file.read_text()[:5])  # cut off while it was written
   judge_at(server, tmp_path).score(ROWS[:1])
   assert len(server.asked) == 10
+  for file in tmp_path.rglob("*.json"):
+    file.write_text('{"text": "A"}')  # whole, but of another form
+  judge_at(server, tmp_path).score(ROWS[:1])
+  assert len(server.asked) == 12
+
+
+def test_a_cost_needs_both_prices() -> None:
+  with pytest.raises(ValueError, match=r"price_in=2.0, price_out=None: both"):
+    Endpoint("http://localhost", "judge", price_in=2.0)
+  with pytest.raises(ValueError, match=r"price_in=None, price_out=3.0: both"):
+    Endpoint("http://localhost", "judge", price_out=3.0)
 
 
 def test_a_server_that_fails_now_and_then_is_asked_again(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
   import openai
 
 _TOP = 20  # most likely next tokens that endpoints give
+_KEPT = {"text", "top", "tokens_in", "tokens_out"}
 _LETTER = re.compile(r"[\s\"'(\[*]*([A-H])[\s\"'.):\]*]*")
 
 
@@ -49,10 +50,10 @@ class Endpoint:
       the time fails; with growing pauses.
     timeout: of a request, in seconds.
     least_mass: with `logprobs`, the probability that the letters need together.
-    price_in, price_out: of a million tokens, in any currency; None for unknown.
+    price_in, price_out: of a million tokens, in any currency; both, or None for unknown.
 
   Raises:
-    ValueError: a number is out of bounds.
+    ValueError: a number is out of bounds, or one price is given without the other.
   """
 
   base_url: str
@@ -75,6 +76,11 @@ class Endpoint:
         raise ValueError(f"{name}={getattr(self, name)}: at least {number} is needed")
     if not 0 <= self.least_mass <= 1:
       raise ValueError(f"least_mass={self.least_mass}: a share from 0 to 1 fits")
+    prices = (self.price_in, self.price_out)
+    if (self.price_in is None) != (self.price_out is None) or any(p and p < 0 for p in prices):
+      raise ValueError(
+        f"price_in={self.price_in}, price_out={self.price_out}: both, of at least 0, or neither fit"
+      )
 
   @property
   def asked(self) -> dict[str, Any]:
@@ -232,9 +238,9 @@ class EndpointJudge(Judge):
     used.requests += 1
     used.tokens_in += kept["tokens_in"]
     used.tokens_out += kept["tokens_out"]
-    if self.endpoint.price_in is not None:
-      price_out = self.endpoint.price_out or 0.0
-      used.cost = (used.tokens_in * self.endpoint.price_in + used.tokens_out * price_out) / 1e6
+    price_in, price_out = self.endpoint.price_in, self.endpoint.price_out
+    if price_in is not None and price_out is not None:
+      used.cost = (used.tokens_in * price_in + used.tokens_out * price_out) / 1e6
 
   def _reply(self, kept: Mapping[str, Any]) -> Reply:
     """Read a reply: by probabilities where there are some, else by the letter it consists of."""
@@ -275,7 +281,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     kept = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):  # a file that is not whole is asked for again
     return None
-  return kept if isinstance(kept, dict) else None
+  return kept if isinstance(kept, dict) and set(kept) == _KEPT else None
 
 
 def _write(path: Path, kept: Mapping[str, Any]) -> None:
