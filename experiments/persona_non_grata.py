@@ -5,9 +5,9 @@
     python experiments/persona_non_grata.py … --stages=analyse   a stage by itself
     python experiments/persona_non_grata.py … --open_confirm     run what H3 rests on, once
 
-Stages: extract, calibrate, generate, judge, analyse. Each reads what those before it have written;
-what is there is kept, so a study that was stopped goes on, and a judge can be added later without
-generating again. The confirm split is not run before --open_confirm, which is recorded
+Stages: extract, calibrate, generate, judge, analyse, report. Each reads what those before it have
+written; what is there is kept, so a study that was stopped goes on, and a judge can be added later
+without generating again. The confirm split is not run before --open_confirm, which is recorded
 (confirm_opened.json); from then on H3 rests on it alone. At the end it prints gates, hypotheses,
 rates, and where everything is.
 """
@@ -121,28 +121,32 @@ def main(argv: list[str]) -> None:
   if last == 3:
     print(f"judgements  {workdir}/judgements")
     return
-  found = study.analyse(
-    model,
-    settings,
-    material,
-    extracted,
-    refusal,
-    calibrated,
-    judged.table,
-    workdir,
-    others=others,
-    labelled=labelled,
-    scorer=judged.labels or study.labeller(model, settings, refusal.ids),
-    competence=judged.competence,
-    judged_by=judges.key,
-  )
+  if "analyse" in _STAGES.value:
+    found = study.analyse(
+      model,
+      settings,
+      material,
+      extracted,
+      refusal,
+      calibrated,
+      judged.table,
+      workdir,
+      others=others,
+      labelled=labelled,
+      scorer=judged.labels or study.labeller(model, settings, refusal.ids),
+      competence=judged.competence,
+      judged_by=judges.key,
+    )
+    summary = study.write_summary(found, settings, workdir / "summary.md")
+    print(f"\n{study.screen(found)}\n\nsummary  {summary.resolve()}")
 
   # ---- report ------------------------------------------------------------------------------------
-  summary = study.write_summary(found, settings, workdir / "summary.md")
-  print(f"\n{study.screen(found)}\n")
-  print(f"{len(rows)} rows, {time.monotonic() - begun:.0f} s")
   print(f"rows     {workdir}/grids  (pj.Run.open)\ntables   {workdir}/tables")
-  print(f"summary  {summary.resolve()}")
+  if last == study.STAGES.index("report"):
+    written = study.report(settings, material, judged.table, workdir)
+    print(f"claims   {written.claims}  ({written.numbers} numbers)")
+    print(f"{len(rows)} rows, {time.monotonic() - begun:.0f} s")
+    print(f"report   {written.page.resolve()}")
 
 
 if __name__ == "__main__":

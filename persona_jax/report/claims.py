@@ -25,7 +25,7 @@ from persona_jax.scorers.base import is_missing
 NOT_MEASURABLE = "n/m"
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])|(?<![\w.])\.\d+")
 # Of these, and of what is marked `data-plain`, no number is a claim.
-_PLAIN = ("script", "style", "title", "code", "pre")
+_PLAIN = ("script", "style", "title", "code", "pre", "svg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,31 +48,45 @@ class Claim:
   columns: tuple[str, ...]
   form: str
 
-  def values(self, tables: Mapping[str, pd.DataFrame]) -> list[Any]:
-    """Return what the query gives.
+
+class _Lookup:
+  """Finds rows of tables by the values of some columns; each set of columns is indexed once."""
+
+  def __init__(self, tables: Mapping[str, pd.DataFrame]):
+    self._tables = tables
+    self._rows: dict[tuple[str, ...], dict[tuple[Any, ...], list[int]]] = {}
+
+  def values(self, table: str, where: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
+    """Return cells of the one row that has some values.
 
     Raises:
       ValueError: no such table or column, or another number of rows than one.
     """
-    if self.table not in tables:
-      raise ValueError(f"there is no table {self.table!r}; there are {sorted(tables)}.")
-    table = tables[self.table]
-    lacking = [c for c in (*self.where, *self.columns) if c not in table]
+    if table not in self._tables:
+      raise ValueError(f"there is no table {table!r}; there are {sorted(self._tables)}.")
+    frame = self._tables[table]
+    lacking = [c for c in (*where, *columns) if c not in frame]
     if lacking:
-      raise ValueError(f"table {self.table!r} has no columns {lacking}; it has {list(table)}.")
-    mine = table
-    for column, value in self.where.items():
-      cells = mine[column]
-      mine = mine[cells.isna() if is_missing(value) else cells == value]
-    if len(mine) != 1:
-      raise ValueError(
-        f"table {self.table!r}: {len(mine)} rows where {dict(self.where)}; one fits."
-      )
-    return [mine.iloc[0][column] for column in self.columns]
+      raise ValueError(f"table {table!r} has no columns {lacking}; it has {list(frame)}.")
+    key = (table, *where)
+    if key not in self._rows:
+      self._rows[key] = {}
+      cells = [[_plain(v) for v in frame[column]] for column in where]
+      for row in range(len(frame)):
+        self._rows[key].setdefault(tuple(c[row] for c in cells), []).append(row)
+    found = self._rows[key].get(tuple(map(_plain, where.values())), [])
+    if len(found) != 1:
+      raise ValueError(f"table {table!r}: {len(found)} rows where {dict(where)}; one fits.")
+    return [frame[column].iloc[found[0]] for column in columns]
 
-  def shown(self, tables: Mapping[str, pd.DataFrame]) -> str:
-    """Return the text that the query gives."""
-    return _shown(self.values(tables), self.form)
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+  """A figure, and what it draws: table → columns."""
+
+  id: str
+  title: str
+  tables: Mapping[str, tuple[str, ...]]
 
 
 class Claims:
@@ -81,7 +95,9 @@ class Claims:
   def __init__(self, tables: Mapping[str, pd.DataFrame]):
     """Take the tables, by name, that numbers are asked of."""
     self._tables = tables
-    self._claims: list[Claim] = []
+    self._lookup = _Lookup(tables)
+    self._claims: list[tuple[Claim, list[Any]]] = []
+    self._figures: list[_Drawn] = []
 
   def number(
     self, table: str, where: Mapping[str, Any], column: str, form: str = ".2f"
@@ -115,21 +131,41 @@ class Claims:
     """
     return self._add(table, where, (column, low, high), form)
 
+  def figure(self, name: str, title: str, tables: Mapping[str, Sequence[str]]) -> None:
+    """Remember a figure: every number in it is of these columns.
+
+    Args:
+      name: id of the element that holds it.
+      title: its heading.
+      tables: name of a table → columns that are drawn.
+
+    Raises:
+      ValueError: no such table or column.
+    """
+    drawn = _Drawn(name, title, {table: tuple(columns) for table, columns in tables.items()})
+    if faults := _undrawable(drawn, self._tables):
+      raise ValueError(faults[0])
+    self._figures.append(drawn)
+
+  def __len__(self) -> int:
+    return len(self._claims)
+
   def _add(
     self, table: str, where: Mapping[str, Any], columns: tuple[str, ...], form: str
   ) -> markupsafe.Markup:
-    claim = Claim(f"c{len(self._claims) + 1}", "", table, dict(where), columns, form)
-    claim = dataclasses.replace(claim, text=claim.shown(self._tables))
-    self._claims.append(claim)
+    values = self._lookup.values(table, where, columns)
+    text = _shown(values, form)
+    claim = Claim(f"c{len(self._claims) + 1}", text, table, dict(where), columns, form)
+    self._claims.append((claim, values))
     return markupsafe.Markup('<data id="{}" value="{}">{}</data>').format(
       claim.id, claim.table, claim.text
     )
 
   def write(self, path: str | Path) -> Path:
-    """Write claims.json: a list of id, text, value, low, high, and the query."""
+    """Write claims.json: `numbers`, each with id, text, value, low, high and the query, and
+    `figures`, each with id, title and the columns of tables that it draws."""
     rows = []
-    for claim in self._claims:
-      value, *bounds = claim.values(self._tables)
+    for claim, (value, *bounds) in self._claims:
       low, high = bounds or (None, None)
       rows.append(
         {
@@ -148,7 +184,8 @@ class Claims:
       )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    found = {"numbers": rows, "figures": [dataclasses.asdict(one) for one in self._figures]}
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
     return path
 
 
@@ -162,7 +199,9 @@ def check(page: str | Path, claims: str | Path, tables: Mapping[str, pd.DataFram
   """
   known: dict[str, Claim] = {}
   found = []
-  for row in json.loads(Path(claims).read_text(encoding="utf-8")):
+  lookup = _Lookup(tables)
+  told = json.loads(Path(claims).read_text(encoding="utf-8"))
+  for row in told["numbers"]:
     query = row["query"]
     claim = Claim(
       row["id"],
@@ -174,7 +213,7 @@ def check(page: str | Path, claims: str | Path, tables: Mapping[str, pd.DataFram
     )
     known[claim.id] = claim
     try:
-      now = claim.shown(tables)
+      now = _shown(lookup.values(claim.table, claim.where, claim.columns), claim.form)
     except ValueError as error:
       found.append(f"{claim.id}: {error}")
       continue
@@ -189,8 +228,32 @@ def check(page: str | Path, claims: str | Path, tables: Mapping[str, pd.DataFram
     elif text != known[name].text:
       found.append(f"{name}: the page shows {text!r}, claimed is {known[name].text!r}")
   found += [f"{name}: claimed, and not on the page" for name in known if name not in shown]
+  for row in told["figures"]:
+    drawn = _Drawn(row["id"], row["title"], row["tables"])
+    found += _undrawable(drawn, tables)
+    if drawn.id not in reader.ids:
+      found.append(f"figure {drawn.id}: claimed, and not on the page")
+  named = {row["id"] for row in told["figures"]}
+  found += [
+    f"figure {name}: on the page, and not claimed" for name in sorted(reader.figures - named)
+  ]
   found += [f"{number!r} in {text!r} is no claim" for number, text in reader.strays]
   return found
+
+
+def _undrawable(drawn: _Drawn, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+  found = []
+  for table, columns in drawn.tables.items():
+    if table not in tables:
+      found.append(f"figure {drawn.id}: there is no table {table!r}; there are {sorted(tables)}.")
+    elif lacking := [column for column in columns if column not in tables[table]]:
+      found.append(f"figure {drawn.id}: table {table!r} has no columns {lacking}.")
+  return found
+
+
+def has_number(text: str) -> bool:
+  """Return whether a text holds what `check` takes for a number."""
+  return _NUMBER.search(text) is not None
 
 
 class _Page(html.parser.HTMLParser):
@@ -200,6 +263,8 @@ class _Page(html.parser.HTMLParser):
     super().__init__()
     self.claimed: list[tuple[str, str]] = []
     self.strays: list[tuple[str, str]] = []
+    self.ids: set[str] = set()
+    self.figures: set[str] = set()  # of <figure> elements
     self._plain = 0  # how deep in what holds no claims
     self._open: list[tuple[str, bool]] = []
     self._claim: tuple[str, str] | None = None
@@ -208,6 +273,10 @@ class _Page(html.parser.HTMLParser):
     if tag in ("img", "br", "hr", "meta", "link", "input", "area", "col"):
       return
     given = dict(attrs)
+    if name := given.get("id"):
+      self.ids.add(name)
+      if tag == "figure":
+        self.figures.add(name)
     plain = tag in _PLAIN or "data-plain" in given
     self._plain += plain
     self._open.append((tag, plain))
@@ -244,6 +313,7 @@ def _shown(values: Sequence[Any], form: str) -> str:
 
 
 def _formatted(value: Any, form: str) -> str:
+  value = value.item() if hasattr(value, "item") else value
   if isinstance(value, str | bool):
     return str(value)
   text = format(value, form)

@@ -46,7 +46,7 @@ def page(tmp_path: Path, more: str = "") -> tuple[Path, Path, Claims]:
 
 def test_numbers_are_shown_as_their_tables_have_them(tmp_path: Path) -> None:
   html, file, _ = page(tmp_path)
-  rows = json.loads(file.read_text())
+  rows = json.loads(file.read_text())["numbers"]
   assert [row["text"] for row in rows] == ["0.52 [0.40, 0.60]", "1,200", "0.00", "n/m", "52%"]
   assert (rows[0]["value"], rows[0]["low"], rows[0]["high"]) == (0.523, 0.4, 0.6)
   assert rows[3]["value"] is None and rows[3]["query"]["where"] == {"arm": "B0", "persona": None}
@@ -99,3 +99,22 @@ def test_queries_that_give_no_single_number_are_refused() -> None:
     claims.number("rate", {}, "rate")
   with pytest.raises(ValueError, match=r"has no columns \['mean'\]"):
     claims.number("rates", {"arm": "SP"}, "mean")
+
+
+def test_a_figure_stands_for_columns_that_are_there(tmp_path: Path) -> None:
+  svg = '<figure id="F2"><svg><text>0.52</text></svg></figure>'
+  html, file, claims = page(tmp_path, svg)
+  assert check(html, file, tables()) == ["figure F2: on the page, and not claimed"]
+  with pytest.raises(ValueError, match=r"table 'rates' has no columns \['mean'\]"):
+    claims.figure("F2", "Forest", {"rates": ["mean"]})
+  claims.figure("F2", "Forest", {"rates": ["rate", "low"]})
+  claims.figure("F3", "Doses", {"rates": ["n"]})
+  file = claims.write(file)
+  assert check(html, file, tables()) == ["figure F3: claimed, and not on the page"]
+  found = check(html, file, {"rates": tables()["rates"].drop(columns="low")})
+  assert "figure F2: table 'rates' has no columns ['low']." in found
+
+
+def test_truths_of_numpy_are_written_in_words() -> None:
+  claims = Claims({"x": pd.DataFrame({"k": ["a"], "yes": np.array([True])})})
+  assert "True" in claims.number("x", {"k": "a"}, "yes")

@@ -24,14 +24,16 @@ from persona_jax.studies.persona_non_grata.judging import Judged, Judges, judge
 from persona_jax.studies.persona_non_grata.material import Material, load_material, start
 from persona_jax.studies.persona_non_grata.progress import STAGES, require
 from persona_jax.studies.persona_non_grata.refusal import Refusal, find_refusal
+from persona_jax.studies.persona_non_grata.reporting import Report, report
 from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.summary import screen, write_summary
 from persona_jax.studies.persona_non_grata.utility import ask_items
 
 __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Judged", "Judges", "Material", "Refusal",
+  "Report",
   "Settings", "analyse", "ask_items", "calibrate", "describe", "extract", "find_refusal",
   "generate", "is_confirm_open", "judge", "labeller", "load_material", "open_confirm", "parts_of",
-  "prompt_arm", "read_labelled", "require",
+  "prompt_arm", "read_labelled", "report", "require",
   "residual_norms", "screen", "stages", "start", "unmeasured", "write_summary",
 ]  # fmt: skip

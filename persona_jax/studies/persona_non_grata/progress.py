@@ -10,7 +10,7 @@ from persona_jax.studies.persona_non_grata.generation import PARTS
 from persona_jax.studies.persona_non_grata.judging import Judges
 from persona_jax.studies.persona_non_grata.settings import Settings
 
-STAGES = ("extract", "calibrate", "generate", "judge", "analyse")
+STAGES = ("extract", "calibrate", "generate", "judge", "analyse", "report")
 
 
 def require(
@@ -48,6 +48,8 @@ def _is_done(settings: Settings, stage: str, directory: Path, judges: Judges | N
   if stage == "calibrate":
     files = [directory / "calibration" / f"match-{by}.parquet" for by in settings.matches]
     return all(file.exists() for file in files)
+  if stage == "analyse":
+    return (directory / "tables" / "verdicts.json").exists()
   if stage == "judge":
     file = directory / "judgements" / "judges.json"
     if judges is None or not judges.is_any:
