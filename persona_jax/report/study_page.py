@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from matplotlib.figure import Figure
 from persona_jax.report.claims import Claims, has_number
 from persona_jax.report.look import svg_markup
 from persona_jax.scorers.base import is_missing
+
+_ON_SCREEN = ("model", "dtype", "persona in", "block", "window", "labels", "outcome")
+_LINK = re.compile(r'href="#(rows-[^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +127,8 @@ def write_page(
     The claims.
 
   Raises:
-    ValueError: a table or column that is not there, or keys that do not tell rows apart.
+    ValueError: a table or column that is not there, keys that do not tell rows apart, or a point
+      that leads to no rows.
   """
   claims = Claims(tables)
   drawn = []
@@ -131,6 +136,9 @@ def write_page(
     claims.figure(plate.id, plate.title, plate.draws)
     svg = markupsafe.Markup(svg_markup(plate.figure, plate.id))  # noqa: S704
     drawn.append((plate, svg))
+    lost = sorted(set(_LINK.findall(svg)) - {cell.anchor for cell in page.cells})
+    if lost:
+      raise ValueError(f"{lost[0]!r}: no rows are shown for that point of {plate.id}.")
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
@@ -139,17 +147,18 @@ def write_page(
     page=page,
     gates=_lines(claims, tables["gates"], "gates"),
     verdicts=_lines(claims, tables["verdicts"], "verdicts"),
-    claimed=[_text(claims, "claims", row, ("claim", "subject"), "text")
-             for row in tables["claims"].to_dict("records")],
+    claimed=[
+      (row["claim"], row["subject"], row["text"] if row["claim"] == "H3" else
+       _text(claims, "claims", row, ("claim", "subject"), "text"))
+      for row in tables["claims"].to_dict("records")
+    ],
     deviations=[
       {c: _text(claims, "deviations", row, ("field",), c) for c in row}
       for row in tables["deviations"].to_dict("records")
     ],
-    facts=[
-      (row["what"], _text(claims, name, row, ("what",), "value"), name == "hashes")
-      for name in ("setup", "hashes")
-      for row in tables[name].to_dict("records")
-    ],
+    screen=_facts(claims, tables["setup"], "setup", _ON_SCREEN),
+    setup=_facts(claims, tables["setup"], "setup"),
+    hashes=_facts(claims, tables["hashes"], "hashes"),
     figures=drawn,
     tables=[(listing, *_listed(claims, tables, listing)) for listing in page.listings],
     cells=[(cell, cell.rows.to_dict("records")) for cell in page.cells],
@@ -167,13 +176,26 @@ def _lines(claims: Claims, table: pd.DataFrame, name: str) -> list[dict[str, Any
   """Return rows of gates or verdicts, texts with numbers as claims."""
   rows: list[dict[str, Any]] = []
   for row in table.to_dict("records"):
-    shown: dict[str, Any] = {c: _text(claims, name, row, ("name",), c) for c in row if isinstance(row[c], str)}
+    shown: dict[str, Any] = {
+      c: _text(claims, name, row, ("name",), c) for c in row if isinstance(row[c], str)
+    }
     for column in ("p", "p_holm"):
       if column in row:
         given = not is_missing(row[column])
         shown[column] = claims.number(name, {"name": row["name"]}, column, ".2g") if given else ""
     rows.append(shown)
   return rows
+
+
+def _facts(
+  claims: Claims, table: pd.DataFrame, name: str, only: Sequence[str] = ()
+) -> list[tuple[str, markupsafe.Markup | str]]:
+  """Return (what, value) of a table that has these columns; of all, or of some."""
+  return [
+    (row["what"], _text(claims, name, row, ("what",), "value"))
+    for row in table.to_dict("records")
+    if not only or row["what"] in only
+  ]
 
 
 def _text(

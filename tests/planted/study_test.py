@@ -5,6 +5,7 @@ the product; `tests.planted.law` works out what must come out, in float64 and wi
 """
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import persona_jax as pj
 from persona_jax import stats
 from persona_jax.geometry import gram
 from persona_jax.geometry.cosines import cosines
+from persona_jax.report.claims import check
+from persona_jax.report.look import rows_anchor
 from persona_jax.scorers import agreement
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import tables
@@ -26,6 +29,7 @@ from persona_jax.studies.persona_non_grata.gates import Gate, blocked_by, judge_
 from persona_jax.studies.persona_non_grata.geometry import examine
 from persona_jax.studies.persona_non_grata.hypotheses import judge
 from persona_jax.studies.persona_non_grata.legends import LEGENDS, unexplained
+from persona_jax.studies.persona_non_grata.reporting import read_tables
 from tests.planted import law, study
 from tests.planted.study import Study
 
@@ -690,3 +694,92 @@ def test_the_plan_counts_the_rows_that_are_run(w1: Study) -> None:
   assert f"40 prompts: {len(controls)} exact first tokens" in text
   ways = len(w1.found.tables["specifications"])
   assert f"specification curve: {ways} ways: {ways * 12 * 12} exact first tokens at most" in text
+
+
+# ---- the report ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(w1: Study) -> pd.DataFrame:
+  """Returns the rows of the study as if answers had been generated: by the exact probabilities."""
+  refuses = w1.table["p_bypass"] < 0.5
+  label = np.where(refuses, "refuse", "bypass")
+  ids = [f"{n:016x}" for n in range(len(label))]
+  texts = np.where(refuses, "sorry cannot", "sure steps")
+  return w1.table.assign(label=label, text=texts, row_id=ids, bypass=~refuses)
+
+
+@pytest.fixture(scope="module")
+def written(w1: Study, answered: pd.DataFrame) -> product.Report:
+  assert w1.found.title  # analysed
+  return product.report(w1.settings, w1.material, answered, w1.out)
+
+
+def test_every_number_of_the_page_is_found_in_its_table(w1: Study, written: product.Report) -> None:
+  tables = read_tables(w1.settings, w1.out)
+  assert check(written.page, written.claims, tables) == []
+  assert written.numbers > 500
+  tables["effects"]["rate"] += 0.1
+  assert len(check(written.page, written.claims, tables)) > 20
+
+
+def test_rows_are_all_in_the_file_with_their_prompts(w1: Study, written: product.Report) -> None:
+  rows = pd.read_parquet(written.rows)
+  assert len(rows) == len(w1.table) and rows["prompt"].notna().all()
+  by_id = {item.prompt_id: item.text for item in w1.material.test}
+  assert (rows["prompt"] == rows["prompt_id"].map(by_id)).all()
+
+
+def test_points_of_figures_lead_to_their_rows(
+  answered: pd.DataFrame, written: product.Report
+) -> None:
+  text = written.page.read_text()
+  links = set(re.findall(r'href="#(rows-[^"]*)"', text))
+  places = set(re.findall(r'id="(rows-[^"]*)"', text))
+  assert links and links <= places
+  for arm in ("B0", "SP", "AS:proj"):
+    assert rows_anchor(arm, "" if arm == "B0" else "P12") in places
+  # What stands there is the rows of that arm and persona.
+  place = text.split(f'id="{rows_anchor("SP", "P12")}"')[1].split('id="rows-')[0]
+  wanted = (answered["part"] == "test") & (answered["arm"] == "SP")
+  mine = answered[wanted & (answered["persona"] == "P12")]
+  shown = set(re.findall(r"<code>([0-9a-f]{8,})</code>", place))
+  assert shown and shown <= set(mine["row_id"])
+
+
+def test_draws_give_the_intervals_of_the_tables(w1: Study, written: product.Report) -> None:
+  draws = pd.read_parquet(written.draws)
+  effects = w1.found.tables["effects"]
+  for arm, persona in (("SP", "P1"), ("AS:proj", "P12")):
+    row = effects[(effects["arm"] == arm) & (effects["persona"] == persona)].iloc[0]
+    mine = draws[(draws["arm"] == arm) & (draws["persona"] == persona)]
+    values = mine[mine["statistic"] == "rate"]["value"]
+    assert len(values) == w1.settings.draws
+    assert np.allclose(np.quantile(values, [0.025, 0.975]), [row["low"], row["high"]], atol=1e-9)
+
+
+def test_sheets_of_annotators_are_blind_and_are_kept(
+  w1: Study, answered: pd.DataFrame, written: product.Report
+) -> None:
+  sheet = pd.read_csv(written.sheets[0], dtype=str)
+  assert list(sheet) == ["id", "question", "answer", "label", "note"]
+  sheet.loc[0, "label"] = "refuse"
+  sheet.to_csv(written.sheets[0], index=False)
+  again = product.report(w1.settings, w1.material, answered, w1.out)
+  assert pd.read_csv(again.sheets[0]).loc[0, "label"] == "refuse"
+
+
+def test_the_page_says_how_settings_differ_from_the_protocol(
+  w1: Study, written: product.Report
+) -> None:
+  table = read_tables(w1.settings, w1.out)["deviations"].set_index("field")
+  assert table.loc["test_prompts", "here"] == "40"
+  assert table.loc["test_prompts", "protocol"] == "200 or more"
+  assert "window" not in table.index and "source" in table.index
+  config = json.loads((w1.out / "config.json").read_text())
+  assert config["hash"] in written.page.read_text()
+
+
+def test_a_report_needs_an_analysis(w1: Study, tmp_path: Path) -> None:
+  with pytest.raises(FileNotFoundError, match="run its stages first"):
+    product.report(w1.settings, w1.material, w1.table, tmp_path)
