@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from persona_jax.edits.table import Where
+from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
 from persona_jax.engine.forward import head
 from persona_jax.engine.halving import Halving, cut_to_fit
 from persona_jax.engine.memory import DryMemory, does_not_fit, memory_limit
 from persona_jax.engine.prefill import prefill
 from persona_jax.engine.programs import PROGRAMS, Runner
+from persona_jax.engine.reads import Reading, Reads, by_row
 from persona_jax.engine.rows import TILE_ROWS, Row, round_up
 from persona_jax.engine.settings import Settings
 from persona_jax.engine.tile_plan import most_bytes
@@ -48,10 +51,37 @@ def next_logits(model: "Model", rows: Sequence[Row], *, check_delivery: bool = T
       for.
     MemoryError: a row by itself does not fit.
   """
+  return _logits_and_reads(model, rows, None, check_delivery)[0]
+
+
+def next_logits_and_reads(
+  model: "Model", rows: Sequence[Row], capture: Capture, *, check_delivery: bool = True
+) -> tuple[np.ndarray, dict[Where, np.ndarray]]:
+  """Return the logits of the token after each row, and what is read of the rows in the same pass.
+
+  Args:
+    model, rows, check_delivery: as of `next_logits`.
+    capture: what to read, with reduce="last" or "mean".
+
+  Returns:
+    float32 [N, V], and by (site, block) float32 [N, D] or [N, R] as of `Model.capture`.
+
+  Raises:
+    ValueError, MemoryError: as `next_logits`; or a capture that does not fit, or of every token.
+  """
+  if capture.reduce == "all":
+    raise ValueError("capture reduce='all': use 'last' or 'mean' beside logits.")
+  return _logits_and_reads(model, rows, capture, check_delivery)
+
+
+def _logits_and_reads(
+  model: "Model", rows: Sequence[Row], capture: Capture | None, check_delivery: bool
+) -> tuple[np.ndarray, dict[Where, np.ndarray]]:
   out = np.empty((len(rows), model.arch.vocab_size), np.float32)
-  for numbers, h_MD, place in _behind(
-    model, [(row,) for row in rows], [[len(r.ids) - 1] for r in rows], check_delivery
-  ):
+  read: dict[Where, np.ndarray] = {}
+  ends = [[len(row.ids) - 1] for row in rows]
+  passes = _behind(model, [(row,) for row in rows], ends, check_delivery, capture)
+  for numbers, h_MD, place, reads in passes:
     for first in range(0, len(numbers), _HEAD_TOKENS):
       part = numbers[first : first + _HEAD_TOKENS]
       at_Q = _padded([place[n, 0, len(rows[n].ids) - 1] for n in part])
@@ -59,7 +89,10 @@ def next_logits(model: "Model", rows: Sequence[Row], *, check_delivery: bool = T
         "next logits", _logits, model.top, h_MD, at_Q, arch=model.arch
       )
       out[part] = np.asarray(logits_QV)[: len(part)]
-  return out
+    for where, x_BD in reads.items():
+      whole = read.setdefault(where, np.empty((len(rows), x_BD.shape[-1]), np.float32))
+      whole[numbers] = np.asarray(x_BD)[: len(numbers)]
+  return out, read
 
 
 def token_kl(
@@ -85,7 +118,7 @@ def token_kl(
   def at(n: int, i: int, number: int) -> int:
     return _from_start(pairs[n][i], positions[n][number])
 
-  for numbers, h_MD, place in _behind(model, pairs, positions):
+  for numbers, h_MD, place, _ in _behind(model, pairs, positions):
     asked = [(n, t) for n in numbers for t in range(len(positions[n]))]
     for first in range(0, len(asked), _HEAD_TOKENS // 2):
       part = asked[first : first + _HEAD_TOKENS // 2]
@@ -133,14 +166,16 @@ def _behind(
   groups: Sequence[tuple[Row, ...]],
   positions: Sequence[Sequence[int]],
   check_delivery: bool = True,
-) -> Iterator[tuple[list[int], jax.Array, dict[tuple[int, int, int], int]]]:
+  capture: Capture | None = None,
+) -> Iterator[tuple[list[int], jax.Array, dict[tuple[int, int, int], int], Reads]]:
   """Run groups of rows tile by tile, a group's rows together.
 
   Yields:
-    Numbers of the groups, activations [M, D] behind the last block, and the place among them of
-    (group, row in it, position).
+    Numbers of the groups, activations [M, D] behind the last block, the place among them of (group,
+    row in it, position), and what the capture reads of the rows.
   """
   check_lengths(model, [row for rows in groups for row in rows], 0)
+  spec, banks = (None, None) if capture is None else resolve(capture, model.arch)
   limit = memory_limit(model.device)
 
   def rows_of(numbers: Sequence[int]) -> list[Row]:
@@ -158,8 +193,15 @@ def _behind(
   def pass_over(numbers: Sequence[int], run: Runner) -> Any:
     mine = rows_of(numbers)
     tree = Tree(mine, [len(row.ids) for row in mine])
-    prefix = prefill(model, tree, chosen=[item[:2] for item in asked(numbers)], run=run)
-    return mine, prefix, model.runner(run)("join", _join, [c.h_MD for c in prefix.chosen])
+    reading = None if spec is None else Reading(mine, spec, banks)
+    prefix = prefill(
+      model, tree, reading=reading, chosen=[item[:2] for item in asked(numbers)], run=run
+    )
+    reads: Reads = {}
+    if spec is not None and reading is not None:
+      places = spec.places(banks, model.arch)
+      reads = by_row(prefix.reads, reading.held, places, run=model.runner(run))
+    return mine, prefix, reads, model.runner(run)("join", _join, [c.h_MD for c in prefix.chosen])
 
   def peak(numbers: Sequence[int]) -> int:
     dry = DryMemory(model.arch, model.params, model.mesh)
@@ -169,8 +211,10 @@ def _behind(
   def fits(numbers: Sequence[int]) -> bool:
     return most_bytes(model, rows_of(numbers), Settings(1)) <= limit or peak(numbers) <= limit
 
-  def read(numbers: list[int]) -> tuple[list[int], jax.Array, dict[tuple[int, int, int], int]]:
-    mine, prefix, h_MD = pass_over(numbers, PROGRAMS)
+  def read(
+    numbers: list[int],
+  ) -> tuple[list[int], jax.Array, dict[tuple[int, int, int], int], Reads]:
+    mine, prefix, reads, h_MD = pass_over(numbers, PROGRAMS)
     prefix.waves.clear()
     done = prefix.delivered
     for row, realised, requested in zip(mine, done.realised_R, done.requested_R, strict=True):
@@ -181,7 +225,7 @@ def _behind(
     place: dict[tuple[int, int], int] = {}
     for start, chosen in zip(starts, prefix.chosen, strict=False):
       place |= {key: int(start) + at for key, at in chosen.place.items()}
-    return numbers, h_MD, {(n, i, t): place[r, t] for r, t, n, i in asked(numbers)}
+    return numbers, h_MD, {(n, i, t): place[r, t] for r, t, n, i in asked(numbers)}, reads
 
   def single(n: int) -> str:
     tokens = max(len(row.ids) for row in groups[n])

@@ -80,7 +80,7 @@ class Cell:
     title: which they are.
     total: how many there are.
     rows: those shown: row_id, prompt_id, replicate, prompt, is_harmful, text (None where no answer
-      was generated), label, log_odds, and perhaps delivered_dose.
+      was generated), label, log_odds, r_steered, v_steered, delivered_dose (NaN where there is none).
   """
 
   anchor: str

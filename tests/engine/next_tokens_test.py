@@ -7,7 +7,12 @@ import pytest
 
 import persona_jax as pj
 from persona_jax.engine.encode import encode_rows
-from persona_jax.engine.next_tokens import NotDelivered, next_logits, token_kl
+from persona_jax.engine.next_tokens import (
+  NotDelivered,
+  next_logits,
+  next_logits_and_reads,
+  token_kl,
+)
 from persona_jax.engine.rows import Row
 from tests.fixtures import Tiny
 
@@ -98,3 +103,23 @@ def test_to_ablate_what_a_row_has_nothing_of_changes_nothing(tiny: Tiny) -> None
   rows = encode_rows(tiny.model, USERS[:1] * 2, [[pj.ablate(nothing, blocks=1)], []])
   ablated_V, plain_V = next_logits(tiny.model, rows, check_delivery=False)
   np.testing.assert_allclose(ablated_V, plain_V, atol=1e-5)
+
+
+def test_what_is_read_beside_logits_is_what_a_capture_reads(tiny: Tiny) -> None:
+  direction = tiny.direction()
+  edit = pj.add(direction, 2.0, unit="unit", blocks=1, tokens="answer")
+  chats = [*USERS, *USERS]
+  edits = [[edit]] * len(USERS) + [[]] * len(USERS)
+  rows = encode_rows(tiny.model, chats, edits)
+  what = pj.Capture(blocks=(1, 2), reduce="last", bank=[direction])
+  logits_NV, reads = next_logits_and_reads(tiny.model, rows, what)
+  np.testing.assert_allclose(logits_NV, next_logits(tiny.model, rows), atol=1e-5)
+  alone = tiny.model.capture(chats, what, edits=edits)
+  assert set(reads) == {("resid_post", 1), ("resid_post", 2)}
+  for where, x_NR in reads.items():
+    np.testing.assert_allclose(x_NR, alone[where], atol=1e-5)
+  # Steering by 2 moves the projection at its own block by 2.
+  x_NR = reads["resid_post", 1]
+  np.testing.assert_allclose(x_NR[: len(USERS)] - x_NR[len(USERS) :], 2.0, atol=1e-4)
+  with pytest.raises(ValueError, match="use 'last' or 'mean'"):
+    next_logits_and_reads(tiny.model, rows, pj.Capture(blocks=1))

@@ -696,6 +696,25 @@ def test_the_plan_counts_the_rows_that_are_run(w1: Study) -> None:
   assert f"specification curve: {ways} ways: {ways * 12 * 12} exact first tokens at most" in text
 
 
+def test_rows_hold_the_projections_of_their_last_token(w1: Study) -> None:
+  mine = w1.table[(w1.table["part"] == "test") & w1.table["arm"].isin(["B0", "SP", "AS:proj"])]
+  plain = mine[mine["arm"] == "B0"].set_index("prompt_id")
+  assert plain["v_steered"].isna().all() and plain["r_steered"].notna().all()
+  block, matches = w1.calibrated.block, w1.calibrated.matches.set_index("by").loc["proj"]
+  coefs = matches.set_index(["persona", "replicate"])["coef_raw"]
+  r_D = w1.refusal.family.unit_LD[block]
+  for persona in ("P1", "P12"):
+    rows = mine[(mine["arm"] == "AS:proj") & (mine["persona"] == persona)]
+    base = plain.loc[rows["prompt_id"], "r_steered"].to_numpy()
+    coef = coefs.loc[[(persona, k) for k in rows["replicate"]]].to_numpy()
+    direction = w1.extracted.personas[persona]
+    u_D = direction.unit_LD[block]
+    np.testing.assert_allclose(rows["r_steered"] - base, coef * (u_D @ r_D), atol=0.02)
+    # By the match, steering moves the projection on v as far as the prompt does.
+    prompted = mine[(mine["arm"] == "SP") & (mine["persona"] == persona)]
+    assert abs(rows["v_steered"].mean() - prompted["v_steered"].mean()) < 0.1
+
+
 # ---- the report ---------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Stage "generate": every arm on the same prompts; labels, and exact first-token probabilities."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,14 @@ import tqdm
 from persona_jax.data.hashing import content_hash
 from persona_jax.data.prompt_item import PromptItem
 from persona_jax.data.prompts import data_hash
+from persona_jax.directions.direction import Direction
 from persona_jax.directions.refusal_scores import log_odds
+from persona_jax.edits.table import Where
+from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.grid import Grid
 from persona_jax.engine.model import Model
-from persona_jax.engine.next_tokens import next_logits
+from persona_jax.engine.next_tokens import next_logits, next_logits_and_reads
 from persona_jax.runs.run import run, write_parquet
 from persona_jax.scorers.base import Scorer
 from persona_jax.scorers.degenerate import Degenerate
@@ -45,6 +48,40 @@ _AT_ONCE = 8  # conditions of one file of first tokens: what an interruption can
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Projections:
+  """Unit directions that the last token of every prompt is projected on.
+
+  Attributes:
+    refusal: each block's own.
+    personas: by name; a row is projected on its persona's.
+    blocks: the steered one, and the one that shifts are read at.
+  """
+
+  refusal: Direction
+  personas: Mapping[str, Direction]
+  blocks: tuple[int, int]
+
+  def capture(self) -> Capture:
+    """Return what the engine is to read."""
+    bank = [self.refusal, *self.personas.values()]
+    return Capture(blocks=sorted(set(self.blocks)), reduce="last", bank=bank)
+
+  def of_rows(
+    self, reads: Mapping[Where, np.ndarray], arms: Sequence[Arm], prompts: int
+  ) -> dict[str, np.ndarray]:
+    """Return the columns of rows, arm by arm, each with so many prompts; NaN without a persona."""
+    names = list(self.personas)
+    at_A = [1 + names.index(arm.persona) if arm.persona in names else 0 for arm in arms]
+    at_N = np.repeat(at_A, prompts)
+    found = {}
+    for block, place in zip(self.blocks, ("steered", "read"), strict=True):
+      x_NR = reads["resid_post", block]
+      found[f"r_{place}"] = x_NR[:, 0]
+      found[f"v_{place}"] = np.where(at_N > 0, x_NR[np.arange(len(x_NR)), at_N], np.nan)
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Part:
   """One part of the grid: some arms on some prompts.
 
@@ -52,11 +89,13 @@ class Part:
     name: out of `PARTS`.
     arms: its conditions.
     prompts: its prompts.
+    projections: what is read of each prompt's last token; None for nothing.
   """
 
   name: str
   arms: tuple[Arm, ...]
   prompts: tuple[PromptItem, ...]
+  projections: Projections | None = None
 
   @property
   def num_rows(self) -> int:
@@ -111,7 +150,8 @@ def parts_of(
     parts.append(Part("confirm", tuple(arms), material.confirm))
   if settings.over_prompts:
     parts.append(Part("over", tuple(both_arms(arms)), material.over))
-  return parts
+  read = Projections(refusal.family, extracted.personas, (calibrated.block, calibrated.read_block))
+  return [dataclasses.replace(part, projections=read) for part in parts]
 
 
 def _named_pairs(
@@ -170,8 +210,10 @@ def generate(
   Returns:
     A row a prompt, condition and sample: part, split_hash, the columns of `conditions.frame`,
     prompt_id, kind, category, cluster, sample, log_odds (of a refusal at the first token, exact),
-    p_bypass (one minus its probability), and where the part is generated label, bypass, text,
-    row_id, valid, delivered_dose, tokens_edited, n_tokens.
+    p_bypass (one minus its probability), r_steered, v_steered, r_read and v_read (`Projections`:
+    of the prompt's last token after edits, in units of the residual stream), and where the part is
+    generated label, bypass, text, token_ids, finish_reason, row_id, valid, delivered_dose,
+    tokens_edited, n_tokens.
   """
   tables = []
   for part in parts:
@@ -186,8 +228,8 @@ def generate(
         progress=progress,
       ).table()
       columns = [
-        "condition", "prompt_id", "sample", "label", "bypass", "text", "token_ids", "row_id",
-        "valid", "delivered_dose", "tokens_edited", "n_tokens",
+        "condition", "prompt_id", "sample", "label", "bypass", "text", "token_ids",
+        "finish_reason", "row_id", "valid", "delivered_dose", "tokens_edited", "n_tokens",
       ]  # fmt: skip
       table = done[columns].merge(exact, on=["condition", "prompt_id"], validate="many_to_one")
     else:
@@ -222,7 +264,7 @@ def first_tokens(
   ) as bar:
     for first in range(0, len(part.arms), _AT_ONCE):
       mine = part.arms[first : first + _AT_ONCE]
-      found.append(_measured(model, mine, part.prompts, ids, folder, bar.update))
+      found.append(_measured(model, part, mine, ids, folder, bar.update))
   odds = pd.concat(found, ignore_index=True)
   table = odds.merge(about, on="condition", validate="many_to_one")
   table = table.merge(prompts, on="prompt_id", validate="many_to_one")
@@ -231,37 +273,48 @@ def first_tokens(
 
 def _measured(
   model: Model,
+  part: Part,
   arms: Sequence[Arm],
-  prompts: Sequence[PromptItem],
   ids: Sequence[int],
   folder: Path,
   progress: Callable[[int], object],
 ) -> pd.DataFrame:
-  key = content_hash(
-    [
-      [arm.condition.describe() for arm in arms],
-      [item.text for item in prompts],
-      list(ids),
-      model.identity.sha256,
-    ]
-  )[:16]
-  path = folder / f"part-{key}.parquet"
+  """Measure some arms of a part, or read what was measured of them."""
+  prompts, read = part.prompts, part.projections
+  asked: list[object] = [
+    [arm.condition.describe() for arm in arms],
+    [item.text for item in prompts],
+    list(ids),
+    model.identity.sha256,
+  ]
+  if read is not None:
+    whose = [read.personas[arm.persona].hash for arm in arms if arm.persona in read.personas]
+    asked.append([read.refusal.hash, whose, read.blocks])
+  path = folder / f"part-{content_hash(asked)[:16]}.parquet"
   if not path.exists():
-    odds_AN = np.empty((len(arms), len(prompts)))
-    for free in (False, True):
-      mine = [a for a, arm in enumerate(arms) if arm.may_do_nothing == free]
-      if mine:
-        chats = [arms[a].condition.apply(item.text) for a in mine for item in prompts]
-        edits = [arms[a].condition.edits for a in mine for _ in prompts]
-        logits_NV = next_logits(model, encode_rows(model, chats, edits), check_delivery=not free)
-        odds_AN[mine] = log_odds(logits_NV, ids).reshape(len(mine), -1)
     table = pd.DataFrame(
       {
         "condition": [arm.condition.name for arm in arms for _ in prompts],
         "prompt_id": [item.prompt_id for _ in arms for item in prompts],
-        "log_odds": odds_AN.ravel(),
       }
     )
+    for free in (False, True):
+      mine = [a for a, arm in enumerate(arms) if arm.may_do_nothing == free]
+      if mine:
+        chosen = [arms[a] for a in mine]
+        chats = [arm.condition.apply(item.text) for arm in chosen for item in prompts]
+        edits = [arm.condition.edits for arm in chosen for _ in prompts]
+        rows = encode_rows(model, chats, edits)
+        at = np.concatenate([np.arange(a * len(prompts), (a + 1) * len(prompts)) for a in mine])
+        if read is None:
+          logits_NV = next_logits(model, rows, check_delivery=not free)
+        else:
+          logits_NV, reads = next_logits_and_reads(
+            model, rows, read.capture(), check_delivery=not free
+          )
+          for column, x_N in read.of_rows(reads, chosen, len(prompts)).items():
+            table.loc[at, column] = x_N
+        table.loc[at, "log_odds"] = log_odds(logits_NV, ids)
     write_parquet(table, path)
   progress(len(arms) * len(prompts))
   return pd.read_parquet(path)

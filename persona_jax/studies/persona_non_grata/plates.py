@@ -34,7 +34,8 @@ def draw(settings: Settings, tables: Tables, labels: Mapping[str, str], blocked:
     labels: persona → its poles, such as "C+ A+".
     blocked: why nothing may be claimed, or "".
   """
-  plates, absent = [], {}
+  plates: list[Plate] = []
+  absent: dict[str, str] = {}
   alignment = tables["geometry_alignment"]
   if len(alignment):
     names = [n for n in dict.fromkeys(alignment["direction"]) if n in labels]

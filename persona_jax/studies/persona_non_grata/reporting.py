@@ -237,7 +237,7 @@ def _shown(rows: pd.DataFrame, most: int) -> pd.DataFrame:
   mine = rows.loc[turn.sort_values(kind="stable").index[:most].sort_values()]
   columns = {
     "row_id": "", "prompt_id": "", "replicate": 0, "prompt": "", "text": None, "label": None,
-    "log_odds": np.nan,
+    "log_odds": np.nan, "r_steered": np.nan, "v_steered": np.nan, "delivered_dose": np.nan,
   }  # fmt: skip
   found = pd.DataFrame({c: mine[c] if c in mine else empty for c, empty in columns.items()})
   found["row_id"] = found["row_id"].fillna("")
