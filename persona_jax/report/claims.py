@@ -1,18 +1,23 @@
 """Numbers of a report, each with the query that gives it: what is on the page can be looked up.
 
+    python -m persona_jax.report.claims DIR
+
 A page is written through `Claims`: a number is asked of a table by a filter and a column, and comes
 back as markup with an id. What was asked goes into claims.json. `check` runs every query again and
-reads the page: a number that differs from its table, or that no claim stands behind, is listed.
+reads the page: a number that differs from its table, or that no claim stands behind, is listed. The
+command does so for a study's directory: report.html, claims.json and tables/*.parquet.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import html
 import html.parser
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -326,3 +331,29 @@ def _plain(value: Any) -> Any:
     return None
   found = value.item() if hasattr(value, "item") else value
   return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Check the report of a directory; return 0 if every number fits, 1 if one does not, 2 if there
+  is no report."""
+  parser = argparse.ArgumentParser(prog="python -m persona_jax.report.claims", description=__doc__)
+  parser.add_argument("directory", type=Path, help="of a study that has written its report")
+  folder = parser.parse_args(argv).directory
+  page, claims = folder / "report.html", folder / "claims.json"
+  for path in (page, claims, folder / "tables"):
+    if not path.exists():
+      print(f"{path} is not there: run the study's stage report.", file=sys.stderr)
+      return 2
+  tables = {
+    path.stem: pd.read_parquet(path) for path in sorted((folder / "tables").glob("*.parquet"))
+  }
+  wrong = check(page, claims, tables)
+  told = json.loads(claims.read_text(encoding="utf-8"))
+  print("\n".join(wrong))
+  numbers, figures = len(told["numbers"]), len(told["figures"])
+  print(f"{numbers} numbers and {figures} figures: {len(wrong) or 'nothing'} that does not fit")
+  return int(bool(wrong))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

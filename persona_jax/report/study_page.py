@@ -80,7 +80,8 @@ class Cell:
     title: which they are.
     total: how many there are.
     rows: those shown: row_id, prompt_id, replicate, prompt, is_harmful, text (None where no answer
-      was generated), label, log_odds, r_steered, v_steered, delivered_dose (NaN where there is none).
+      was generated), label, log_odds, r_steered, v_steered, delivered_dose (NaN
+      where there is none).
   """
 
   anchor: str
@@ -170,6 +171,18 @@ def write_page(
   path.write_text(html, encoding="utf-8", errors="replace")
   claims.write(claims_path)
   return claims
+
+
+def save_plates(plates: Sequence[Plate], directory: Path) -> list[Path]:
+  """Write every figure as a PNG and an SVG file, named by its id, for papers and slides."""
+  directory.mkdir(parents=True, exist_ok=True)
+  paths = []
+  for plate in plates:
+    svg, png = directory / f"{plate.id}.svg", directory / f"{plate.id}.png"
+    svg.write_text(svg_markup(plate.figure, plate.id), encoding="utf-8")
+    plate.figure.savefig(png, dpi=150, facecolor="white", metadata={"Software": None})
+    paths += [svg, png]
+  return paths
 
 
 def _lines(claims: Claims, table: pd.DataFrame, name: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_jax.report.claims import Claims, check
+from persona_jax.report.claims import Claims, check, main
 
 
 def tables() -> dict[str, pd.DataFrame]:
@@ -118,3 +118,16 @@ def test_a_figure_stands_for_columns_that_are_there(tmp_path: Path) -> None:
 def test_truths_of_numpy_are_written_in_words() -> None:
   claims = Claims({"x": pd.DataFrame({"k": ["a"], "yes": np.array([True])})})
   assert "True" in claims.number("x", {"k": "a"}, "yes")
+
+
+def test_the_command_checks_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+  assert main([str(tmp_path)]) == 2
+  html, _, _ = page(tmp_path)
+  html.rename(tmp_path / "report.html")
+  (tmp_path / "tables").mkdir()
+  tables()["rates"].to_parquet(tmp_path / "tables" / "rates.parquet")
+  assert main([str(tmp_path)]) == 0
+  assert "5 numbers and 0 figures: nothing that does not fit" in capsys.readouterr().out
+  tables()["rates"].assign(n=7).to_parquet(tmp_path / "tables" / "rates.parquet")
+  assert main([str(tmp_path)]) == 1
+  assert "c2: '1,200' is claimed, the table gives '7'" in capsys.readouterr().out

@@ -17,7 +17,7 @@ import pandas as pd
 from persona_jax.data.annotation import write_annotation_sheets
 from persona_jax.report.claims import check
 from persona_jax.report.look import rows_anchor
-from persona_jax.report.study_page import Cell, StudyPage, write_page
+from persona_jax.report.study_page import Cell, StudyPage, save_plates, write_page
 from persona_jax.runs.run import write_parquet
 from persona_jax.studies.persona_non_grata import tables as tabling
 from persona_jax.studies.persona_non_grata.deviations import deviations
@@ -79,6 +79,7 @@ def report(settings: Settings, material: Material, table: pd.DataFrame, director
   )
   path, claims = directory / "report.html", directory / "claims.json"
   written = write_page(page, tables, path, claims)
+  save_plates(drawn.plates, directory / "figures")
   if wrong := check(path, claims, tables):
     raise ValueError(f"{path}: {len(wrong)} numbers are not those of their tables: {wrong[:5]}.")
   return Report(
