@@ -47,6 +47,7 @@ from persona_jax.engine.grid import Condition, Grid
 from persona_jax.engine.load import load
 from persona_jax.engine.model import Model
 from persona_jax.engine.moments import Moments
+from persona_jax.engine.next_tokens import next_logprobs
 from persona_jax.engine.plan import Plan, plan
 from persona_jax.engine.trace import EditTrace
 from persona_jax.engine.tree import Sharing
@@ -104,6 +105,7 @@ __all__ = [
   "low_rank",
   "make_mesh",
   "match",
+  "next_logprobs",
   "plan",
   "project",
   "read_directions",

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from persona_jax.edits.compile import RowEdits
 from persona_jax.edits.table import Where
 from persona_jax.engine.capture import Capture, resolve
 from persona_jax.engine.checks import check_lengths, dose_of, problem_of
+from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.forward import head
 from persona_jax.engine.halving import Halving, cut_to_fit
 from persona_jax.engine.memory import DryMemory, does_not_fit, memory_limit
@@ -22,6 +24,7 @@ from persona_jax.engine.settings import Settings
 from persona_jax.engine.tile_plan import most_bytes
 from persona_jax.engine.tree import Tree
 from persona_jax.models.arch import Arch
+from persona_jax.personas.chat import Prompt
 
 if TYPE_CHECKING:
   from persona_jax.engine.model import Model
@@ -32,6 +35,31 @@ _HEAD_TOKENS, _HEAD_STEP = 512, 32
 
 class NotDelivered(ValueError):
   """A row did not get an edit that it asked for: it met no token, or did not do what it should."""
+
+
+def next_logprobs(
+  model: "Model", prompts: Sequence[Prompt], *, edits: Sequence[RowEdits] | None = None
+) -> np.ndarray:
+  """Compute log-probabilities of the token after each prompt, over the whole vocabulary.
+
+  What a persona or an edit changes about the first token of an answer is exact here, where answers
+  would be samples of it.
+
+  Args:
+    model: the model.
+    prompts: as in `Model.generate`.
+    edits: as in `Model.generate`; one that acts on generated tokens alone meets none.
+
+  Returns:
+    float64 [N, V], natural logarithms; a row's probabilities add up to 1.
+
+  Raises:
+    ValueError: as `Model.generate`, or a row did not get an edit that it asked for.
+    MemoryError: a row by itself does not fit.
+  """
+  logits_NV = next_logits(model, encode_rows(model, prompts, edits)).astype(np.float64)
+  found: np.ndarray = logits_NV - np.logaddexp.reduce(logits_NV, axis=-1, keepdims=True)
+  return found
 
 
 def next_logits(model: "Model", rows: Sequence[Row], *, check_delivery: bool = True) -> np.ndarray:

@@ -123,3 +123,19 @@ def test_what_is_read_beside_logits_is_what_a_capture_reads(tiny: Tiny) -> None:
   np.testing.assert_allclose(x_NR[: len(USERS)] - x_NR[len(USERS) :], 2.0, atol=1e-4)
   with pytest.raises(ValueError, match="use 'last' or 'mean'"):
     next_logits_and_reads(tiny.model, rows, pj.Capture(blocks=1))
+
+
+def test_log_probabilities_of_prompts_are_those_of_forward_and_add_up_to_one(tiny: Tiny) -> None:
+  prompts = [*USERS, [{"role": "system", "content": "w40"}, {"role": "user", "content": USERS[0]}]]
+  edit = pj.add(tiny.direction(), 2.0, unit="unit", blocks=1, tokens="answer")
+  edits = [None, edit, [edit, edit], edit]
+  found_NV = pj.next_logprobs(tiny.model, prompts, edits=edits)
+  expected = [z_TV[-1] for z_TV in log_softmax(tiny.model, encode_rows(tiny.model, prompts, edits))]
+  np.testing.assert_allclose(found_NV, np.stack(expected), atol=1e-5)
+  np.testing.assert_allclose(np.exp(found_NV).sum(axis=1), 1.0, rtol=1e-12)
+  plain_NV = pj.next_logprobs(tiny.model, prompts)
+  np.testing.assert_array_equal(found_NV[0], plain_NV[0])
+  assert np.abs(found_NV[1:] - plain_NV[1:]).max(axis=1).min() > 0.1
+  late = pj.add(tiny.direction(), 2.0, unit="unit", blocks=1, tokens="generated")
+  with pytest.raises(NotDelivered, match="did not get its edits"):
+    pj.next_logprobs(tiny.model, prompts[:1], edits=[late])
