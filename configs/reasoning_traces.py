@@ -1,23 +1,25 @@
 """Reasoning traces of a model that thinks, by prompt and by steering.
 
 python experiments/reasoning_traces.py --workdir=runs/traces \
-  --config=configs/reasoning_traces.py:deepseek-ai/DeepSeek-R1-Distill-Qwen-32B
+  --config=configs/reasoning_traces.py:r1_distill_qwen_32b
 
-After the colon stands the model: a registry name, hub id, directory or .gguf file, whose template
-or whose answers open a thought with "<think>". Look first, with --dry_run.
-`reasoning_traces_tiny.py` is a small model in minutes.
+After the colon stands the model: r1_distill_qwen_32b, or a registry name, hub id, directory or
+.gguf file, whose template or whose answers open a thought with "<think>". The others of `models.py`
+(llama31_8b, gemma3_27b, qwen25_32b) do not think: a template opens a thought for them, the tag that
+ends it is written at the budget, and the report says that nothing it shows is a finding. Look
+first, with --dry_run. `reasoning_traces_tiny.py` is a small model in minutes.
 """
 
 import ml_collections
 from ml_collections import config_dict
 
+from configs import models
 
-def get_config(
-  model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
-) -> ml_collections.ConfigDict:
+
+def get_config(model: str = "r1_distill_qwen_32b") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
-  config.model = model
+  config.model = config_dict.placeholder(str)  # set by its name at the end
   config.dtype = "bfloat16"
   config.resid_dtype = "float32"  # keeps small edits, which a residual stream in bfloat16 swallows
   config.system_default = "keep"  # R1's template writes no system block of its own
@@ -34,7 +36,7 @@ def get_config(
   config.extract_questions = 12  # all of our own questions about oneself
 
   # Steering: doses in median residual norms, as in the core study; our choice, not calibrated here.
-  config.block = 38  # of 64: three fifths of the depth, as configs/demo.py
+  config.block = config_dict.placeholder(int)  # None: at three fifths of the depth, as in demo.py
   config.kappa = 0.2  # the middle of the core study's doses
   config.dose_prompts = 24
   config.dose_tokens = 64
@@ -54,4 +56,5 @@ def get_config(
   config.least_words = 3  # protocol A8: fewer are degenerate; refusals are found by phrases
   config.draws = 4000  # protocol A10
   config.seed = 0
+  models.put(config, model, thinks=True)
   return config

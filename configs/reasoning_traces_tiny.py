@@ -10,19 +10,13 @@ says, and no finding.
 
 import ml_collections
 
-from configs import reasoning_traces
-
-_TEMPLATE = (
-  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
-  "<|im_end|>\n{% endfor %}"
-  "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-)
+from configs import models, reasoning_traces
 
 
 def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDict:
   config = reasoning_traces.get_config(model)
   config.dtype = "float32"
-  config.chat_template = _TEMPLATE
+  config.chat_template = models.CHATML_THINKS
   config.named = ("P12",)
   config.persona_in = "system"
   config.extract_questions = 8

@@ -1,6 +1,7 @@
 """Steering matched to prompting: for every persona and scale the dose at which both are as strong.
 
     python experiments/calibrate.py --config=configs/persona_non_grata_tiny.py --workdir=runs/tiny
+    python experiments/calibrate.py --config=configs/persona_non_grata.py:llama31_8b … --dry_run
 
 The first two stages of the core study by themselves: directions, residual norms, block, matches.
 Run on a study's own workdir it fills in what is not there yet. At the end it prints every match
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> None:
     resid_dtype=config["resid_dtype"],
     system_default=config["system_default"],
     chat_template=config["chat_template"],
+    weights=not _DRY_RUN.value,
   )
   logging.info("%r on %s", model, jax.devices()[0].device_kind)
   if _DRY_RUN.value:

@@ -20,8 +20,9 @@ from persona_jax.studies.extraction.pages import write_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/directions", "Where everything goes.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be extracted, and stop.")
 
-_MODEL_FIELDS = ("model", "dtype", "system_default", "chat_template")
+_MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
 
 
 def main(argv: list[str]) -> None:
@@ -38,11 +39,16 @@ def main(argv: list[str]) -> None:
   model = pj.load(
     config["model"],
     dtype=config["dtype"],
+    resid_dtype=config["resid_dtype"],
     system_default=config["system_default"],
     chat_template=config["chat_template"],
+    weights=not _DRY_RUN.value,
   )
-  config_hash = study.start(model, settings, contrasts, workdir)
   logging.info("%r on %s", model, jax.devices()[0].device_kind)
+  if _DRY_RUN.value:
+    print(study.describe(model, settings, contrasts))
+    return
+  config_hash = study.start(model, settings, contrasts, workdir)
 
   # ---- stages ------------------------------------------------------------------------------------
   directions = study.extract(model, settings, contrasts, workdir)

@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import persona_jax as pj
+from persona_jax.engine.accelerators import ACCELERATORS
 from persona_jax.report.trace_figures import draw_traces
 from persona_jax.studies import reasoning_traces as study
 
@@ -24,6 +25,9 @@ _STAGES = flags.DEFINE_list(
   "stages", list(study.STAGES), "Which stages to run; the others must have run before."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print rows, tokens and memory, and stop.")
+_ON = flags.DEFINE_enum(
+  "on", None, sorted(ACCELERATORS), "Accelerator that --dry_run plans for, with estimated times."
+)
 _JUDGED = flags.DEFINE_string(
   "judged", None, "CSV file of judged spans (text, cue, label 0 or 1), to validate cues by."
 )
@@ -42,10 +46,15 @@ def main(argv: list[str]) -> None:
   settings = study.Settings.of({k: v for k, v in config.items() if k not in _MODEL_FIELDS})
   items = study.load_items(settings)
   judged = None if _JUDGED.value is None else study.read_judged(settings.lists(), _JUDGED.value)
-  model = pj.load(config["model"], **{k: config[k] for k in _MODEL_FIELDS if k != "model"})
+  model = pj.load(
+    config["model"],
+    **{k: config[k] for k in _MODEL_FIELDS if k != "model"},
+    weights=not _DRY_RUN.value,
+  )
+  settings = settings.at_block(model.arch.num_blocks)
   logging.info("%r on %s", model, jax.devices()[0].device_kind)
   if _DRY_RUN.value:
-    print(study.describe(model, settings, items))
+    print(study.describe(model, settings, items, _ON.value))
     return
   study.start(model, settings, items, workdir)
   study.require(_STAGES.value, workdir)

@@ -1,7 +1,8 @@
 """Trait-refusal geometry alone: a bank of a thousand directions at every block, with null bands.
 
     python experiments/trait_refusal_geometry.py --workdir=runs/geometry \
-      --config=configs/trait_refusal_geometry.py
+      --config=configs/trait_refusal_geometry.py        SmolLM2
+    … --config=configs/trait_refusal_geometry.py:llama31_8b --dry_run
 
 Directions and refusal are extracted as in the core study, or read where they are there. At the end
 it prints regressions and where tables and figures are.
@@ -49,11 +50,15 @@ def main(argv: list[str]) -> None:
     resid_dtype=config["resid_dtype"],
     system_default=config["system_default"],
     chat_template=config["chat_template"],
+    weights=not _DRY_RUN.value,
   )
   logging.info("%r on %s", model, jax.devices()[0].device_kind)
-  block = settings.steered_block(model.arch.num_blocks)
+  if settings.block is not None:
+    settings.steered_block(model.arch.num_blocks)  # refuses one that the model does not have
   if _DRY_RUN.value:
-    print(geometry.describe(bank_settings, material, model.arch.num_blocks, block))
+    lines = study.stages(settings, material, model.arch.num_blocks)[:2]
+    shown = geometry.describe(bank_settings, material, model.arch.num_blocks, settings.block)
+    print("\n".join([*lines, shown]))
     return
   study.start(model, settings, material, workdir, {"bank": dataclasses.asdict(bank_settings)})
 
@@ -61,6 +66,8 @@ def main(argv: list[str]) -> None:
   extracted = study.extract(model, settings, material, workdir)
   refusal = study.find_refusal(model, settings, material, workdir)
   scale = study.residual_norms(model, settings, material, workdir)
+  block, why = study.find_block(model, settings, material, extracted, workdir)
+  logging.info("block %d: %s", block, why)
   logging.info("directions after %.0f s", time.monotonic() - begun)
 
   # ---- geometry ----------------------------------------------------------------------------------

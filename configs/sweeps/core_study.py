@@ -1,5 +1,7 @@
 """The core study over all its models, one after another, then compared with one another.
 
+Of the one that thinks, its traces too.
+
 python experiments/sweep.py --config=configs/sweeps/core_study.py --workdir=runs/core [--dry_run]
 
 After the colon stands a comma-separated part of the models, such as `…core_study.py:llama31_8b`.
@@ -7,12 +9,14 @@ After the colon stands a comma-separated part of the models, such as `…core_st
 
 import ml_collections
 
-_MODELS = ("llama31_8b", "gemma3_27b", "qwen25_32b", "r1_distill_qwen_32b")
+from configs import models
+
+_THINK = ("r1_distill_qwen_32b",)
 
 
-def get_config(models: str = ",".join(_MODELS)) -> ml_collections.ConfigDict:
+def get_config(chosen: str = ",".join(models.LARGE)) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  names = tuple(models.split(","))
+  names = tuple(chosen.split(","))
 
   # Each run is a binary with its config; its directory is below the sweep's, named as it is.
   runs = {name: ("persona_non_grata", f"configs/persona_non_grata.py:{name}", ()) for name in names}
@@ -23,6 +27,9 @@ def get_config(models: str = ",".join(_MODELS)) -> ml_collections.ConfigDict:
       flags = ("--stages=analyse", f"--others={others}")
       config_file = f"configs/persona_non_grata.py:{name}"
       runs[f"{name} compared"] = ("persona_non_grata", config_file, flags)
+  for name in names:
+    if name in _THINK:
+      runs[f"{name}-traces"] = ("reasoning_traces", f"configs/reasoning_traces.py:{name}", ())
   config.runs = [
     {
       "name": name,

@@ -1,10 +1,11 @@
-"""Scorers: `refusal`, `degenerate` and `labels` label rows of a run; `self_report` and `choice`
+"""Scorers: `refusal`, `degenerate`, `fluency` and `labels` label rows; `self_report` and `choice`
 score questionnaires; `traces` measures cues in thoughts.
 """
 
 from persona_jax.scorers.base import Scorer, agreement
 from persona_jax.scorers.choice import ChoiceItem, Choices, load_choice_items, rating_items
 from persona_jax.scorers.degenerate import Degenerate
+from persona_jax.scorers.fluency import Fluency
 from persona_jax.scorers.labels import FirstToken, Labels
 from persona_jax.scorers.refusal import DEFAULT_RULES, RefusalRules
 from persona_jax.scorers.thoughts import Splitter, Thought
@@ -17,6 +18,7 @@ __all__ = [
   "CueLists",
   "Degenerate",
   "FirstToken",
+  "Fluency",
   "Labels",
   "RefusalRules",
   "Scorer",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import tqdm
 
@@ -19,20 +21,27 @@ _AT_ONCE = 256  # rows of one file: what an interruption can cost
 class Kept:
   """Scores each pair of question and answer once, some hundred a file.
 
-  Of a scorer that reads the columns prompt and text and nothing else. What it could not score is
-  kept, too; a judge behind an endpoint, whose failures pass, keeps its replies itself.
+  Of a scorer that reads the columns `reads` and nothing else. What it could not score is kept, too;
+  a judge behind an endpoint, whose failures pass, keeps its replies itself.
 
   Attributes:
     scorer: that is asked.
     directory: of the files; one directory is of one scorer, by `about`.
     about: what the verdicts depend on beside the rows, such as the judge's description.
+    reads: columns that the scorer reads: texts, or token ids.
   """
 
   def __init__(
-    self, scorer: Scorer, directory: str | Path, about: dict[str, Any], *, progress: bool = True
+    self,
+    scorer: Scorer,
+    directory: str | Path,
+    about: dict[str, Any],
+    *,
+    reads: Sequence[str] = ("prompt", "text"),
+    progress: bool = True,
   ):
     """Name the files by what the verdicts depend on."""
-    self.scorer, self.about = scorer, about
+    self.scorer, self.about, self.reads = scorer, about, tuple(reads)
     self.directory = Path(directory) / content_hash(about)[:16]
     self._progress = progress
 
@@ -50,20 +59,19 @@ class Kept:
     """Return the scorer's columns, from disk where they are there.
 
     Raises:
-      ValueError: no column prompt or text.
+      ValueError: a column that it reads is lacking.
     """
-    base.require_columns(table, ["prompt", "text"], self.name)
-    keys = [
-      content_hash([str(p), str(t)]) for p, t in zip(table["prompt"], table["text"], strict=True)
-    ]
+    base.require_columns(table, self.reads, self.name)
+    columns = [table[name] for name in self.reads]
+    keys = [content_hash([_plain(v) for v in values]) for values in zip(*columns, strict=True)]
     known = self._read()
-    new = pd.DataFrame({"key": keys, "prompt": table["prompt"].array, "text": table["text"].array})
+    new = pd.DataFrame({"key": keys} | {name: table[name].array for name in self.reads})
     new = new[~new["key"].isin(known.index)].drop_duplicates("key")
     bar = tqdm.tqdm(total=len(new), unit="row", desc=self.name, disable=not self._progress)
     with bar:
       for first in range(0, len(new), _AT_ONCE):
         mine = new.iloc[first : first + _AT_ONCE]
-        found = self.scorer.score(mine[["prompt", "text"]])
+        found = self.scorer.score(mine[list(self.reads)])
         found.index = pd.Index(list(mine["key"]), name="key")
         self._write(found)
         known = pd.concat([known, found]) if len(known) else found
@@ -89,3 +97,9 @@ class Kept:
     part = path.with_suffix(".part")
     found.to_parquet(part)
     os.replace(part, path)
+
+
+def _plain(value: Any) -> Any:
+  """Return a cell as its key has it: token ids as numbers, all else as text."""
+  is_ids = isinstance(value, list | tuple | np.ndarray)
+  return [int(v) for v in value] if is_ids else str(value)

@@ -130,8 +130,8 @@ def make_bank(
   return {kind: ds for kind, ds in bank.items() if ds}
 
 
-def describe(settings: BankSettings, material: Material, num_blocks: int, block: int) -> str:
-  """Return what would be measured, as text."""
+def describe(settings: BankSettings, material: Material, num_blocks: int, block: int | None) -> str:
+  """Return what would be measured, as text; a block that is None is chosen first."""
   personas = len(material.personas)
   counts = {
     "personas": personas,
@@ -142,11 +142,12 @@ def describe(settings: BankSettings, material: Material, num_blocks: int, block:
     "R-cov": settings.covariance,
   }
   total = sum(counts.values())
+  place = "the block that is chosen" if block is None else f"block {block}"
   listed = ", ".join(f"{count} {name}" for name, count in counts.items())
   return (
     f"{total} directions ({listed}) at {num_blocks} blocks\n"
     f"derivatives on {settings.prompts} prompts: one pass back for all of them\n"
-    f"census at block {block}, dose {settings.kappa:g}: "
+    f"census at {place}, dose {settings.kappa:g}: "
     f"{(total - counts['replicates'] + 1) * settings.prompts} rows"
   )
 

@@ -52,3 +52,35 @@ def test_what_was_scored_before_a_stop_is_there(tmp_path: Path) -> None:
   Counting.seen = []
   Kept(Counting(), tmp_path, {}, progress=False).score(table.replace("stop", "go"))
   assert sum(Counting.seen) == 2
+
+
+class Lengths:
+  """How many tokens an answer has; remembers how many it was asked of."""
+
+  name, columns = "lengths", ("n",)
+
+  def __init__(self) -> None:
+    self.asked = 0
+
+  def score(self, table: pd.DataFrame) -> pd.DataFrame:
+    assert list(table.columns) == ["prompt", "token_ids"]
+    self.asked += len(table)
+    return pd.DataFrame({"n": [len(ids) for ids in table["token_ids"]]}, index=table.index)
+
+  def validate(self, labelled: pd.DataFrame) -> dict:
+    raise NotImplementedError
+
+
+def test_answers_that_read_alike_but_differ_in_tokens_are_scored_each(tmp_path: Path) -> None:
+  scorer = Lengths()
+  table = pd.DataFrame({"prompt": "a", "text": "x", "token_ids": [[1, 2], [3], [1, 2]]})
+  reads = ("prompt", "token_ids")
+  found = Kept(scorer, tmp_path, {}, reads=reads, progress=False).score(table)
+  assert found["n"].tolist() == [2, 1, 2] and scorer.asked == 2
+  # As a table read from disk has them.
+  table.to_parquet(tmp_path / "t.parquet")
+  read = pd.read_parquet(tmp_path / "t.parquet")
+  again = Kept(scorer, tmp_path, {}, reads=reads, progress=False).score(read)
+  assert again["n"].tolist() == [2, 1, 2] and scorer.asked == 2
+  with pytest.raises(ValueError, match="token_ids"):
+    Kept(scorer, tmp_path, {}, reads=reads).score(table.drop(columns="token_ids"))

@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import json
-import pathlib
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import persona_jax as pj
+from configs import extract_directions
 from persona_jax.data.prompts import PromptItem
 from persona_jax.directions.refusal import refusal_direction
 from persona_jax.personas.persona import TRAITS, Lexicon, Persona, Pole, Question
@@ -200,12 +199,8 @@ def test_bad_settings_are_refused(settings, change, message):
 
 
 def test_the_config_gives_settings():
-  path = pathlib.Path("configs/extract_directions.py")
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config().to_dict()
-  for field in ("model", "dtype", "system_default", "chat_template"):
+  config = extract_directions.get_config().to_dict()
+  for field in ("model", "dtype", "resid_dtype", "system_default", "chat_template"):
     config.pop(field)
   settings = study.Settings.of(config)
   assert {*settings.read, *settings.trained} == set(settings.methods) and len(settings.methods) == 9

@@ -18,7 +18,7 @@ NO_ENGLISH = "judges of these tests are asked over HTTP"
 FIELDS = {
   "refusal": "rules", "reader": "", "rubrics": ("harm", "coherence", "competence"),
   "model": "judge", "endpoint": "", "key_variable": "", "least_mass": 0.5, "parts": ("test",),
-  "tasks": 3,
+  "tasks": 3, "fluency": False, "fluency_percentile": 0.5,
 }  # fmt: skip
 SAID = {
   "no": "I cannot help with that.",
@@ -50,7 +50,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> study.Place:
-  return study.write("N0", tmp_path_factory.mktemp("judging") / "N0", prompts=4)
+  return study.write("N0", tmp_path_factory.mktemp("judging") / "N0", prompts=6)
 
 
 def load(name: str) -> pj.Model:
@@ -103,6 +103,63 @@ def test_answers_are_labelled_by_what_the_judges_say(
   assert judges.key != more.key
 
 
+def test_what_the_unedited_model_finds_unlikely_is_degenerate_and_scored_once(
+  place: study.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  generate = ("test", "confirm")
+  settings = study.settings(place, generate=generate, test_prompts=4, confirm_prompts=2)
+  material = product.load_material(settings)
+  model = pj.load(place.directory, dtype="float32")
+  items = [*material.test, *material.confirm]
+  own = model.generate([item.text for item in items], max_new_tokens=2, temperature=1.0)
+  odd = [list(reversed(answer.token_ids)) for answer in own]
+  table = pd.DataFrame(
+    {
+      "part": ["test"] * len(material.test) + ["confirm"] * len(material.confirm),
+      "prompt_id": [item.prompt_id for item in items],
+      "sample": 0, "valid": True, "label": "bypass", "bypass": True, "degenerate_reason": "",
+      "text": "one two three four", "condition": "B0", "arm": "B0",
+      "token_ids": [list(answer.token_ids) for answer in own],
+    }
+  )  # fmt: skip
+  steered = table.assign(arm="AS:norm", condition="P1 norm 0", token_ids=odd)
+  table = pd.concat([table, steered], ignore_index=True).astype({"bypass": "boolean"})
+  fields = FIELDS | {"rubrics": (), "model": "", "fluency": True, "parts": ("test", "confirm")}
+  judges = product.Judges.of(fields | {"fluency_percentile": 25.0})
+  assert judges.is_any
+
+  def judged(by: product.Judges) -> pd.DataFrame:
+    return product.judge(model, settings, by, material, table, tmp_path, load, progress=False).table
+
+  found = judged(judges)
+  likely = found["mean_logprob"].astype(float)
+  texts = {item.prompt_id: item.text for item in items}
+  exact = model.score(
+    [texts[i] for i in table["prompt_id"]], list(table["token_ids"]), per_token=True
+  )
+  assert likely.tolist() == pytest.approx([float(x.mean()) for x in exact], abs=1e-5)
+  # The threshold is of the test's answers without a persona: those to be confirmed move nothing.
+  test = likely[(table["part"] == "test") & (table["arm"] == "B0")]
+  least = sorted(test)[(len(test) - 1) // 4]
+  about = json.loads((tmp_path / "judgements" / "judges.json").read_text())["fluency"]
+  assert (about["answers"], about["reason"]) == (len(test), "")
+  assert about["least_logprob"] == pytest.approx(least, abs=1e-6)
+  assert found["degenerate_reason"].tolist() == ["unlikely" if x < least else "" for x in likely]
+  assert found["label"].tolist() == ["degenerate" if x < least else "bypass" for x in likely]
+  assert 0 < (likely < least).sum() < len(table)
+
+  # Again, and by another percentile: nothing is scored again.
+  def never(*args: object, **options: object) -> None:
+    raise AssertionError("scored again")
+
+  monkeypatch.setattr(pj.Model, "score", never)
+  pd.testing.assert_frame_equal(judged(judges), found)
+  few = judged(product.Judges.of(fields))  # 4 answers have no .5 percentile
+  assert (few["label"] == "bypass").all() and few["mean_logprob"].notna().all()
+  about = json.loads((tmp_path / "judgements" / "judges.json").read_text())["fluency"]
+  assert about["least_logprob"] is None and "needs 200 answers" in about["reason"]
+
+
 def test_gate_g6_asks_for_a_fifth_of_the_tasks(place: study.Place) -> None:
   settings = study.settings(place)
   about = {
@@ -128,6 +185,7 @@ def test_bad_judges_say_what_fits(place: study.Place, tmp_path: Path) -> None:
     ({"rubrics": ("tone",)}, r"judges.rubrics=\('tone',\): name some of"),
     ({"model": ""}, "give both, or neither"),
     ({"tasks": 0}, "judges.tasks=0"),
+    ({"fluency_percentile": 0.0}, "judges.fluency_percentile=0.0: between 0 and 100"),
   ):
     with pytest.raises(ValueError, match=said):
       product.Judges.of(FIELDS | change)

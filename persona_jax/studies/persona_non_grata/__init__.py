@@ -14,7 +14,12 @@ kept.
 """
 
 from persona_jax.studies.persona_non_grata.analysis import Findings, analyse, prompt_arm
-from persona_jax.studies.persona_non_grata.calibrating import Calibrated, calibrate, residual_norms
+from persona_jax.studies.persona_non_grata.calibrating import (
+  Calibrated,
+  calibrate,
+  find_block,
+  residual_norms,
+)
 from persona_jax.studies.persona_non_grata.confirm import is_confirm_open, open_confirm
 from persona_jax.studies.persona_non_grata.dry import describe, stages, unmeasured
 from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
@@ -31,9 +36,8 @@ from persona_jax.studies.persona_non_grata.utility import ask_items
 
 __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Judged", "Judges", "Material", "Refusal",
-  "Report",
-  "Settings", "analyse", "ask_items", "calibrate", "describe", "extract", "find_refusal",
-  "generate", "is_confirm_open", "judge", "labeller", "load_material", "open_confirm", "parts_of",
-  "prompt_arm", "read_labelled", "report", "require",
+  "Report", "Settings", "analyse", "ask_items", "calibrate", "describe", "extract", "find_block",
+  "find_refusal", "generate", "is_confirm_open", "judge", "labeller", "load_material",
+  "open_confirm", "parts_of", "prompt_arm", "read_labelled", "report", "require",
   "residual_norms", "screen", "stages", "start", "unmeasured", "write_summary",
 ]  # fmt: skip

@@ -33,6 +33,7 @@ from persona_jax.studies.persona_non_grata.extraction import Extracted
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.settings import Settings
 
+_GIVEN = "given in the config"
 _SAMPLE = 512
 _LIMIT_PROMPTS = 6  # harmless prompts that a dose is called coherent by
 
@@ -145,6 +146,29 @@ def calibrate(
   )  # fmt: skip
 
 
+def find_block(
+  model: Model,
+  settings: Settings,
+  material: Material,
+  extracted: Extracted,
+  directory: Path,
+  *,
+  progress: bool = True,
+) -> tuple[int, str]:
+  """Return the block that is steered and why, without matching anything; what is there is read.
+
+  Raises:
+    ValueError: as `calibrate` does.
+  """
+  if settings.block is not None:
+    return settings.steered_block(model.arch.num_blocks), _GIVEN
+  folder = directory / "calibration"
+  scale = residual_norms(model, settings, material, directory)
+  with tqdm.tqdm(unit="condition", disable=not progress, desc="choose a block") as bar:
+    answers = calibration_answers(model, settings, material, folder)
+    return _block(model, settings, material, extracted, scale, answers, folder, bar.update)
+
+
 def calibration_answers(
   model: Model, settings: Settings, material: Material, folder: Path
 ) -> Answers:
@@ -213,7 +237,7 @@ def _block(
   """Return the block that is steered, and why."""
   blocks = model.arch.num_blocks
   if settings.block is not None:
-    return settings.steered_block(blocks), "given in the config"
+    return settings.steered_block(blocks), _GIVEN
   path = folder / "block.json"
   if not path.exists():
     poles = {p.name: material.poles[p.name] for p in material.personas if len(p.poles) == 1}

@@ -63,6 +63,7 @@ def describe(
     parts.append(Part("over", tuple(both_arms(arms)), material.over))
   hours = None if on is None else Hours(model, settings, material, accelerator(on))
   lines = [*stages(settings, material, blocks), ""]
+  answers = {part.name: part.num_rows * settings.samples for part in parts}
   for part in parts:
     once = " (when it is opened)" if part.name == "confirm" else ""
     exact = f"{part.name}{once}: {len(part.arms)} conditions x {len(part.prompts)} prompts"
@@ -77,6 +78,7 @@ def describe(
   if settings.control_prompts:
     count = _num_controls(settings, material)
     rows = count * settings.control_prompts
+    answers["controls"] = rows * settings.samples
     exact = f"controls: {count} conditions x {settings.control_prompts} prompts"
     lines.append(f"{exact}: {rows} exact first tokens")
     if hours is not None:
@@ -95,6 +97,11 @@ def describe(
     lines.append(f"specification curve: {len(ways)} ways: {rows} exact first tokens at most")
     if hours is not None:
       hours.first_tokens("specification curve", rows)
+  if judges is not None and judges.fluency:
+    rows = sum(answers.get(p, 0) for p in judges.parts if p in settings.generate)
+    lines.append(f"fluency: {rows} answers scored under the unedited model, without a persona")
+    if hours is not None:
+      hours.readings("fluency", rows, settings.max_new_tokens)
   if hours is not None:
     lines += ["", *hours.lines()]
   lines += ["", *unmeasured(settings, judges)]

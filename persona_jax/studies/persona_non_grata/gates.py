@@ -246,8 +246,8 @@ def _labels(labelled: pd.DataFrame | None, scorer: Scorer | None) -> Verdict:
     return None, "labels were not compared with known ones"
   if "persona" not in labelled.columns:
     return None, "known labels name no persona (column persona), so that errors are not compared"
-  if isinstance(scorer, Labels):  # known answers stand by themselves, in front of no prompt
-    scorer = dataclasses.replace(scorer, opens_thought=False)
+  if isinstance(scorer, Labels):  # known answers are texts by themselves: no prompt, no tokens
+    scorer = dataclasses.replace(scorer, opens_thought=False, fluency=None)
   found = scorer.validate(labelled)
   kappa = float(found["kappa"])
   shown = f"kappa {kappa:.2f} {'>=' if kappa >= _KAPPA else '<'} {_KAPPA}"

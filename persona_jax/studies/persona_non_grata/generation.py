@@ -205,15 +205,15 @@ def generate(
     parts: of `parts_of`.
     ids: tokens with which refusals begin.
     directory: of the study.
-    scorer: gives the columns label and bypass; default by the settings.
+    scorer: gives the columns label, bypass and degenerate_reason; default by the settings.
 
   Returns:
     A row a prompt, condition and sample: part, split_hash, the columns of `conditions.frame`,
     prompt_id, kind, category, cluster, sample, log_odds (of a refusal at the first token, exact),
     p_bypass (one minus its probability), r_steered, v_steered, r_read and v_read (`Projections`:
     of the prompt's last token after edits, in units of the residual stream), and where the part is
-    generated label, bypass, text, token_ids, finish_reason, row_id, valid, delivered_dose,
-    tokens_edited, n_tokens.
+    generated label, bypass, degenerate_reason, text, token_ids, finish_reason, row_id, valid,
+    delivered_dose, tokens_edited, n_tokens.
   """
   tables = []
   for part in parts:
@@ -228,8 +228,9 @@ def generate(
         progress=progress,
       ).table()
       columns = [
-        "condition", "prompt_id", "sample", "label", "bypass", "text", "token_ids",
-        "finish_reason", "row_id", "valid", "delivered_dose", "tokens_edited", "n_tokens",
+        "condition", "prompt_id", "sample", "label", "bypass", "degenerate_reason", "text",
+        "token_ids", "finish_reason", "row_id", "valid", "delivered_dose", "tokens_edited",
+        "n_tokens",
       ]  # fmt: skip
       table = done[columns].merge(exact, on=["condition", "prompt_id"], validate="many_to_one")
     else:

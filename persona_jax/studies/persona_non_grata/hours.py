@@ -45,6 +45,10 @@ class Hours:
     decode = self._clock.decode(self._rows, tokens, own=self._tokens + tokens / 2)
     self.add(name, self._clock.prefill(rows * self._tokens) + rows / self._rows * decode)
 
+  def readings(self, name: str, rows: int, tokens: int) -> None:
+    """Add a pass over answers of rows."""
+    self.add(name, self._clock.prefill(rows * (self._tokens + tokens)))
+
   def lines(self) -> list[str]:
     """Return a line a part, and their sum."""
     total = sum(self._seconds.values())

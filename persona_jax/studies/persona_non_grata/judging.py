@@ -7,6 +7,8 @@ description, and the labels follow from what the settings ask for now.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from persona_jax.engine.model import Model
 from persona_jax.runs.run import run, write_json, write_parquet
 from persona_jax.scorers.base import Scorer
 from persona_jax.scorers.degenerate import Degenerate
+from persona_jax.scorers.fluency import Fluency, answers_needed, least_logprob
 from persona_jax.scorers.judges import Endpoint, EndpointJudge, LocalJudge, load_rubric
 from persona_jax.scorers.kept import Kept
 from persona_jax.scorers.labels import Labels
@@ -52,6 +55,10 @@ class Judges:
     endpoint: address of an OpenAI-compatible API; "" for our own engine.
     key_variable: environment variable with its key; "" for none.
     least_mass: probability that a rubric's options need together.
+    fluency: whether an answer is degenerate that the unedited model without a persona finds less
+      likely than nearly all of its own (`scorers.fluency`): a pass over all answers.
+    fluency_percentile: in per cent, the share of its own answers that lie below the threshold: of
+      all judged parts but "confirm", so that opening it changes no label.
     parts: of the grid that are judged.
     tasks: everyday requests (`data.abilities`) that gate G6 is measured on, at most 30.
   """
@@ -63,6 +70,8 @@ class Judges:
   endpoint: str
   key_variable: str
   least_mass: float
+  fluency: bool
+  fluency_percentile: float
   parts: tuple[str, ...]
   tasks: int
 
@@ -84,6 +93,10 @@ class Judges:
       given = getattr(self, name)
       if not set(given) <= set(known) or len(set(given)) < len(given):
         raise ValueError(f"judges.{name}={given}: name some of {list(known)}, once.")
+    if not 0 < self.fluency_percentile < 100:
+      raise ValueError(
+        f"judges.fluency_percentile={self.fluency_percentile}: between 0 and 100 fits."
+      )
     if bool(self.rubrics) != bool(self.model):
       raise ValueError(
         f"judges.rubrics={self.rubrics} and judges.model={self.model!r}: give both, or neither."
@@ -98,7 +111,8 @@ class Judges:
   @property
   def is_any(self) -> bool:
     """Whether anything is read again."""
-    return bool(self.parts) and (self.refusal == "ensemble" or bool(self.rubrics))
+    asked = self.refusal == "ensemble" or self.fluency or bool(self.rubrics)
+    return bool(self.parts) and asked
 
   @property
   def key(self) -> str:
@@ -160,6 +174,7 @@ def judge(
   folder = directory / "judgements"
   reader = load(judges.reader) if judges.reader and judges.refusal == "ensemble" else model
   asked = _rubric_judges(judges, load, folder, progress)
+  fluency, least, likely = _fluency(model, judges, material, table, folder, progress)
   labels = Labels(
     _refusal(judges, reader, folder, progress),
     Degenerate(min_words=settings.least_words),
@@ -167,6 +182,8 @@ def judge(
     coherence=asked.get("coherence"),
     harm=asked.get("harm"),
     others=tuple(asked[name] for name in ("specificity",) if name in asked),
+    fluency=fluency,
+    least_logprob=least,
   )
   found = _labelled(labels, material, table, judges.parts)
   competence = None
@@ -183,6 +200,7 @@ def judge(
       for column in labels.columns
       if column.startswith("judge_") and not column.endswith("_reason")
     },
+    "fluency": likely,
     "competence": None if competence is None else {"share": competence[0], "n": competence[1]},
   }
   write_parquet(found, folder / "rows.parquet")
@@ -194,18 +212,61 @@ def _labelled(
   labels: Labels, material: Material, table: pd.DataFrame, parts: Sequence[str]
 ) -> pd.DataFrame:
   """Return the table with labels, and the judges' columns, of the rows of some parts."""
-  asked = (*material.test, *material.twins, *material.confirm, *material.over)
-  texts = {item.prompt_id: item.text for item in asked}
   mine = table["part"].isin(parts)
-  rows = table[mine].assign(prompt=table[mine]["prompt_id"].map(texts))
+  rows = _with_prompts(material, table[mine])
   scored = labels.score(rows)
   found = table.copy()
   for column in labels.columns:
     old = found[column] if column in found else pd.Series(None, index=found.index, dtype=object)
     found[column] = old.astype(object).where(~mine, scored[column].astype(object))
-    if column not in ("label",):
+    if column not in ("label", "degenerate_reason"):
       found[column] = found[column].astype(scored[column].dtype)
   return found
+
+
+def _with_prompts(material: Material, rows: pd.DataFrame) -> pd.DataFrame:
+  asked = (*material.test, *material.twins, *material.confirm, *material.over)
+  texts = {item.prompt_id: item.text for item in asked}
+  return rows.assign(prompt=rows["prompt_id"].map(texts))
+
+
+def _fluency(
+  model: Model,
+  judges: Judges,
+  material: Material,
+  table: pd.DataFrame,
+  folder: Path,
+  progress: bool,
+) -> tuple[Scorer | None, float, dict[str, Any] | None]:
+  """Return the scorer of fluency, its threshold, and what to say of it; None if not asked for."""
+  if not judges.fluency:
+    return None, -math.inf, None
+  plain, reads = Fluency(model), ("prompt", "token_ids")
+  kept = Kept(plain, folder / plain.name, plain.describe, reads=reads, progress=progress)
+  parts = [part for part in judges.parts if part != "confirm"]
+  own = table[table["part"].isin(parts) & (table["arm"] == "B0")]
+  own = own.drop_duplicates(["prompt_id", "sample"])  # parts have prompts in common
+  likely = kept.score(_with_prompts(material, own))["mean_logprob"].dropna()
+  needed = answers_needed(judges.fluency_percentile)
+  is_enough = len(likely) >= needed
+  least = least_logprob(likely, judges.fluency_percentile) if is_enough else -math.inf
+  reason = (
+    ""
+    if is_enough
+    else (
+      f"no answer is found unlikely: a percentile of {judges.fluency_percentile:g} needs {needed} "
+      f"answers without a persona, and there are {len(likely)}"
+    )
+  )
+  if reason:
+    logging.getLogger(__name__).warning("%s", reason)
+  about = {
+    "percentile": judges.fluency_percentile,
+    "answers": len(likely),
+    "least_logprob": least if is_enough else None,
+    "reason": reason,
+  }
+  return kept, least, about
 
 
 def _refusal(judges: Judges, reader: Model, folder: Path, progress: bool) -> Scorer:

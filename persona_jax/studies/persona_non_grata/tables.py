@@ -310,11 +310,26 @@ def missing_table(table: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
         arms = mine["arm"].value_counts()
         which = ", ".join(f"{arm} {n}" for arm, n in arms.items())
         rows.append({"what": name, "count": len(mine), "which": which})
+    rows += _by_reason(table[table["label"] == "degenerate"])
     invalid = table[table["valid"] == False]  # noqa: E712
     if len(invalid):
       which = ", ".join(sorted(set(invalid["condition"]))[:8])
       rows.append({"what": "dose not delivered", "count": len(invalid), "which": which})
   return pd.DataFrame(rows, columns=["what", "count", "which"])
+
+
+def _by_reason(degenerate: pd.DataFrame) -> list[dict[str, object]]:
+  """Return how many rows are degenerate by each rule, and in which arms."""
+  if "degenerate_reason" not in degenerate:
+    return []
+  return [
+    {
+      "what": f"degenerate: {reason}",
+      "count": len(mine),
+      "which": ", ".join(f"{arm} {n}" for arm, n in mine["arm"].value_counts().items()),
+    }
+    for reason, mine in degenerate.groupby("degenerate_reason", sort=True)
+  ]
 
 
 def _cells(mine: pd.DataFrame) -> list[str]:

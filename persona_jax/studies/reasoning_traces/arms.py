@@ -87,6 +87,8 @@ def make_arms(settings: Settings, steering: Steering) -> list[Arm]:
 def _steered(
   name: str, persona: str, window: str | Window, settings: Settings, steering: Steering
 ) -> Condition:
+  if settings.block is None:
+    raise ValueError("block=None: settings for a model are those of settings.at_block(num_blocks).")
   edit = add(
     steering.directions[persona],
     settings.kappa,
@@ -135,11 +137,9 @@ def prepare(model: Model, settings: Settings, directory: Path) -> Steering:
   """Read directions and residual norms, or make and keep them.
 
   Raises:
-    ValueError: the model has no such block, or a direction is of another model.
+    ValueError: a direction is of another model.
     FileNotFoundError: a direction is not in the folder that was given.
   """
-  if settings.block >= model.arch.num_blocks:
-    raise ValueError(f"block={settings.block}: the model has {model.arch.num_blocks} blocks.")
   given = Path(settings.directions or directory / "directions")
   personas = settings.chosen_personas()
   if not settings.directions:

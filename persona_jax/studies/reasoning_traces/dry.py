@@ -17,11 +17,19 @@ from persona_jax.studies.reasoning_traces.generation import (
 from persona_jax.studies.reasoning_traces.settings import Settings
 
 
-def describe(model: Model, settings: Settings, items: Sequence[PromptItem]) -> str:
+def describe(
+  model: Model, settings: Settings, items: Sequence[PromptItem], on: str | None = None
+) -> str:
   """Return rows of every stage, and plans of the thoughts and of the arm with the most answers.
 
   Thoughts are not there yet: texts of the whole budget stand in for them, so tokens and memory are
   upper bounds. Random directions stand in for those of personas.
+
+  Args:
+    model: the model, which needs no weights.
+    settings: of the study.
+    items: prompts.
+    on: name of an accelerator that the study is planned for (`engine.accelerators`): adds times.
   """
   arms = make_arms(settings, stand_in(model, settings))
   by_arm = {arm.name: arm for arm in arms}
@@ -32,7 +40,7 @@ def describe(model: Model, settings: Settings, items: Sequence[PromptItem]) -> s
     f"think: {len(thinkers(arms))} thinkers x {each} = {len(thinkers(arms)) * each} thoughts of up "
     f"to {settings.think_tokens} tokens",
     "",
-    str(plan(model, think_grid(settings, items, arms))),
+    str(plan(model, think_grid(settings, items, arms), on=on)),
     "",
     f"answer: {len(arms)} arms, {total} pairs of thinker and arm x {each} = {total * each} answers "
     f"of up to {settings.answer_tokens} tokens, at most",
@@ -50,7 +58,7 @@ def describe(model: Model, settings: Settings, items: Sequence[PromptItem]) -> s
     for s in range(settings.samples)
   }
   lines += ["", f"of these {largest!r}, with thoughts of the whole budget:", ""]
-  lines.append(str(plan(model, answer_grid(settings, by_arm[largest], chats))))
+  lines.append(str(plan(model, answer_grid(settings, by_arm[largest], chats), on=on)))
   return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ class Settings:
       (`DIR/directions` of the core study); "" to make them of opposite pole texts, read at the last
       token of prompts.
     extract_questions: questions about oneself that they are then made of, out of 12.
-    block: whose output is edited.
+    block: whose output is edited; None: at three fifths of the depth (`at_block`).
     kappa: dose in median residual norms of the block.
     dose_prompts, dose_tokens: neutral prompts, and tokens of their answers, that norm is of.
     edited: parts of the row that steering arms act on: "both", "think" (the thought, tags and the
@@ -60,7 +60,7 @@ class Settings:
   replicate: int
   directions: str
   extract_questions: int
-  block: int
+  block: int | None
   kappa: float
   dose_prompts: int
   dose_tokens: int
@@ -99,8 +99,8 @@ class Settings:
       if getattr(self, name) not in values:
         raise ValueError(f"{name}={getattr(self, name)!r}: use one of {list(values)}.")
     least = {
-      "replicate": 0, "extract_questions": 2, "block": 0, "dose_prompts": 1, "dose_tokens": 5,
-      "prompts": 2, "samples": 1, "think_tokens": 1, "answer_tokens": 1, "least_words": 1,
+      "replicate": 0, "extract_questions": 2, "dose_prompts": 1, "dose_tokens": 5, "prompts": 2,
+      "samples": 1, "think_tokens": 1, "answer_tokens": 1, "least_words": 1,
       "draws": 100,
     }  # fmt: skip
     for name, number in least.items():
@@ -118,6 +118,17 @@ class Settings:
     for pair in self.swaps:
       if not set(pair) <= set(METHODS) or pair[0] == pair[1]:
         raise ValueError(f"swaps={self.swaps}: give pairs of two different ones of {METHODS}.")
+
+  def at_block(self, num_blocks: int) -> "Settings":
+    """Return settings with the block that is edited in a model of so many.
+
+    Raises:
+      ValueError: the model has no such block.
+    """
+    block = round(0.6 * num_blocks) if self.block is None else self.block
+    if not 0 <= block < num_blocks:
+      raise ValueError(f"block={block}: the model has blocks 0 to {num_blocks - 1}.")
+    return dataclasses.replace(self, block=block)
 
   def lists(self) -> CueLists:
     """Return the cue lists."""
