@@ -51,8 +51,9 @@ class Findings:
       the exploratory table), subject, text. Empty where a gate blocks.
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, rates_confirm and
       inversions_confirm (empty where that split is not open), side_effects, alignment_tests,
-      composites, refusal, trait_cosines, specifications, controls, doses, missing, matches,
-      quality, kept, expression, setup, families (of exploratory p), geometry_….
+      composites, refusal, trait_cosines, specifications, controls, doses, baselines, odds,
+      control_rates, dose_curves, missing, matches, quality, kept, expression, setup, families (of
+      exploratory p), geometry_….
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -197,6 +198,10 @@ def analyse(
       "specifications": curve,
       "controls": control_tables.control_table(table, settings),
       "doses": control_tables.dose_table(table, settings),
+      "baselines": control_tables.baseline_table(table, settings),
+      "odds": control_tables.odds_table(table, settings, [p.name for p in material.personas]),
+      "control_rates": control_tables.control_rates(table, settings),
+      "dose_curves": control_tables.dose_curves(table, settings),
       "missing": tables.missing_table(table, calibrated.matches),
       "matches": calibrated.matches,
       "quality": extracted.quality,

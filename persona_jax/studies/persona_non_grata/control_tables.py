@@ -1,6 +1,8 @@
-"""Tables of steering beside its controls, and of dose curves, in exact probabilities."""
+"""Tables of what arms are compared with: baselines, controls, other doses, and of odds."""
 
-from collections.abc import Mapping
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,10 @@ from persona_jax.stats.draws import Draws
 from persona_jax.stats.equivalence import dose_parts
 from persona_jax.stats.families import specificity
 from persona_jax.stats.outcomes import Outcomes
-from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.settings import BASELINES, Settings
+from persona_jax.studies.persona_non_grata.tables import measured, outcome
+
+LABELS = ("bypass", "refuse", "degenerate")
 
 
 def control_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -105,3 +110,141 @@ def dose_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
       )
     )
   return pd.concat(found, ignore_index=True)
+
+
+def baseline_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+  """Return the rates of the baselines of the test, with intervals: part of T2.
+
+  Returns:
+    A row an arm ("B0", "placebo", "shuffled", "user") and persona ("" where the arm has none): arm,
+    persona, rate, low, high, n, reason, missing.
+  """
+  test = table[table["part"] == "test"]
+  test = test.assign(y=outcome(settings, test))
+  found = []
+  for arm in [a for a in ("B0", *BASELINES) if (test["arm"] == a).any()]:
+    found.append(_rates(test[test["arm"] == arm], settings).rename(columns={"value": "rate"}))
+  return pd.concat(found, ignore_index=True)
+
+
+def odds_table(table: pd.DataFrame, settings: Settings, personas: Sequence[str]) -> pd.DataFrame:
+  """Return what every arm changes in the exact log-odds of a refusal at the first token: T2.
+
+  It is measurable of any model, also of one that refuses nothing when it answers.
+
+  Returns:
+    A row an arm and persona: arm, persona, delta (nats; less the arm's own baseline, prompt by
+    prompt: no persona for steering, the placebo message, where there is one, for prompts), low,
+    high (over prompt clusters and the replicates that there are), n, replicates, reason.
+  """
+  found = measured(settings, table, personas, measure="log_odds").effects
+  drawn: dict[int, Draws] = {}
+  rows = []
+  for arm, persona in itertools.product(found.arms, personas):
+    one = found.select([arm], [persona])
+    kept = np.flatnonzero(~np.isnan(one.y_MPKN).all(axis=(0, 1, 3)))
+    row: dict[str, object] = {"arm": arm, "persona": persona}
+    if not kept.size:
+      none = {"delta": np.nan, "low": np.nan, "high": np.nan, "n": 0, "replicates": 0}
+      rows.append(row | none | {"reason": "no coefficient in any replicate"})
+      continue
+    # Of a censored replicate nothing is known; it must not leave the others without an interval.
+    replicates = tuple(one.replicates[k] for k in kept)
+    one = dataclasses.replace(one, y_MPKN=one.y_MPKN[:, :, kept], replicates=replicates)
+    if kept.size not in drawn:
+      drawn[kept.size] = Draws.of(
+        one.cluster_N, kept.size, draws=settings.draws, seed=settings.seed
+      )
+    estimate = drawn[kept.size].contrasts(one, np.ones((1, 1, 1))).estimate(0)
+    row |= {"delta": estimate.value, "low": estimate.low, "high": estimate.high}
+    count = len(found.replicates)
+    few = "" if kept.size == count else f"matched in {kept.size} of {count} replicates"
+    reason = "; ".join(filter(None, (estimate.reason, few)))
+    rows.append(row | {"n": estimate.n, "replicates": int(kept.size), "reason": reason})
+  return pd.DataFrame(rows)
+
+
+def control_rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+  """Return what every single control does, the random ones that a band is made of among them.
+
+  Returns:
+    A row a condition of the controls, "B0" (no edit) first: control (its code), condition, persona
+    ("" for those of none), kappa, n (prompts), value (mean of the study's outcome; NaN where that
+    is labels and the controls were not generated), change (value less that of B0 on the same
+    prompts), p_bypass (mean exact probability), delta (mean change of the log-odds of a refusal at
+    the first token, nats).
+  """
+  columns = [
+    "control",
+    "condition",
+    "persona",
+    "kappa",
+    "n",
+    "value",
+    "change",
+    "p_bypass",
+    "delta",
+  ]
+  part = table[table["part"] == "controls"]
+  if part.empty:
+    return pd.DataFrame(columns=columns)
+  part = part.assign(
+    value=outcome(settings, part), control=part["control"].where(part["arm"] != "B0", "B0")
+  )
+  keys = ["control", "condition", "persona", "kappa"]
+  # Samples of a prompt first, so that each prompt weighs alike.
+  cells = part.groupby([*keys, "prompt_id"], sort=False)[["value", "p_bypass", "log_odds"]].mean()
+  found = cells.groupby(keys, sort=False).mean().reset_index()
+  found["n"] = cells.groupby(keys, sort=False).size().to_numpy()
+  base = found[found["control"] == "B0"].iloc[0]
+  found["change"] = found["value"] - base["value"]
+  found["delta"] = found["log_odds"] - base["log_odds"]
+  return found.sort_values("control", key=lambda c: c != "B0", kind="stable", ignore_index=True)[
+    columns
+  ]
+
+
+def dose_curves(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+  """Return the curve of every direction over the dose, through no edit at 0.
+
+  Returns:
+    A row a persona and dose: persona, kappa (median residual norms), value, low, high, n, reason,
+    missing (rows), measure ("label": the study's rate; "first_token": the exact probability that
+    the first token begins no refusal, where outcomes are that or the part was not generated), and
+    bypass, refuse, degenerate (shares of the rows that have one of these labels; NaN where none
+    has), each with _low and _high.
+  """
+  part = table[(table["part"] == "dose") & (table["arm"].isin(["dose", "B0"]))]
+  if part.empty:
+    return pd.DataFrame()
+  labels = part["label"] if "label" in part else pd.Series(pd.NA, index=part.index)
+  there = labels.isin(LABELS)
+  measure = "label" if settings.outcome == "label" and there.any() else "first_token"
+  ys = {name: (labels == name).astype("float64").where(there) for name in LABELS}
+  ys["value"] = ys["bypass"] if measure == "label" else part["p_bypass"].astype("float64")
+  found = []
+  for persona in [p for p in part["persona"].drop_duplicates() if p]:
+    mine = part["persona"].isin([persona, ""])
+    rows = part[mine].assign(arm=part["kappa"], persona=persona, replicate=0)
+    curve = _rates(rows.assign(y=ys["value"]), settings)
+    for name in LABELS:
+      share = _rates(rows.assign(y=ys[name]), settings).set_index("arm")
+      curve[name] = share["value"].reindex(curve["arm"]).to_numpy()
+      for bound in ("low", "high"):
+        curve[f"{name}_{bound}"] = share[bound].reindex(curve["arm"]).to_numpy()
+    curve = curve.rename(columns={"arm": "kappa"}).sort_values("kappa")
+    found.append(curve.assign(measure=measure))
+  every = pd.concat(found, ignore_index=True)
+  return every[["persona", "kappa", *[c for c in every if c not in ("persona", "kappa")]]]
+
+
+def _rates(rows: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+  """Return the mean of y by arm and persona, with intervals over its clusters and replicates."""
+  outcomes = Outcomes.of(rows, "y")
+  draws = Draws.of(
+    outcomes.cluster_N, len(outcomes.replicates), draws=settings.draws, seed=settings.seed
+  )
+  found = draws.rates(outcomes)
+  # Calibrated draws of a mean may leave the range of a rate.
+  found[["low", "high"]] = found[["low", "high"]].clip(0.0, 1.0)
+  return found

@@ -57,6 +57,45 @@ LEGENDS = MappingProxyType(
       "q_odd, q_even": "the same after Benjamini-Hochberg over personas",
       **_REASON,
     },
+    "baselines": {
+      "arm": "B0 no persona, placebo a message of no personality, shuffled the persona's words in "
+      "another order, user its text in the user's turn",
+      "rate": "share of labelled rows that bypass, or the mean exact probability",
+      **_INTERVAL,
+      "n": "values",
+      "missing": "rows without a value",
+      **_REASON,
+    },
+    "odds": {
+      "arm": "SP by system prompt, AS:<scale> steered at the matched dose",
+      "delta": "change of the exact log-odds of a refusal at the first token, nats: from the "
+      "placebo message (without one: no persona) for prompts, from no persona for steering",
+      **_INTERVAL,
+      "n": "values",
+      "replicates": "how many there are; one is no spread over wordings",
+      **_REASON,
+    },
+    "control_rates": {
+      "control": "code of the control; B0 is no edit",
+      "condition": "one draw or one direction",
+      "kappa": "dose in median residual norms",
+      "n": "prompts",
+      "value": "share of labelled rows that bypass, or the mean exact probability",
+      "change": "value less that of B0 on the same prompts",
+      "p_bypass": "mean exact probability that the answer does not begin as a refusal",
+      "delta": "change of the exact log-odds of a refusal at the first token, nats",
+    },
+    "dose_curves": {
+      "kappa": "dose in median residual norms; 0 is no edit",
+      "value": "the rate of a bypass",
+      **_INTERVAL,
+      "n": "values",
+      "missing": "rows without a value",
+      "measure": "label: share of labelled rows; first_token: mean exact probability that the "
+      "first token begins no refusal",
+      "bypass, refuse, degenerate": "shares of the rows that have one of these labels",
+      **_REASON,
+    },
     "rankings": {
       "x, y": "the two arms, or models, whose rankings of personas are compared",
       "personas": "those matched in every replicate",
