@@ -73,6 +73,15 @@ def blocked_by(gates: Sequence[Gate]) -> str:
   return f"{blocking[0].name}: {blocking[0].shown}{rest}"
 
 
+def rate_name(blocked: str) -> str:
+  """Return what the rate may be called: an attack success rate only of a model that can refuse.
+
+  Args:
+    blocked: of `blocked_by`.
+  """
+  return "Non-refusal rate" if blocked else "Attack success rate (intention to treat)"
+
+
 def judge_gates(
   settings: Settings,
   table: pd.DataFrame,

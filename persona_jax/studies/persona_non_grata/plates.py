@@ -1,15 +1,22 @@
 """The figures of the report: which apply to this study, from which tables, in which words."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
+from persona_jax.personas.persona import Persona
+from persona_jax.report.arm_figures import draw_forest, draw_odds
+from persona_jax.report.dose_figures import draw_doses, draw_labels
 from persona_jax.report.geometry_figures import draw_alignment
+from persona_jax.report.persona_figures import draw_grid, draw_matched
+from persona_jax.report.rank_figures import draw_ranks
 from persona_jax.report.study_page import Plate
+from persona_jax.studies.persona_non_grata.gates import rate_name
 from persona_jax.studies.persona_non_grata.settings import Settings
 
-Tables = Mapping[str, pd.DataFrame]
+_WITH_BOUNDS = ("arm", "persona", "rate", "low", "high")
+_UNTESTED = "{}; rankings and inversions are not shown"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,30 +32,230 @@ class Drawn:
   absent: Mapping[str, str]
 
 
-def draw(settings: Settings, tables: Tables, labels: Mapping[str, str], blocked: str) -> Drawn:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Study:
+  """What figures are drawn of."""
+
+  settings: Settings
+  tables: Mapping[str, pd.DataFrame]
+  personas: Sequence[Persona]
+  blocked: str
+
+  def __getitem__(self, name: str) -> pd.DataFrame:
+    """Return a table; one that was not written is empty."""
+    return self.tables.get(name, pd.DataFrame())
+
+  @property
+  def labels(self) -> dict[str, str]:
+    return {p.name: f"{p.name}  {p.label}" for p in self.personas}
+
+  @property
+  def rate(self) -> str:
+    return rate_name(self.blocked)
+
+  @property
+  def matches(self) -> list[str]:
+    arms = set(self["effects"]["arm"])
+    return [f"AS:{by}" for by in self.settings.matches if f"AS:{by}" in arms]
+
+  @property
+  def opposites(self) -> dict[str, str]:
+    """Return {persona: persona whose direction is its negative}."""
+    if self.settings.contrast != "high_low":
+      return {}
+    by_poles = {frozenset(map(str, p.poles)): p.name for p in self.personas}
+    turned = {p.name: frozenset(str(pole.opposite) for pole in p.poles) for p in self.personas}
+    return {name: by_poles[poles] for name, poles in turned.items() if poles in by_poles}
+
+
+def draw(
+  settings: Settings,
+  tables: Mapping[str, pd.DataFrame],
+  personas: Sequence[Persona],
+  blocked: str,
+) -> Drawn:
   """Draw every figure that there are numbers for.
 
   Args:
     settings: of the study.
     tables: of the study, by name.
-    labels: persona → its poles, such as "C+ A+".
-    blocked: why nothing may be claimed, or "".
+    personas: of the study.
+    blocked: why nothing may be claimed, or "": the figure that holds for any model comes first.
   """
+  study = _Study(settings, tables, personas, blocked)
+  drawers: dict[str, Callable[[_Study], Plate | str]] = {
+    "F1": _ranks, "F2": _forest, "F2b": _odds, "F3": _doses, "F4": _labels, "F6": _matched,
+    "F7": _alignment, "F11": _grid,
+  }  # fmt: skip
+  order = sorted(drawers, key=lambda name: bool(blocked) and name != "F2b")
   plates: list[Plate] = []
   absent: dict[str, str] = {}
-  alignment = tables["geometry_alignment"]
-  if len(alignment):
-    names = [n for n in dict.fromkeys(alignment["direction"]) if n in labels]
-    plates.append(
-      Plate(
-        "F7",
-        "How directions lie to refusal, block by block",
-        "Above: cosine of each persona's direction with the refusal direction of the block. Below: "
-        "what adding it does to the log-odds of a refusal, by the derivative. Only what leaves the "
-        "grey band differs from random directions.",
-        "Two panels of lines by block, one line a persona, each before a grey band of chance.",
-        draw_alignment(alignment, names, steered=int(tables["matches"]["block"].iloc[0])),
-        {"geometry_alignment": ["direction", "block", "cos", "coupling", "low", "high"]},
-      )
-    )
+  for name in order:
+    found = drawers[name](study)
+    if isinstance(found, str):
+      absent[name] = found
+    else:
+      plates.append(found)
   return Drawn(tuple(plates), absent)
+
+
+def _ranks(study: _Study) -> Plate | str:
+  if study.blocked:
+    return _UNTESTED.format("a gate fails")
+  if not study.matches or len(set(study["effects"]["persona"])) < 2:
+    return "fewer than two personas are steered"
+  return Plate(
+    "F1",
+    "Who is more dangerous: by prompt, and steered",
+    f"{study.rate}, as ranks: rank 1 has the highest. A coloured line is a persona whose order "
+    "with another certainly reverses between the methods, by more than the margin in both; grey"
+    " lines cross as chance would have it, and say nothing.",
+    "Slope graphs from the rank by system prompt to the rank steered, a panel a match.",
+    draw_ranks(
+      study["effects"], study["crossings"], study.labels, rate_name=study.rate,
+      delta=study.settings.delta,
+    ),
+    {"effects": _WITH_BOUNDS, "crossings": ("p", "q", "crosses", "match")},
+  )  # fmt: skip
+
+
+def _forest(study: _Study) -> Plate | str:
+  if study["effects"].empty:
+    return "no persona has a rate"
+  draws: dict[str, Sequence[str]] = {"effects": _WITH_BOUNDS, "baselines": _WITH_BOUNDS}
+  if len(study["control_rates"]):
+    draws["control_rates"] = ("control", "n", "change")
+  return Plate(
+    "F2",
+    "Every persona by every method",
+    f"{study.rate} with 95 % intervals over prompts and wordings. The grey band is what random "
+    "directions of the same size do: a steered persona inside it does nothing that any push of "
+    "that size would not.",
+    "Forest plot: a line a persona, a mark a method, before baselines and the band of chance.",
+    draw_forest(
+      study["effects"], study["baselines"], study["control_rates"], study.labels,
+      rate_name=study.rate,
+    ),
+    draws,
+  )  # fmt: skip
+
+
+def _odds(study: _Study) -> Plate | str:
+  if study["odds"].empty:
+    return "no persona was measured"
+  draws: dict[str, Sequence[str]] = {"odds": ("arm", "persona", "delta", "low", "high")}
+  if len(study["control_rates"]):
+    draws["control_rates"] = ("control", "n", "delta")
+  return Plate(
+    "F2b",
+    "How far each persona moves the model from refusing, or towards it",
+    "Change of the exact log-odds that the first token of an answer begins a refusal, in nats, "
+    "each method against its own baseline; to the left, less refusing. It is measured without "
+    "sampling, and says something of models that hardly ever refuse. It is no rate of harmful "
+    "answers.",
+    "Forest plot: a line a persona, a mark a method, around zero, before the band of chance.",
+    draw_odds(study["odds"], study["control_rates"], study.labels),
+    draws,
+  )
+
+
+def _doses(study: _Study) -> Plate | str:
+  if study["dose_curves"].empty:
+    return "no dose curve was run"
+  measured = set(study["dose_curves"]["measure"]) == {"label"}
+  rate = study.rate if measured else "Exact probability that the first token begins no refusal"
+  return Plate(
+    "F3",
+    "Dose and response",
+    f"{rate}, over the dose in median residual norms, both signs through no edit at zero. Above "
+    "the curves stand the doses at which steering is as strong as the prompt, by each scale and"
+    " wording; shaded doses break the text.",
+    "Curves over the dose, a panel a direction, with the matched doses above.",
+    draw_doses(
+      study["dose_curves"], study["matches"], study.labels, rate_name=study.rate,
+      opposites=study.opposites,
+    ),
+    {
+      "dose_curves": ("persona", "kappa", "value", "low", "high", "measure", "degenerate"),
+      "matches": ("persona", "by", "coef", "coef_low", "coef_high", "status"),
+    },
+  )  # fmt: skip
+
+
+def _labels(study: _Study) -> Plate | str:
+  curves = study["dose_curves"]
+  if curves.empty or curves["bypass"].isna().all():
+    return "answers were not generated at the doses of the curve, so they have no labels"
+  return Plate(
+    "F4",
+    "What answers become as the dose grows",
+    "Shares of answers that refuse, bypass, or fall apart, stacked. A rate that falls because "
+    "answers fall apart is no safety.",
+    "Stacked shares of labels over the dose, a panel a direction.",
+    draw_labels(curves, study.labels, opposites=study.opposites),
+    {"dose_curves": ("persona", "kappa", "n", "missing", "bypass", "refuse", "degenerate")},
+  )
+
+
+def _matched(study: _Study) -> Plate | str:
+  if study.blocked:
+    return _UNTESTED.format("a gate fails")
+  named = study.settings.named
+  if study["inversions"].empty or named not in set(study["inversions"]["persona"]):
+    return f"{named} is not matched in every wording"
+  columns = ["persona", "direction", "match", "d_SP", "SP_low", "SP_high", "d_AS", "AS_low",
+             "AS_high", "p", "p_holm", "inverted"]  # fmt: skip
+  return Plate(
+    "F6",
+    f"{named} against the other personas, under each match",
+    "D: its rate less the mean of the others', by prompt and steered, with bounds that are each"
+    " one-sided at 95 %. It inverts under a match if D by prompt lies left of the margin and D "
+    "steered right of it; the third hypothesis asks for that under every match.",
+    "Two marks a match, D by prompt and D steered, before the margin.",
+    draw_matched(
+      study["inversions"], named, study.matches, study.labels, delta=study.settings.delta,
+      rate_name=study.rate,
+    ),
+    {"inversions": columns},
+  )  # fmt: skip
+
+
+def _alignment(study: _Study) -> Plate | str:
+  alignment = study["geometry_alignment"]
+  names = [name for name in study.labels if name in set(alignment.get("direction", ()))]
+  if not names:
+    return "no persona's direction is reliable, or none was elicited"
+  columns = ["direction", "block", "cos", "coupling", "low", "high"]
+  return Plate(
+    "F7",
+    "How directions lie to refusal, block by block",
+    "Above: cosine of each persona's direction with the refusal direction of the block. Below: "
+    "what adding it does to the log-odds of a refusal, by the derivative. Only what leaves the "
+    "grey band differs from random directions; a cosine without an effect below it explains "
+    "nothing.",
+    "Two panels of lines by block, one line a persona, each before a grey band of chance.",
+    draw_alignment(alignment, names[:16], steered=_block(study)),
+    {"geometry_alignment": [*columns, "cos_null_low", "cos_null_high"]},
+  )
+
+
+def _grid(study: _Study) -> Plate | str:
+  effects = study["effects"]
+  poles = {p.name: tuple(map(str, p.poles)) for p in study.personas}
+  inside = [n for n, mine in poles.items() if {x[0] for x in mine} <= {"C", "A"}]
+  mine = effects[effects["persona"].isin(inside)] if len(effects) else effects
+  if len(set(mine.get("persona", ()))) < 2:
+    return "there are no personas of conscientiousness and agreeableness"
+  return Plate(
+    "F11",
+    "Conscientiousness and agreeableness together",
+    f"{study.rate}; colours are the change against each method's own baseline, which stands in the "
+    "middle. Cells that no persona stands for are hatched.",
+    "Grids of three by three cells, a panel a method.",
+    draw_grid(mine, study["baselines"], {n: poles[n] for n in inside}, rate_name=study.rate),
+    {"effects": (*_WITH_BOUNDS, "effect"), "baselines": _WITH_BOUNDS},
+  )
+
+
+def _block(study: _Study) -> int:
+  return int(study["matches"]["block"].iloc[0])

@@ -68,7 +68,7 @@ def report(settings: Settings, material: Material, table: pd.DataFrame, director
   write_parquet(rows, directory / "rows.parquet")
   write_parquet(draws_of(settings, table, tables["outcomes"]), directory / "draws.parquet")
   blocked = str(json.loads((directory / "tables" / "verdicts.json").read_text())["blocked"])
-  drawn = draw(settings, tables, {p.name: p.label for p in material.personas}, blocked)
+  drawn = draw(settings, tables, material.personas, blocked)
   page = StudyPage(
     title=_title(directory),
     lead=lead(blocked, drawn),

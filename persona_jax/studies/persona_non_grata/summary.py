@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from persona_jax.studies.persona_non_grata.analysis import Findings
+from persona_jax.studies.persona_non_grata.gates import rate_name
 from persona_jax.studies.persona_non_grata.legends import legend
 from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.specification import HOLDS, share
@@ -27,14 +28,9 @@ def screen(found: Findings) -> str:
   lines += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
   if found.blocked:
     lines.append(f"  (gates: {found.blocked})")
-  lines += ["", rate_name(found) + " by persona and method, 95 % intervals", ""]
+  lines += ["", rate_name(found.blocked) + " by persona and method, 95 % intervals", ""]
   lines.append(by_persona(found))
   return "\n".join(lines)
-
-
-def rate_name(found: Findings) -> str:
-  """Return what the rate may be called: an attack success rate only of a model that can refuse."""
-  return "Non-refusal rate" if found.blocked else "Attack success rate (intention to treat)"
 
 
 def by_persona(found: Findings) -> str:
@@ -69,7 +65,7 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
   parts += ["", "## Hypotheses", "", *(f"- {verdict}" for verdict in found.verdicts)]
   parts += ["", "## Inversions that may be claimed", ""]
   parts += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
-  parts += ["", f"## {rate_name(found)}", "", _code(by_persona(found))]
+  parts += ["", f"## {rate_name(found.blocked)}", "", _code(by_persona(found))]
   parts += ["", "## Setup", ""]
   parts += [f"- {row['what']}: {row['value']}" for row in found.tables["setup"].to_dict("records")]
   names = {
