@@ -182,7 +182,7 @@ def test_a_first_steering(execute: Execute, speaker: Path, tmp_path: Path) -> No
   for name, kl in zip(facts["names"], facts["kl"], strict=True):
     assert re.search(rf"^{re.escape(str(name))} +{kl:.4f}", shown["divergence"], re.M)
   for block, size in enumerate(facts["residual"]):
-    assert re.search(rf"^{block} .* {size:.4f} ", shown["quality"], re.M)
+    assert re.search(rf"^{block} .* {size:.4f}$", shown["quality"], re.M)
   for text in rows["text"]:
     assert text[:20] in shown["grid"]
   assert "P5, E+: You are outgoing" in shown["persona"]
