@@ -46,10 +46,11 @@ UV_STAMP := $(TOOLS_VENV)/uv-$(UV_VERSION).stamp
 MIN_MINOR := $(if $(findstring jax0.11,$(LOCK)),12,11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest bits lint format typecheck wheel-test parity aot planted bench bench-gpu bench-capture bench-score bench-load bench-kernels install fetch lock clean check-python
+.PHONY: help demo compare test pytest bits lint format typecheck wheel-test parity aot planted bench bench-gpu bench-capture bench-score bench-load bench-kernels install fetch lock clean check-python
 
 help:
-	@echo 'make demo        the main job on a real model; report in runs/demo (more flags: ARGS=...)'
+	@echo 'make demo        the core study, reduced, on a real model; report in runs/demo (more flags: ARGS=...)'
+	@echo 'make compare     prompt and steering on self-reports, refusal and text, without matches; runs/compare'
 	@echo '                 another model: MODEL=gemma-3-270m, a hub id, a directory'
 	@echo 'make test        lint, type check and every test (pytest flags: ARGS=...)'
 	@echo 'make parity      compare with PyTorch and transformers, in an environment of its own'
@@ -77,8 +78,13 @@ help:
 OTHER_MODEL = $(filter-out smollm2-135m-instruct,$(MODEL))
 demo: fetch
 	$(if $(OTHER_MODEL),test -e '$(MODEL)' || $(RUN) -m persona_jax.fetch $(MODEL))
-	$(RUN) experiments/prompt_vs_steering.py --config=configs/demo.py:$(MODEL) \
+	$(RUN) experiments/persona_non_grata.py --config=configs/persona_non_grata_demo.py:$(MODEL) \
 	  --workdir=runs/demo$(if $(OTHER_MODEL),-$(subst /,-,$(MODEL))) $(ARGS)
+
+compare: fetch
+	$(if $(OTHER_MODEL),test -e '$(MODEL)' || $(RUN) -m persona_jax.fetch $(MODEL))
+	$(RUN) experiments/prompt_vs_steering.py --config=configs/demo.py:$(MODEL) \
+	  --workdir=runs/compare$(if $(OTHER_MODEL),-$(subst /,-,$(MODEL))) $(ARGS)
 
 # Side by side: mypy and the few tests of bits use one core each.
 test:
