@@ -260,8 +260,9 @@ def _band(controls: pd.DataFrame, value: str) -> tuple[float, float, str]:
 
 
 def _chance(axes: Axes, low: float, high: float, controls: pd.DataFrame) -> Patch:
-  # With an edge, as directions that all do alike leave a band without a width.
-  axes.axvspan(low, high, facecolor=CHANCE, edgecolor=CHANCE, lw=1.5, zorder=0, alpha=0.75)
+  # Directions that all do alike leave a band without a width, which an edge shows.
+  edge = 0.0 if high > low else 4.0
+  axes.axvspan(low, high, facecolor=CHANCE, edgecolor=CHANCE, lw=edge, zorder=0, alpha=0.75)
   return Patch(color=CHANCE, label=f"95 % of {len(_random(controls))} random directions (R-cov)")
 
 

@@ -81,17 +81,18 @@ def draw_doses(
     Line2D([], [], color=_CURVE, marker="o", ms=4.5, lw=1.5, label="steered, 95 % interval"),
     Line2D([], [], color="black", marker="v", ls="", ms=6, label="no edit"),
   ]
-  handles += [
-    Line2D([], [], color=k.colour, marker=k.marker, ls="", ms=6, label=k.name.split(", ")[1])
-    for k in (arm_look(f"AS:{by}") for by in scales)
-  ]
+  for by in scales:
+    look = arm_look(f"AS:{by}")
+    mark = {"color": look.colour, "marker": look.marker, "ls": "", "ms": 6}
+    handles.append(Line2D([], [], label=f"matched by {by}", **mark))  # type: ignore[arg-type]
   if (curves["degenerate"] > most_degenerate).any():
     name = f"over {most_degenerate:.0%} of answers degenerate".replace("%", " %")
     handles.append(Patch(facecolor=CHANCE, hatch="//", edgecolor="#a8a8a8", lw=0, label=name))
   figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=SMALL)
   said = (
     "Above the line: doses that match prompts, a mark a replicate with its 95 % interval (by norm "
-    "it is set, not estimated); hollow ones are of the opposite persona."
+    "it is set, not estimated)"
+    + ("; hollow ones are of the opposite persona." if opposites else ".")
   )
   if curves["degenerate"].isna().all():
     said += " No answers were generated over the dose, so that none is known to be degenerate."

@@ -196,14 +196,15 @@ def draw_grid(
         if centre:
           row, title, url = base.loc[own], arm_look(own).name, rows_anchor(own, "")
         elif name is None or name not in mine.index:
-          _empty(axes, x, y, "no persona" if name is None else f"{name}\nn/m")
+          text = "no persona" if name is None else f"{name}\nn/m"
+          _empty(axes, x, y, text, hatched=name is None)
           continue
         else:
           row, title, url = mine.loc[name], name, rows_anchor(arm, name)
         rate, low, high = (float(row[c]) for c in ("rate", "low", "high"))
         effect = 0.0 if centre else float(row["effect"])
         if np.isnan(rate) or np.isnan(effect):
-          _empty(axes, x, y, f"{title}\nn/m")
+          _empty(axes, x, y, f"{title}\nn/m", hatched=False)
           continue
         fill = colours(scale(effect))
         box = Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="white", lw=2)
@@ -250,14 +251,14 @@ def _cells(
   return found
 
 
-def _empty(axes: Axes, x: int, y: int, text: str) -> None:
-  axes.add_patch(
-    Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bdbdbd", hatch="//", lw=0)
-  )
-  axes.text(
-    x, y, text, ha="center", va="center", fontsize=SMALL,
-    bbox={"facecolor": "#f4f4f4", "edgecolor": "none", "pad": 2},
+def _empty(axes: Axes, x: int, y: int, text: str, *, hatched: bool) -> None:
+  box = Rectangle(
+    (x - 0.5, y - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bdbdbd", lw=0,
+    hatch="//" if hatched else None,
   )  # fmt: skip
+  axes.add_patch(box)
+  behind = {"facecolor": "#f4f4f4", "edgecolor": "none", "pad": 2}
+  axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, bbox=behind)
 
 
 def _edges(axes: Axes, traits: tuple[str, str]) -> None:

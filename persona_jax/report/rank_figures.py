@@ -117,7 +117,7 @@ def _slopes(
         marker=arm_look(arm).marker, ms=6,
       )  # fmt: skip
       point.set_url("#" + rows_anchor(arm, name))
-      place, gap = float(places[side][name]), 0.05
+      place, gap = float(places[side][name]), 0.07
       if (ranks[side] == ends[side]).sum() > 1:
         gap = 0.17
         axes.plot((side, side + 0.14 * away), (ends[side], place), color=GREY, lw=0.8, zorder=1)
