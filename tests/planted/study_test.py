@@ -317,7 +317,7 @@ def test_slopes_over_directions_are_those_of_the_law_by_either_outcome(w1: Study
   table = w1.found.geometry.regressions
   assert list(dict.fromkeys(table["outcome"])) == ["log_odds", "p_bypass"]
   by_outcome = table.set_index(["outcome", "predictor"])
-  points = w1.found.geometry.points().set_index(["kind", "outcome"])
+  points = w1.found.geometry.points.set_index(["kind", "outcome"])
   for outcome, sign in (("log_odds", 1), ("p_bypass", -1)):
     row = by_outcome.loc[outcome, "cos_euclidean"]
     slope, intercept = np.polyfit(x_R, truth[outcome], 1)
@@ -341,7 +341,7 @@ def test_a_left_out_contrast_is_in_no_census_and_no_regression(noisy: Study) -> 
   whole = run.found.geometry.census
   assert set(found.census.names) == set(whole.names) - {"C"}
   assert set(found.regressions["directions"]) == {len(found.census.names)}
-  left = set(found.points().query("kind == 'persona'")["direction"])
+  left = set(found.points.query("kind == 'persona'")["direction"])
   assert left == {"P1", "P5", "P7", "P9"}  # of either sign, and no sum with C
   assert found.predicted.empty
   # A direction that is tested is what it was.
@@ -355,7 +355,7 @@ def test_a_left_out_contrast_is_in_no_census_and_no_regression(noisy: Study) -> 
   assert p.loc[["P1", "P2"]].notna().all() and p.loc[["P3", "P4", "P12"]].isna().all()
   nothing = examine(*stages, leave_out={"not elicited": list(run.extracted.contrasts)})
   assert nothing.traits.empty and nothing.predicted.empty
-  assert set(nothing.points()["kind"]) == {"R-cov", "PC"}
+  assert set(nothing.points["kind"]) == {"R-cov", "PC"}
   with pytest.raises(ValueError, match=r"leave_out=\['X\+'\]: the contrasts are"):
     examine(*stages, leave_out={"": ["X+"]})
 

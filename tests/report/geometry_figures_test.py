@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from persona_jax.report.geometry_figures import draw_alignment, draw_census, draw_spread, save
+from persona_jax.report.look import CLOUD
+from tests.report.axes_reading import overlapping
 
 BLOCKS = range(6)
 NAMES = [f"P{n}" for n in range(1, 18)]
@@ -100,9 +102,59 @@ def test_sixteen_directions_look_unlike_each_other(alignment: pd.DataFrame) -> N
   assert len({(line.get_color(), line.get_linestyle()) for line in named}) == 16
 
 
-@pytest.mark.parametrize("names", [[], NAMES, ["P1", "P99"]], ids=["none", "17", "unknown"])
+def test_of_more_than_sixteen_those_furthest_from_0_have_names_and_the_others_are_grey(
+  alignment: pd.DataFrame,
+) -> None:
+  figure = draw_alignment(alignment, NAMES, steered=3)
+  at = alignment[alignment["block"] == 3].set_index("direction")["cos"].abs()
+  nearest = at.loc[NAMES].idxmin()
+  for axes in figure.axes:
+    assert list(_lines(axes)) == [name for name in NAMES if name != nearest]
+    assert {text.get_text() for text in axes.texts} == set(NAMES) - {nearest}
+    (grey,) = [line for line in axes.get_lines() if line.get_color() == CLOUD]
+    assert len(grey.get_xdata()) == len(BLOCKS)
+  note = " ".join(figure.get_supxlabel().split())
+  assert "the 16 directions furthest from 0 at block 3; the other 1 are thin grey lines" in note
+
+
+def test_names_stand_behind_the_ends_of_their_curves_in_order(alignment: pd.DataFrame) -> None:
+  figure = draw_alignment(alignment, NAMES[:16], labels={"P2": "P2  O-"})
+  assert not overlapping(figure)
+  last = alignment[alignment["block"] == 5].set_index("direction")
+  for axes, value in zip(figure.axes, ("cos", "coupling"), strict=True):
+    texts = sorted(axes.texts, key=lambda text: text.get_position()[1])
+    order = [text.get_text().split()[0] for text in texts]
+    assert order == list(last.loc[NAMES[:16], value].sort_values().index)
+    assert "P2  O−" in [text.get_text() for text in texts]
+    named = [line for line in axes.get_lines() if str(line.get_label()).startswith("P")]
+    colours = {str(line.get_label()): line.get_color() for line in named}
+    assert all(text.get_color() == colours[text.get_text().split()[0]] for text in texts)
+
+
+def test_intervals_of_cosines_are_euclidean_and_without_a_usable_one_a_cosine_is_a_cross(
+  alignment: pd.DataFrame,
+) -> None:
+  rows = alignment[["direction", "block", "cos"]].assign(metric="euclidean")
+  rows["low"], rows["high"] = rows["cos"] * 0.9 - 0.05, rows["cos"] * 0.9 + 0.05
+  rows.loc[(rows["direction"] == "P4") & (rows["block"] == 0), "high"] = 5967.5
+  rows.loc[(rows["direction"] == "P4") & (rows["block"] == 2), ["low", "high"]] = np.nan
+  others = rows.assign(metric="whitened", low=-1.0, high=1.0)
+  top, _ = draw_alignment(
+    alignment, ["P4"], cosines=pd.concat([rows, others], ignore_index=True)
+  ).axes
+  mine = rows[rows["direction"] == "P4"].set_index("block")
+  (crosses,) = [line for line in top.get_lines() if line.get_marker() == "x"]
+  np.testing.assert_allclose(crosses.get_xydata(), [(b, mine.loc[b, "cos"]) for b in (0, 2)])
+  vertices = np.concatenate([path.vertices for path in top.collections[1].get_paths()])
+  for block in (1, 3, 4, 5):
+    edges = vertices[np.isclose(vertices[:, 0], block), 1]
+    assert (edges.min(), edges.max()) == pytest.approx(tuple(mine.loc[block, ["low", "high"]]))
+  assert not np.isin(vertices[:, 0], (0, 2)).any()
+
+
+@pytest.mark.parametrize("names", [[], ["P1", "P99"]], ids=["none", "unknown"])
 def test_names_that_cannot_be_drawn_are_an_error(alignment: pd.DataFrame, names: list[str]) -> None:
-  with pytest.raises(ValueError, match="give 1 to 16 that are in the table"):
+  with pytest.raises(ValueError, match="give 1 or more that are in the table"):
     draw_alignment(alignment, names)
 
 

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from configs.persona_non_grata import get_config
 from persona_jax.geometry.census import Census
+from persona_jax.geometry.gradients import Gradients
+from persona_jax.geometry.metrics import EUCLIDEAN
+from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import effects
+from tests.planted.study import MODEL_FIELDS
 
 BLOCK, KAPPA = 1, 0.2
 ANGLES = {"P1": 0.2, "P3": 1.2, "P5": 2.0, "P12": 0.7, "P11": 0.7 + np.pi}
@@ -62,13 +67,31 @@ def test_a_composite_without_enough_poles_has_an_effect_and_a_reason() -> None:
   assert effects.predicted((), OWN, ["P12"], R).empty
 
 
-def test_points_are_of_either_outcome_and_sign() -> None:
-  table = effects.points(taken(["P1", "P3"], 1.0, 0.0))
-  assert list(table.columns) == ["direction", "kind", "outcome", "delta", "block", "coef"]
+def test_points_have_intervals_and_the_predictors_of_the_direction_that_was_added() -> None:
+  settings = product.Settings.of(
+    {k: v for k, v in get_config().to_dict().items() if k not in MODEL_FIELDS} | {"draws": 400}
+  )
+  slope_PLD = np.zeros((2, 2, 3), np.float32)
+  slope_PLD[:, BLOCK] = [[2.0, 0.0, 5.0], [4.0, 0.0, 5.0]]  # along R, and where nothing lies
+  zeros = np.zeros((1, 2, 3))
+  slopes = Gradients(
+    (0, 1), (1,), OWN[0].site, slope_PLD, zeros, np.zeros(2), np.zeros((1, 2)), R.hash
+  )
+  people = taken(["P1", "P3"], 1.0, 0.0)
+  table = effects.points(settings, people, R, [EUCLIDEAN], slopes, ["a", "b"])
+  assert list(table.columns) == [
+    "direction", "kind", "outcome", "delta", "low", "high", "block", "coef", "cos_euclidean",
+    "coupling",
+  ]  # fmt: skip
   assert len(table) == 8
   mine = table[(table["direction"] == "P1") & (table["outcome"] == "log_odds")]
   assert mine["coef"].tolist() == [KAPPA, -KAPPA]
   np.testing.assert_allclose(mine["delta"], [np.cos(0.2), -np.cos(0.2)], atol=1e-6)
+  # Two prompts at ± 0.1 of the mean: draws of two are one of them, both, or the other.
+  np.testing.assert_allclose(mine["low"], mine["delta"] - 0.1, atol=1e-6)
+  np.testing.assert_allclose(mine["high"], mine["delta"] + 0.1, atol=1e-6)
+  np.testing.assert_allclose(mine["cos_euclidean"], [np.cos(0.2), -np.cos(0.2)], atol=1e-6)
+  np.testing.assert_allclose(mine["coupling"], [3 * np.cos(0.2), -3 * np.cos(0.2)], atol=1e-6)
 
 
 def test_of_directions_that_are_one_or_opposite_the_first_is_kept() -> None:

@@ -28,6 +28,7 @@ from persona_jax.studies.persona_non_grata.hypotheses import (
   judge,
 )
 from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.mediation_table import mediation_table
 from persona_jax.studies.persona_non_grata.refusal import Refusal
 from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.side_effects import side_effects
@@ -51,9 +52,9 @@ class Findings:
       the exploratory table), subject, text. Empty where a gate blocks.
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, rates_confirm and
       inversions_confirm (empty where that split is not open), side_effects, alignment_tests,
-      composites, refusal, trait_cosines, specifications, controls, doses, baselines, odds,
-      control_rates, dose_curves, missing, matches, quality, kept, expression, setup, families (of
-      exploratory p), geometry_….
+      composites, refusal, trait_cosines, specifications, controls, mediation, doses, baselines,
+      odds, control_rates, dose_curves, missing, matches, quality, kept, expression, setup, families
+      (of exploratory p), geometry_….
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -197,6 +198,7 @@ def analyse(
       "trait_cosines": descriptions.trait_cosines(extracted),
       "specifications": curve,
       "controls": control_tables.control_table(table, settings),
+      "mediation": mediation_table(table, settings),
       "doses": control_tables.dose_table(table, settings),
       "baselines": control_tables.baseline_table(table, settings),
       "odds": control_tables.odds_table(table, settings, [p.name for p in material.personas]),

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from persona_jax import stats
 from persona_jax.directions.direction import Direction
 from persona_jax.engine.model import Model
 from persona_jax.geometry.census import OUTCOMES, Census, census, predictors
@@ -78,28 +80,57 @@ def census_of_personas(
   )
 
 
-def points(taken: Sequence[Census]) -> pd.DataFrame:
-  """Return a row an outcome, census and direction: direction, kind, outcome, delta, block, coef.
+def points(
+  settings: Settings,
+  taken: Sequence[Census],
+  r: Direction,
+  metrics: Sequence[Metric],
+  slopes: Gradients,
+  clusters: Sequence[str],
+) -> pd.DataFrame:
+  """Return what every direction of some censuses does, beside what may predict it.
 
-  delta is the mean change over prompts; a coef below 0 is a dose of the opposite direction.
+  Returns:
+    A row an outcome, census and direction: direction, kind, outcome, delta (mean change over
+    prompts), low, high (95 % interval over clusters of prompts), block, coef (below 0: a dose of
+    the opposite direction), and the predictors of `regressions`, of the direction that was added:
+    cos_<metric>, coupling.
   """
-  return pd.concat(
-    [
-      pd.DataFrame(
-        {
-          "direction": c.names,
-          "kind": c.kinds,
-          "outcome": outcome,
-          "delta": c.change(outcome).mean(axis=1),
-          "block": c.block,
-          "coef": c.coef,
-        }
+  parts = []
+  for outcome in OUTCOMES:
+    for c in taken:
+      # The opposite direction has the opposite cosine and derivative.
+      sign = 1.0 if c.coef > 0 else -1.0
+      known = predictors(c.directions, r, c.block, metrics=metrics, gradients=slopes)
+      parts.append(
+        pd.DataFrame(
+          {
+            "direction": c.names,
+            "kind": c.kinds,
+            "outcome": outcome,
+            **_mean_changes(settings, c.change(outcome), clusters),
+            "block": c.block,
+            "coef": c.coef,
+            **{name: sign * x_R for name, x_R in known.items()},
+          }
+        )
       )
-      for outcome in OUTCOMES
-      for c in taken
-    ],
-    ignore_index=True,
-  )
+  return pd.concat(parts, ignore_index=True)
+
+
+def _mean_changes(
+  settings: Settings, change_RN: NDArray[np.float64], clusters: Sequence[str]
+) -> dict[str, list[float]]:
+  """Return the mean over prompts of each direction with its interval, as controls have it."""
+  every = [
+    stats.mean(change_N, clusters, draws=settings.draws, seed=settings.seed)
+    for change_N in change_RN
+  ]
+  return {
+    "delta": [one.value for one in every],
+    "low": [one.low for one in every],
+    "high": [one.high for one in every],
+  }
 
 
 def regressions(

@@ -51,6 +51,7 @@ class Geometry:
       (`effects.regressions`).
     predicted: a row an outcome and composite: its effect, and what a line through the poles
       predicts (`effects.predicted`).
+    points: what every direction does by either outcome, personas among them (`effects.points`).
     notes: what could not be measured, and why.
   """
 
@@ -64,16 +65,13 @@ class Geometry:
   personas: tuple[Census, ...]
   regressions: pd.DataFrame
   predicted: pd.DataFrame
+  points: pd.DataFrame
   notes: tuple[str, ...] = ()
 
   def tables(self) -> dict[str, pd.DataFrame]:
     """Return all tables, by the names of their files."""
     found = {f"geometry_{name}": getattr(self, name) for name in _TABLES}
-    return found | {"geometry_census": self.points()}
-
-  def points(self) -> pd.DataFrame:
-    """Return what every direction does by either outcome, personas among them; `effects.points`."""
-    return effects.points([self.census, *self.personas])
+    return found | {"geometry_census": self.points}
 
 
 def independent(material: Material, extracted: Extracted) -> list[Direction]:
@@ -208,6 +206,7 @@ def examine(
     people,
     effects.regressions(settings, taken, r, null, metrics, slopes, clusters),
     effects.predicted(people, reliable, composites, r),
+    effects.points(settings, [taken, *people], r, metrics, slopes, clusters),
     notes,
   )
 

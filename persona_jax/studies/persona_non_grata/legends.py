@@ -49,6 +49,14 @@ LEGENDS = MappingProxyType(
       "kept_*": "share of the effect that v without refusal (perp), or that part alone (par), has",
       "restored_*": "share that a floor under refusal (r), or under a random direction, takes back",
     },
+    "mediation": {
+      "variant": "what is added: v the whole direction, v_perp_* without refusal, v_par_* that "
+      "part alone, floor v above a floor under refusal (r), or under a random direction",
+      "effect": "change of the exact probability of a bypass, against no edit on the same prompts",
+      **_INTERVAL,
+      "n": "prompts",
+      **_REASON,
+    },
     "doses": {
       "dose": "in median residual norms; the curves go to the same dose below 0",
       "odd, even": "part of the effect that turns with the sign of the dose, and that does not",
