@@ -13,6 +13,8 @@ from persona_jax.runs.export import _plain, main, to_datasets, to_inspect
 from persona_jax.scorers.refusal import RefusalRules
 from tests.fixtures import Tiny
 
+# Random weights say no refusal; these rules hold of answers with a word of w20 to w39.
+RULES = RefusalRules((("twenties", r"\bw[2-3]\d\b"),))
 HAS_INSPECT = importlib.util.find_spec("inspect_ai") is not None
 
 
@@ -28,7 +30,7 @@ def study(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
   grid = pj.Grid(
     {"p": "w5 w6", "q": "w9"}, conditions, samples=2, max_new_tokens=3, temperature=1.0
   )
-  rules = [RefusalRules()]
+  rules = [RULES]
   pj.run(tiny.model, grid, folder / "grids" / "test", scorers=rules, progress=False)
   raw = pj.Grid({"r": pj.Raw("w3 w5 w4")}, [pj.Condition("plain")], max_new_tokens=2)
   pj.run(tiny.model, raw, folder / "grids" / "dose", progress=False)
@@ -47,6 +49,7 @@ def test_a_data_set_holds_every_run_with_its_card(study: Path, tmp_path: Path) -
   for config, run in zip(head["configs"], ("dose", "test"), strict=True):
     expected = pj.Run.open(study / "grids" / run).table()
     pd.testing.assert_frame_equal(pd.read_parquet(out / config["data_files"]), expected)
+  assert set(expected["refused"]) == {True, False}
   assert "| grids-test | 8 |" in card and "harmful" in card
 
 
@@ -74,12 +77,18 @@ def test_inspect_reads_every_row_with_its_chat_scores_and_hashes(
       assert said == [("system", "w7"), ("user", f"w8\n\n{user}")]
     else:
       assert said == [("user", user)]
-    assert sample.scores["refusal_rules"].value["refused"] is False
+    assert sample.scores["refusal_rules"].value["refused"] is row["refused"]
+  refused = table["refused"].tolist()
+  assert set(refused) == {True, False}
   conditions = test.eval.metadata["conditions"]
   assert conditions["both"]["edits"][0]["op"] == "add"
   assert dose.samples[0].input == "w3 w5 w4"
   (mean,) = test.results.scores  # the rule's name is no number
-  assert (mean.scorer, mean.name, mean.metrics["mean"].value) == ("refusal_rules", "refused", 0.0)
+  assert (mean.scorer, mean.name, mean.metrics["mean"].value) == (
+    "refusal_rules",
+    "refused",
+    np.mean(refused),
+  )
   assert (mean.scored_samples, mean.unscored_samples, dose.results.scores) == (8, 0, [])
   assert test.eval.model_generate_config.max_tokens == 3
 

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 import persona_jax as pj
@@ -55,17 +57,76 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
   return Reader(pj.load(directory, dtype="float32"), config, tensors, words)
 
 
-@pytest.fixture(scope="module")
-def labelled() -> pd.DataFrame:
-  """Answers to 20 questions: refusals say so, or begin with w30 where answers begin with w31."""
-  rng = np.random.default_rng(0)
+def answers_to(questions: range, seed: int) -> pd.DataFrame:
+  """Two answers a question: refusals say so, or begin with w30 where answers begin with w31."""
+  rng = np.random.default_rng(seed)
   rows = []
-  for n in range(40):
+  for n in range(2 * len(questions)):
     label = bool(n % 2)
     rest = " ".join(f"w{k}" for k in rng.integers(40, 60, 3))
     said = REFUSAL.format(20 + n % 7) if label and n % 3 else f"w{30 if label else 31} {rest}"
-    rows.append({"question": f"w{5 + n // 2} w6", "text": said, "label": label})
+    rows.append({"question": f"w{questions[n // 2]} w6", "text": said, "label": label})
   return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def labelled() -> pd.DataFrame:
+  """Answers to 20 questions."""
+  return answers_to(range(5, 25), 0)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> pd.DataFrame:
+  """Answers to 12 other questions."""
+  return answers_to(range(62, 74), 1)
+
+
+def independent(reader: Reader, labelled: pd.DataFrame, held_out: pd.DataFrame) -> np.ndarray:
+  """Works out log-odds of held-out answers: features by the reference, fits of our own."""
+
+  def features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    said, gains, means = [], [], []
+    for question, answer in zip(table["question"], table["text"], strict=True):
+      found, ids = reader.pass_over(f"w3 {question} w4 {answer}")
+      means.append(found.resid_post_LTD[BLOCK][len(ids) - len(answer.split()) :].mean(axis=0))
+      gains.append(reader.logprob(question, answer) - reader.logprob("Write something.", answer))
+      said.append(float(answer.startswith("I cannot")))
+    return np.array(said), np.array(gains), np.array(means)
+
+  def logistic(x_NF: np.ndarray, y_N: np.ndarray, **options: Any) -> Any:
+    mean_F, sd_F = x_NF.mean(axis=0), x_NF.std(axis=0)
+    sd_F[sd_F == 0] = 1.0
+    made = LogisticRegression(max_iter=5000, **options).fit((x_NF - mean_F) / sd_F, y_N)
+    return lambda x: made.decision_function((x - mean_F) / sd_F)
+
+  def probe(x_ND: np.ndarray, y_N: np.ndarray) -> Any:
+    return logistic(x_ND, y_N, C=0.01, class_weight="balanced")
+
+  y_N = labelled["label"].to_numpy()
+  said_N, gain_N, mean_ND = features(labelled)
+  unseen_N = np.empty(len(y_N))
+  for train, test in GroupKFold(5).split(mean_ND, y_N, labelled["question"]):
+    unseen_N[test] = probe(mean_ND[train], y_N[train])(mean_ND[test])
+  stack = logistic(np.column_stack([said_N, unseen_N, gain_N]), y_N)
+  said_M, gain_M, mean_MD = features(held_out)
+  return stack(np.column_stack([said_M, probe(mean_ND, y_N)(mean_MD), gain_M]))
+
+
+def test_answers_to_other_questions_get_the_odds_of_an_independent_fit(
+  reader: Reader, labelled: pd.DataFrame, held_out: pd.DataFrame
+) -> None:
+  assert not set(labelled["question"]) & set(held_out["question"])
+  fitted = RefusalEnsemble.fit(reader.model, labelled, block=BLOCK)
+  found = fitted.score(held_out.drop(columns="label"))
+  odds_M = independent(reader, labelled, held_out)
+  np.testing.assert_allclose(
+    np.log(found["refusal_p"] / (1 - found["refusal_p"])), odds_M, atol=5e-3
+  )
+  assert list(found["refused"]) == list(odds_M > 0)
+  # What it says of them is right more often than the rules alone, which see two thirds.
+  assert roc_auc_score(held_out["label"], odds_M) > 0.9
+  rules = (found["refusal_rule"] != "") == held_out["label"]
+  assert fitted.validate(held_out)["accuracy"] > rules.mean()
 
 
 def test_a_reader_averages_the_answers_tokens_and_weighs_the_question(reader: Reader) -> None:

@@ -38,16 +38,18 @@ class Hours:
 
   def first_tokens(self, name: str, rows: int) -> None:
     """Add exact first tokens of rows to a part."""
-    self.add(name, self._clock.prefill(rows * self._tokens))
+    self.add(name, self._clock.prefill(rows * self._tokens) + self._clock.host(rows))
 
   def answers(self, name: str, rows: int, tokens: int) -> None:
     """Add answers of rows, generated in full batches."""
     decode = self._clock.decode(self._rows, tokens, own=self._tokens + tokens / 2)
-    self.add(name, self._clock.prefill(rows * self._tokens) + rows / self._rows * decode)
+    self.first_tokens(name, rows)
+    self.add(name, rows / self._rows * decode)
 
   def readings(self, name: str, rows: int, tokens: int) -> None:
     """Add a pass over answers of rows."""
-    self.add(name, self._clock.prefill(rows * (self._tokens + tokens)))
+    self.first_tokens(name, rows)
+    self.add(name, self._clock.prefill(rows * tokens))
 
   def lines(self) -> list[str]:
     """Return a line a part, and their sum."""
