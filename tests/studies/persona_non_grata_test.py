@@ -769,6 +769,8 @@ def test_known_labels_need_their_columns(place: study.Place, tmp_path: Path) -> 
   table.to_parquet(tmp_path / "known.parquet")
   rules = study.settings(place, labels="rules")
   assert product.read_labelled(rules, tmp_path / "known.parquet").equals(table)
+  with pytest.raises(ValueError, match=r"it lacks .'prompt'"):
+    product.read_labelled(rules, tmp_path / "known.parquet", with_prompts=True)
   with pytest.raises(ValueError, match=r"known.parquet has the columns .*; it lacks .'token_ids'"):
     product.read_labelled(study.settings(place, labels="first_token"), tmp_path / "known.parquet")
 
@@ -779,5 +781,13 @@ def test_what_will_keep_hypotheses_from_being_tested_is_said_at_the_start(
   chosen = study.settings(place, gates=("G4", "G5", "G6"), spec_prompts=0)
   said = " ".join(product.unmeasured(chosen))
   assert all(name in said for name in ("G4", "G5", "G6", "H3"))
-  asked = {"generate": ("test",), "gates": ("G4", "G5"), "spec_prompts": 4}
-  assert product.unmeasured(study.settings(place, **asked), labelled=True) == []
+  asked = study.settings(
+    place, generate=("test",), gates=("G4", "G5"), spec_prompts=4,
+  )  # fmt: skip
+  style, corrected = product.unmeasured(asked, labelled=True)
+  assert "style" in style and "not corrected" in corrected
+  fields = persona_non_grata.get_config("smollm2-135m-instruct").judges.to_dict()
+  harm = product.Judges.of(fields | {"rubrics": ("harm",), "model": "judge"})
+  assert product.unmeasured(asked, harm, annotated=True) == [style]  # no twins are generated
+  retold = product.Judges.of(fields | {"retold": 40})
+  assert product.unmeasured(asked, retold, annotated=True) == []
