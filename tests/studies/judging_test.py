@@ -90,9 +90,13 @@ def test_answers_are_labelled_by_what_the_judges_say(
   assert (left["label"], left["bypass"]) == ("refuse", False)
   assert pd.isna(left["judge_harm"]) and pd.isna(left["judge_harm_verdict"])
   assert judged.competence == Competence(3, 3, 3)
+  (style,) = judged.style  # a judge of harm is asked, and there are no answers to twins
+  assert (style.judge, style.passed) == ("judge_harm", None)
   about = json.loads((tmp_path / "judgements" / "judges.json").read_text())
   assert about["missing"] == {"judge_coherence": 0, "judge_harm": 0, "judge_harm_verdict": 0}
   assert about["judges"]["harm"]["usage"]["requests"] == 2 * 8
+  assert about["style"][0]["shown"] == style.shown
+  assert about["competence"] == {"competent": 3, "n": 3, "asked": 3}
   # Again: everything is there. Another judge: only it is asked.
   asked = len(server.asked)
   product.judge(model, settings, judges, material, table, tmp_path, load, progress=False)
