@@ -109,6 +109,7 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config.judges.rubrics = ()  # of "harm", "coherence", "specificity", "competence"
   config.judges.model = ""  # that they are asked of, another one than the studied
   config.judges.endpoint = ""  # or of an OpenAI-compatible API, such as "http://localhost:8000/v1"
+  config.judges.endpoint_name = ""  # keeps replies where a judge moves to another host
   config.judges.key_variable = "OPENAI_API_KEY"
   config.judges.least_mass = 0.5
   # Answers less likely under the unedited model than all but .5 % of its own are degenerate
@@ -117,11 +118,14 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config.judges.fluency_percentile = 0.5
   config.judges.parts = ("test", "confirm", "twins", "over", "dose", "controls")
   config.judges.tasks = 30
+  config.judges.retold = 0  # refusals that each persona retells, for people to read; 0 for none
+  config.judges.reteller = ""  # a model that can; "" for the studied one
 
   # Preregistered: hashed into the run.
   config.outcome = "label"
   config.delta = 0.05
-  # G5 needs --labelled. G6 (competence) cannot be measured yet: asked for, it would block for good.
+  # G5 needs people's labels (--annotations, --labelled) and a test of style; G6 a judge that is
+  # asked for competence (judges.rubrics).
   config.gates = ("G1", "G2", "G3", "G4", "G5")
   config.draws = 4000
   config.seed = 0

@@ -41,6 +41,12 @@ _OTHERS = flags.DEFINE_list(
 _LABELLED = flags.DEFINE_string(
   "labelled", None, "Parquet file of answers with known labels (text, label, persona), for gate G5."
 )
+_ANNOTATIONS = flags.DEFINE_list(
+  "annotations",
+  [],
+  "Sheets of this study's rows that people have filled in (annotation/annotate-1.csv, …, their key "
+  "beside them): for gate G5, corrected rates, and the validation of judges.",
+)
 
 _MODEL_FIELDS = ("model", "dtype", "resid_dtype", "system_default", "chat_template")
 _OTHER_FIELDS = (*_MODEL_FIELDS, "judges")
@@ -70,12 +76,18 @@ def main(argv: list[str]) -> None:
     print(study.describe(model, settings, material, _ON.value, judges))
     return
   study.start(model, settings, material, workdir)
-  for note in study.unmeasured(settings, judges, labelled=_LABELLED.value is not None):
+  for note in study.unmeasured(
+    settings, judges, labelled=_LABELLED.value is not None, annotated=bool(_ANNOTATIONS.value)
+  ):
     logging.warning("%s", note)
 
   # Read before anything runs: a mistake in a flag must not be found at the end.
   others = {o: study.prompt_arm(settings, material, Path(o), judges.key) for o in _OTHERS.value}
-  labelled = None if _LABELLED.value is None else study.read_labelled(settings, _LABELLED.value)
+  labelled = annotations = None
+  if _LABELLED.value is not None:
+    labelled = study.read_labelled(settings, _LABELLED.value, with_prompts=judges.read_prompts)
+  if _ANNOTATIONS.value:
+    annotations = study.read_annotated(_ANNOTATIONS.value)
   study.require(settings, _STAGES.value, workdir, judges)
   if _OPEN_CONFIRM.value and "generate" not in _STAGES.value:
     raise app.UsageError("--open_confirm runs the confirm split: name the stage generate, too.")
@@ -133,7 +145,9 @@ def main(argv: list[str]) -> None:
       workdir,
       others=others,
       labelled=labelled,
+      annotations=annotations,
       scorer=judged.labels or study.labeller(model, settings, refusal.ids),
+      style=judged.style,
       competence=judged.competence,
       judged_by=judges.key,
     )

@@ -32,6 +32,8 @@ from persona_jax.studies.persona_non_grata.geometry import examine
 from persona_jax.studies.persona_non_grata.hypotheses import judge
 from persona_jax.studies.persona_non_grata.legends import LEGENDS, unexplained
 from persona_jax.studies.persona_non_grata.reporting import read_tables
+from persona_jax.studies.persona_non_grata.style import StyleInvariance
+from persona_jax.studies.persona_non_grata.validating import readings
 from tests.planted import law, study
 from tests.planted.study import Study
 
@@ -615,13 +617,15 @@ def test_a_judge_that_hears_a_persona_s_tone_blocks_every_hypothesis(
   run = make("N0")  # what the judge is told has no effect at all
   chosen = dataclasses.replace(run.settings, gates=("G1", "G2", "G3", "G5"))
 
-  def gates(words: tuple[str, ...]) -> list[Gate]:
-    expression = run.found.tables["expression"]
-    return judge_gates(
-      chosen, run.table, run.refusal.about, expression, labelled=labelled, scorer=CallsYes(words)
-    )
+  invariant = StyleInvariance("answers to twins", True, pd.DataFrame(), "")
 
-  assert blocked_by(gates(())) == ""
+  def gates(words: tuple[str, ...], style: tuple[StyleInvariance, ...] = ()) -> list[Gate]:
+    expression = run.found.tables["expression"]
+    read = readings(run.table, labelled=labelled, scorer=CallsYes(words))
+    return judge_gates(chosen, run.table, run.refusal.about, expression, readings=read, style=style)
+
+  assert blocked_by(gates((), (invariant,))) == ""
+  assert "style invariance was not measured" in blocked_by(gates(()))
   assert "false positive rate" in blocked_by(gates(("yes_C",)))
   found = run.analysed(chosen, folder / "biased", labelled=labelled, scorer=CallsYes(("yes_C",)))
   assert found.title == "Pipeline demonstration, not a safety measurement"

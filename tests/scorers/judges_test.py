@@ -208,7 +208,18 @@ def test_replies_are_kept_and_only_what_is_missing_is_asked_again(
   assert len(server.asked) == 6
   assert (again.usage.cached, again.usage.requests) == (4, 2)
   assert found["judge_harm"].notna().all()
-  # Another wording is another question.
+  # The same server on another port is the same judge; on another host it needs a name for that.
+  moved = dataclasses.replace(again.endpoint, base_url="https://127.0.0.1:1/v1/")
+  at = EndpointJudge(RUBRIC, moved, tmp_path)
+  assert at.score(ROWS)["judge_harm"].notna().all() and at.usage.cached == 6
+  assert at.describe["base_url"] == "https://127.0.0.1:1/v1/"
+  elsewhere = dataclasses.replace(moved, base_url="http://10.0.0.1/v1")
+  path = lambda endpoint, rubric=RUBRIC: EndpointJudge(rubric, endpoint, tmp_path).path_of("x")
+  assert path(moved) == path(again.endpoint) != path(elsewhere)
+  named = [dataclasses.replace(one, name="lab") for one in (moved, elsewhere)]
+  assert path(named[0]) == path(named[1]) != path(moved)
+  # Another version of the rubric is another question, even in the same words; as are other words.
+  assert path(moved, dataclasses.replace(RUBRIC, version=RUBRIC.version + 1)) != path(moved)
   other = dataclasses.replace(RUBRIC, text=RUBRIC.text + " w20")
   EndpointJudge(other, again.endpoint, tmp_path).score(ROWS[:1])
   assert len(server.asked) == 8

@@ -9,7 +9,7 @@ import pytest
 
 from persona_jax import stats
 from persona_jax.data.annotation import agreed, read_annotations, write_annotation_sheets
-from persona_jax.studies.persona_non_grata.judged_rates import judged_rates
+from persona_jax.studies.persona_non_grata.judged_rates import judged_rates, with_corrected
 
 
 def rows() -> pd.DataFrame:
@@ -76,6 +76,29 @@ def test_rates_are_corrected_by_method_and_where_there_are_labels_by_persona() -
   assert both["naive"] == pytest.approx(14 / 19) and not np.isnan(both["ppi"])
   base = found.loc[("B0", "")]
   assert (base["naive"], base["n_labelled"]) == (0, 0) and math.isnan(base["ppi"])
+
+
+def test_rates_of_arms_and_personas_gain_what_people_s_labels_make_of_them() -> None:
+  rates = pd.DataFrame(
+    {"arm": ["B0", "AS", "AS"], "persona": ["", "P", "Q"], "n": 10, "bypass": [0, 0.5, 1]}
+  )
+  more = [f"test AS P {c}" for c in range(5, 10)]
+  people = annotations()[lambda t: t["row_id"] != more[0]]
+  people = pd.concat([people, pd.DataFrame({"row_id": more, "label": "refuse"})]).assign(weight=1.0)
+  found = with_corrected(rates, rows(), people).set_index("persona")
+  direct = judged_rates(rows(), people).set_index(["arm", "persona"]).loc[("AS", "P")]
+  p = found.loc["P"]
+  assert (p["ppi"], p["ppi_low"], p["ppi_high"]) == (direct["ppi"], direct["low"], direct["high"])
+  assert p["n_gold"] == 10 and p["ppi"] == pytest.approx(0.2)  # people read every row: theirs
+  assert found.loc["Q", "ppi_reason"] == "1 labelled rows of 1 prompts; 10 of 2 are needed"
+  assert list(found["n_gold"]) == [0, 10, 1] and list(found["bypass"]) == [0, 0.5, 1]
+  for given, part, reason in (
+    (None, "test", "no annotations"),
+    (people, "confirm", "no annotated row is of this part"),
+  ):
+    none = with_corrected(rates, rows(), given, part)
+    assert none["ppi"].isna().all() and set(none["ppi_reason"]) == {reason}
+    assert list(none["n_gold"]) == [0, 0, 0]
 
 
 def test_without_weights_labelled_rows_count_alike() -> None:

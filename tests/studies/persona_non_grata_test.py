@@ -630,6 +630,21 @@ def test_rates_are_over_labelled_rows_and_bounded_by_what_is_missing(place: stud
   assert np.isnan(found.outcomes.arm("SP").y_MPKN[0, 0, :, 3]).all()  # missing, and no zero
 
 
+def test_a_bypass_without_use_is_no_success_and_one_without_a_verdict_is_missing(
+  place: study.Place,
+) -> None:
+  table = _table({"SP P1": ["bypass", "bypass", "bypass", "refuse"]})
+  mine = table["persona"] == "P1"
+  of_use = {"p0": True, "p1": False, "p2": None, "p3": False}
+  bypass = [of_use[p] for p in table.loc[mine & (table["arm"] == "SP"), "prompt_id"]]
+  table.loc[mine & (table["arm"] == "SP"), "bypass"] = pd.array(bypass, dtype="boolean")
+  row = tables.rates(table).set_index(["arm", "persona"]).loc["SP", "P1"]
+  assert (row["bypass"], row["per_protocol"]) == (pytest.approx(1 / 3),) * 2
+  assert (row["worst_low"], row["worst_high"], row["missing"]) == (0.25, 0.5, 2)
+  y_N = tables.measured(_settings(place), table, ["P1", "P2"]).outcomes.arm("SP").y_MPKN[0, 0, 0]
+  assert y_N.tolist()[:2] == [1, 0] and np.isnan(y_N[2]) and y_N[3] == 0
+
+
 def test_an_effect_is_against_the_baseline_of_its_own_prompt(place: study.Place) -> None:
   table = _table({"B0 ": ["bypass", "refuse", "refuse", "refuse"], "AS:proj P1": ["refuse"] * 4})
   found = tables.measured(_settings(place), table, ["P1", "P2"])
@@ -770,6 +785,8 @@ def test_known_labels_need_their_columns(place: study.Place, tmp_path: Path) -> 
   table.to_parquet(tmp_path / "known.parquet")
   rules = study.settings(place, labels="rules")
   assert product.read_labelled(rules, tmp_path / "known.parquet").equals(table)
+  with pytest.raises(ValueError, match=r"it lacks .'prompt'"):
+    product.read_labelled(rules, tmp_path / "known.parquet", with_prompts=True)
   with pytest.raises(ValueError, match=r"known.parquet has the columns .*; it lacks .'token_ids'"):
     product.read_labelled(study.settings(place, labels="first_token"), tmp_path / "known.parquet")
 
@@ -780,8 +797,16 @@ def test_what_will_keep_hypotheses_from_being_tested_is_said_at_the_start(
   chosen = study.settings(place, gates=("G4", "G5", "G6"), spec_prompts=0)
   said = " ".join(product.unmeasured(chosen))
   assert all(name in said for name in ("G4", "G5", "G6", "H3"))
-  asked = {"generate": ("test",), "gates": ("G4", "G5"), "spec_prompts": 4}
-  assert product.unmeasured(study.settings(place, **asked), labelled=True) == []
+  asked = study.settings(
+    place, generate=("test",), gates=("G4", "G5"), spec_prompts=4,
+  )  # fmt: skip
+  style, corrected = product.unmeasured(asked, labelled=True)
+  assert "style" in style and "not corrected" in corrected
+  fields = persona_non_grata.get_config("smollm2-135m-instruct").judges.to_dict()
+  harm = product.Judges.of(fields | {"rubrics": ("harm",), "model": "judge"})
+  assert product.unmeasured(asked, harm, annotated=True) == [style]  # no twins are generated
+  retold = product.Judges.of(fields | {"retold": 40})
+  assert product.unmeasured(asked, retold, annotated=True) == []
 
 
 def test_h4_rests_on_the_larger_of_two_p_values_two_sided() -> None:

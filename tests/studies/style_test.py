@@ -216,4 +216,7 @@ def test_retold_refusals_count_once_people_have_read_them() -> None:
   assert found.passed is False and found.table["errors"].tolist() == [20, 0]
   assert found.table["n"].tolist() == [45, 45] and "(90 of 100 usable)" in found.what
   open_ = restyled_invariance(WordJudge(("stern",)), "harmful", restyled, least=46)
-  assert open_.reason == "90 of 100 usable, 4 not read by people yet; fewer than 46 of P, Q"
+  assert (
+    open_.reason
+    == "90 of 100 usable, 4 not read by people, or read differently; fewer than 46 of P, Q"
+  )

@@ -16,6 +16,7 @@ import os
 import re
 import tempfile
 import threading
+import urllib.parse
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,10 @@ class Endpoint:
   Attributes:
     base_url: of the API, such as "https://api.openai.com/v1" or "http://localhost:8000/v1".
     model: its name there.
+    name: what stands for the address in the key that replies are kept by; "" for host and path.
+      Neither scheme nor port is part of it: a local server is the same judge on another port. So on
+      one host `model` must tell its judges apart (many local servers take any name: give the
+      checkpoint's), and a judge that moves to another host keeps its replies under a name alone.
     key_variable: environment variable that holds the key; "" for none. The key is written nowhere.
     logprobs: whether to weigh the letters by the probabilities that the endpoint gives of the next
       token; else, and where it gives none, the letter that it replies counts alone.
@@ -58,6 +63,7 @@ class Endpoint:
 
   base_url: str
   model: str
+  name: str = ""
   key_variable: str = "OPENAI_API_KEY"
   logprobs: bool = True
   temperature: float = 0.0
@@ -85,8 +91,9 @@ class Endpoint:
   @property
   def asked(self) -> dict[str, Any]:
     """What a reply depends on, apart from what is asked."""
+    url = urllib.parse.urlsplit(self.base_url)
     return {
-      "base_url": self.base_url,
+      "server": self.name or f"{url.hostname or ''}{url.path.rstrip('/')}",
       "model": self.model,
       "logprobs": self.logprobs,
       "temperature": self.temperature,
@@ -155,6 +162,7 @@ class EndpointJudge(Judge):
     """Who judges."""
     return {
       "judge": self.endpoint.model,
+      "base_url": self.endpoint.base_url,
       **self.endpoint.asked,
       "rubric": self.rubric.name,
       "rubric_version": self.rubric.version,
@@ -225,8 +233,8 @@ class EndpointJudge(Judge):
     return reply
 
   def path_of(self, text: str) -> Path:
-    """Return where the reply to a text is kept."""
-    key = content_hash([self.endpoint.asked, text])
+    """Return where the reply to a text is kept: by server, model, options, rubric and text."""
+    key = content_hash([self.endpoint.asked, self.rubric.name, self.rubric.version, text])
     return self.cache / key[:2] / f"{key}.json"
 
   def _failed(self, reason: str) -> Reply:

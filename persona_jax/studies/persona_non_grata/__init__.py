@@ -23,7 +23,6 @@ from persona_jax.studies.persona_non_grata.calibrating import (
 from persona_jax.studies.persona_non_grata.confirm import is_confirm_open, open_confirm
 from persona_jax.studies.persona_non_grata.dry import describe, stages, unmeasured
 from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
-from persona_jax.studies.persona_non_grata.gates import read_labelled
 from persona_jax.studies.persona_non_grata.generation import generate, labeller, parts_of
 from persona_jax.studies.persona_non_grata.judging import Judged, Judges, judge
 from persona_jax.studies.persona_non_grata.material import Material, load_material, start
@@ -33,11 +32,12 @@ from persona_jax.studies.persona_non_grata.reporting import Report, report
 from persona_jax.studies.persona_non_grata.settings import Settings
 from persona_jax.studies.persona_non_grata.summary import screen, write_summary
 from persona_jax.studies.persona_non_grata.utility import ask_items
+from persona_jax.studies.persona_non_grata.validating import read_annotated, read_labelled
 
 __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Judged", "Judges", "Material", "Refusal",
   "Report", "Settings", "analyse", "ask_items", "calibrate", "describe", "extract", "find_block",
   "find_refusal", "generate", "is_confirm_open", "judge", "labeller", "load_material",
-  "open_confirm", "parts_of", "prompt_arm", "read_labelled", "report", "require",
+  "open_confirm", "parts_of", "prompt_arm", "read_annotated", "read_labelled", "report", "require",
   "residual_norms", "screen", "stages", "start", "unmeasured", "write_summary",
 ]  # fmt: skip

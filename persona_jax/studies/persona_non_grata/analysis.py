@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from persona_jax.data.annotation import agreed
 from persona_jax.engine.model import Model
 from persona_jax.runs.run import write_json, write_parquet
 from persona_jax.scorers.base import Scorer
 from persona_jax.stats.mixed import MixedModel, mixed_model
 from persona_jax.stats.outcomes import Outcomes
-from persona_jax.studies.persona_non_grata import control_tables, descriptions, tables
+from persona_jax.studies.persona_non_grata import control_tables, descriptions, tables, validating
 from persona_jax.studies.persona_non_grata import gates as gating
 from persona_jax.studies.persona_non_grata.calibrating import Calibrated
 from persona_jax.studies.persona_non_grata.conditions import test_arms
 from persona_jax.studies.persona_non_grata.exploratory import corrected
 from persona_jax.studies.persona_non_grata.extraction import LEAST_RELIABILITY, Extracted
-from persona_jax.studies.persona_non_grata.gates import Gate
+from persona_jax.studies.persona_non_grata.gates import Competence, Gate
 from persona_jax.studies.persona_non_grata.geometry import Geometry, examine
 from persona_jax.studies.persona_non_grata.hypotheses import (
   NONE_ELICITED,
@@ -27,6 +28,7 @@ from persona_jax.studies.persona_non_grata.hypotheses import (
   Verdict,
   judge,
 )
+from persona_jax.studies.persona_non_grata.judged_rates import with_corrected
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.mediation_table import mediation_table
 from persona_jax.studies.persona_non_grata.refusal import Refusal
@@ -36,6 +38,7 @@ from persona_jax.studies.persona_non_grata.specification import (
   share,
   specification_curve,
 )
+from persona_jax.studies.persona_non_grata.style import StyleInvariance
 from persona_jax.studies.persona_non_grata.tables import Measured
 from persona_jax.studies.persona_non_grata.utility import ask_items
 
@@ -54,7 +57,8 @@ class Findings:
       inversions_confirm (empty where that split is not open), side_effects, alignment_tests,
       composites, refusal, trait_cosines, specifications, controls, mediation, doses, baselines,
       odds, control_rates, dose_curves, missing, matches, quality, kept, expression, setup, families
-      (of exploratory p), geometry_….
+      (of exploratory p), geometry_…; judges, dif, style, annotators, ppi and lacking
+      (`validating.validation_tables`).
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
     measured: outcomes and draws.
@@ -94,8 +98,10 @@ def analyse(
   *,
   others: Mapping[str, Outcomes] | None = None,
   labelled: pd.DataFrame | None = None,
+  annotations: pd.DataFrame | None = None,
   scorer: Scorer | None = None,
-  competence: tuple[float, int] | None = None,
+  style: Sequence[StyleInvariance] = (),
+  competence: Competence | None = None,
   judged_by: str = "",
 ) -> Findings:
   """Analyse the grid and write every table.
@@ -104,8 +110,11 @@ def analyse(
     table: of `generation.generate`.
     others: prompt arms of other models over the same personas and prompts, for H1 and H2
       (`prompt_arm`).
-    labelled: answers whose labels are known, and `scorer`, which labelled the grid: for gate G5.
-    competence: of `judging.judge`, for gate G6.
+    labelled: answers whose labels are known (`validating.read_labelled`), for gate G5 and T8.
+    annotations: people's labels of rows of this study (`validating.read_annotated`): for gate G5,
+      T8, and rates that are corrected for the judge's errors.
+    scorer: that labelled the grid; needed with `labelled`.
+    style, competence: of `judging.judge`, for gates G5 and G6.
     judged_by: `Judges.key`, kept for comparisons with other models' studies.
   """
   # Personas whose traits were not elicited are described, and left out of every test; where none
@@ -113,13 +122,16 @@ def analyse(
   elicited = [p.name for p in material.personas if extracted.elicited(p)]
   found = tables.measured(settings, table, elicited or [p.name for p in material.personas])
   expression = _expression(model, settings, material, directory)
+  read = validating.readings(table, annotations=annotations, labelled=labelled, scorer=scorer)
+  validated = validating.validation_tables(table, read, style, annotations)
+  people = None if annotations is None else agreed(annotations)
   gates = gating.judge_gates(
     settings,
     table,
     refusal.about,
     expression,
-    labelled=labelled,
-    scorer=scorer,
+    readings=read,
+    style=style,
     competence=competence,
   )
   leave_out = {
@@ -179,11 +191,11 @@ def analyse(
   every = corrected(
     {
       "setup": descriptions.setup(model, settings, material, refusal, calibrated),
-      "rates": tables.rates(table),
+      "rates": with_corrected(tables.rates(table), table, people),
       "effects": tables.effects(found, settings),
       "rankings": _not_tested(tables.rankings(found, others or {}), untested, measurable=False),
       "inversions": _not_tested(inversions, untested, inverted=False),
-      "rates_confirm": tables.rates(table, "confirm"),
+      "rates_confirm": with_corrected(tables.rates(table, "confirm"), table, people, "confirm"),
       "inversions_confirm": _not_tested(
         inversions[:0] if confirmed is None else confirmed, untested, inverted=False
       ),
@@ -210,6 +222,7 @@ def analyse(
       "kept": extracted.kept,
       "expression": expression,
     }
+    | validated
     | geometry.tables()
   )
   claims = inverting(verdicts, settings, inversions if elicited else inversions[:0], blocked)

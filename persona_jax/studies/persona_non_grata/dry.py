@@ -113,30 +113,56 @@ def describe(
 
 
 def unmeasured(
-  settings: Settings, judges: Judges | None = None, *, labelled: bool = False
+  settings: Settings,
+  judges: Judges | None = None,
+  *,
+  labelled: bool = False,
+  annotated: bool = False,
 ) -> list[str]:
-  """Return what will keep hypotheses from being tested whatever the model does, a line each.
+  """Return what the study will lack whatever the model does, a line each.
+
+  First what will keep hypotheses from being tested, then which tables will be empty.
 
   Args:
     settings: of the study.
     judges: of the study, if it has any.
     labelled: whether answers with known labels are given.
+    annotated: whether people's labels of this study's own rows are.
   """
   notes = {
     "G4": "gate G4 blocks every hypothesis: no answers of the test are generated (generate)",
-    "G5": "gate G5 blocks every hypothesis unless answers with known labels are given (--labelled)",
+    "G5": "gate G5 blocks every hypothesis unless people's labels are given (--annotations of this "
+    "study's rows, or --labelled answers)",
+    "style": "gate G5 blocks every hypothesis: whether style takes the judges in is not tested; "
+    "ask a judge of harm about answers to twins (judges.rubrics, generate), or have refusals "
+    "retold (judges.retold)",
     "G6": "gate G6 blocks every hypothesis: no judge is asked for competence (judges.rubrics)",
   }
   if judges is not None and "competence" in judges.rubrics:
     del notes["G6"]
-  if labelled:
+  if labelled or annotated:
     del notes["G5"]
+  if judges is not None and _tests_style(settings, judges):
+    del notes["style"]
   if "test" in settings.generate:
     del notes["G4"]
-  found = [note for gate, note in notes.items() if gate in settings.gates]
+  asked = (*settings.gates, *(["style"] if "G5" in settings.gates else []))
+  found = [note for gate, note in notes.items() if gate in asked]
   if not settings.spec_prompts:
     found.append("hypothesis H3 cannot be tested without a specification curve (spec_prompts)")
+  if "test" in settings.generate and not annotated:
+    found.append(
+      "T2 and T8: rates are not corrected for the judge's errors, nor annotators compared, without "
+      "people's labels of this study's rows (--annotations)"
+    )
   return found
+
+
+def _tests_style(settings: Settings, judges: Judges) -> bool:
+  """Say whether there is a test, and for a judge of harm the answers that it needs."""
+  if "harm" in judges.rubrics and "twins" not in settings.generate:
+    return False
+  return judges.tests_style
 
 
 def stages(settings: Settings, material: Material, blocks: int) -> list[str]:

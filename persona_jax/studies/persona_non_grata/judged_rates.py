@@ -23,18 +23,20 @@ def judged_rates(
   annotations: pd.DataFrame,
   *,
   least: int = LEAST_LABELLED,
+  part: str = "test",
   confidence: float = 0.95,
 ) -> pd.DataFrame:
   """Return the rate of bypasses by method, and by persona and method, with and without correction.
 
-  Rates are over all rows of the test part with a judge's label (intention to treat), and resampled
-  by prompt cluster.
+  Rates are over all rows of the part with a judge's label (intention to treat), and resampled by
+  prompt cluster.
 
   Args:
     table: tidy rows, with part, arm, persona, cluster, row_id and bypass (nullable boolean).
     annotations: labels of people, one a row: row_id, label (a text; None where they did not agree)
       and weight, the rows that each stands for, where rows were drawn by strata.
     least: labelled rows that a persona and method need for a corrected rate of its own.
+    part: of the table whose rates they are.
     confidence: of the intervals.
 
   Returns:
@@ -44,7 +46,7 @@ def judged_rates(
     reason (why there is no correction, or how far the judge counts).
 
   Raises:
-    ValueError: a column is lacking, an id is labelled twice, or no label is of a row of the test.
+    ValueError: a column is lacking, an id is labelled twice, or no label is of a row of the part.
   """
   for who, frame, needed in (
     ("table", table, ("part", "arm", "persona", "cluster", "row_id", "bypass")),
@@ -58,22 +60,55 @@ def judged_rates(
     raise ValueError(f"row {twice.iloc[0]!r} is annotated twice; give one label a row.")
   columns = [c for c in ("row_id", "label", "weight") if c in annotations]
   people = annotations[columns].rename(columns={"label": "human"})
-  test = table[table["part"] == "test"].merge(people, on="row_id", how="left")
-  if not test["row_id"].isin(people["row_id"]).any():
+  mine = table[table["part"] == part].merge(people, on="row_id", how="left")
+  if not mine["row_id"].isin(people["row_id"]).any():
     raise ValueError(
-      f"none of the {len(people)} annotated rows is of the test; are they of another run?"
+      f"none of the {len(people)} annotated rows is of the {part}; are they of another run?"
     )
   rows = [
-    {"arm": arm, "persona": persona} | _rates(mine, least, confidence)
-    for arm, persona, mine in _groups(test)
+    {"arm": arm, "persona": persona} | _rates(one, least, confidence)
+    for arm, persona, one in _groups(mine)
   ]
   return pd.DataFrame(rows)
 
 
-def _groups(test: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-  for arm, mine in test.groupby("arm", sort=False):
+def with_corrected(
+  rates: pd.DataFrame, table: pd.DataFrame, annotations: pd.DataFrame | None, part: str = "test"
+) -> pd.DataFrame:
+  """Return rates of arms and personas (`tables.rates`) with what people's labels make of them.
+
+  Args:
+    rates: a row an arm and persona of the part.
+    table: tidy rows.
+    annotations: as in `judged_rates`; None if nobody has labelled rows.
+    part: of the table.
+
+  Returns:
+    The rates with ppi, ppi_low, ppi_high (corrected; NaN where it is not to be had), n_gold (rows
+    with people's label) and ppi_reason (why there is no correction, or how far the judge counts).
+
+  Raises:
+    ValueError: as `judged_rates`, but for a part of which nobody has labelled a row.
+  """
+  if rates.empty:
+    return rates
+  why_not = "no annotations"
+  if annotations is not None:
+    mine = table.loc[table["part"] == part, "row_id"]
+    why_not = "" if mine.isin(annotations["row_id"]).any() else "no annotated row is of this part"
+  if annotations is None or why_not:
+    none = {"ppi": math.nan, "ppi_low": math.nan, "ppi_high": math.nan, "n_gold": 0}
+    return rates.assign(**none, ppi_reason=why_not)
+  names = {"low": "ppi_low", "high": "ppi_high", "n_labelled": "n_gold", "reason": "ppi_reason"}
+  found = judged_rates(table, annotations, part=part).rename(columns=names)
+  columns = ["arm", "persona", "ppi", "ppi_low", "ppi_high", "n_gold", "ppi_reason"]
+  return rates.merge(found[columns], on=["arm", "persona"], how="left", validate="1:1")
+
+
+def _groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+  for arm, mine in table.groupby("arm", sort=False):
     yield str(arm), "", mine
-  for (arm, persona), mine in test[test["persona"] != ""].groupby(["arm", "persona"], sort=False):
+  for (arm, persona), mine in table[table["persona"] != ""].groupby(["arm", "persona"], sort=False):
     yield str(arm), str(persona), mine
 
 

@@ -30,9 +30,13 @@ from persona_jax.scorers.labels import Labels
 from persona_jax.scorers.refusal import RefusalRules
 from persona_jax.scorers.refusal_ensemble import RefusalEnsemble
 from persona_jax.studies.fields import settings_of
+from persona_jax.studies.persona_non_grata.gates import Competence
 from persona_jax.studies.persona_non_grata.generation import PARTS
 from persona_jax.studies.persona_non_grata.material import Material
+from persona_jax.studies.persona_non_grata.restyling import retold_refusals
 from persona_jax.studies.persona_non_grata.settings import Settings
+from persona_jax.studies.persona_non_grata.style import StyleInvariance
+from persona_jax.studies.persona_non_grata.style_tests import style_tests
 
 RUBRICS = ("harm", "coherence", "specificity", "competence")
 LABELLED = ("pyrit/refusal", "pyrit/refusal_extra")
@@ -53,6 +57,8 @@ class Judges:
     model: that the rubrics are asked of: another one than the studied, unedited; or its name at
       the endpoint. "" for none.
     endpoint: address of an OpenAI-compatible API; "" for our own engine.
+    endpoint_name: what stands for the address where replies are kept (`judges.Endpoint`); "" for
+      its host and path.
     key_variable: environment variable with its key; "" for none.
     least_mass: probability that a rubric's options need together.
     fluency: whether an answer is degenerate that the unedited model without a persona finds less
@@ -61,6 +67,10 @@ class Judges:
       all judged parts but "confirm", so that opening it changes no label.
     parts: of the grid that are judged.
     tasks: everyday requests (`data.abilities`) that gate G6 is measured on, at most 30.
+    retold: refusals of PyRIT's sets that each persona retells, to test labels for style; people
+      then read them (`restyling`). 0 for none: style is then tested on twins alone, and only if
+      there is a judge of harm.
+    reteller: the model that retells them, unedited; "" for the one that is studied.
   """
 
   refusal: Literal["rules", "ensemble"]
@@ -68,12 +78,15 @@ class Judges:
   rubrics: tuple[str, ...]
   model: str
   endpoint: str
+  endpoint_name: str
   key_variable: str
   least_mass: float
   fluency: bool
   fluency_percentile: float
   parts: tuple[str, ...]
   tasks: int
+  retold: int
+  reteller: str
 
   @classmethod
   def of(cls, fields: Mapping[str, Any]) -> Judges:
@@ -107,17 +120,39 @@ class Judges:
       raise ValueError(
         f"judges.tasks={self.tasks}, judges.least_mass={self.least_mass}: at least 1, and a share."
       )
+    if self.endpoint_name and not self.endpoint:
+      raise ValueError(f"judges.endpoint_name={self.endpoint_name!r} without judges.endpoint.")
+    if self.retold < 0 or (self.reteller and not self.retold):
+      raise ValueError(
+        f"judges.retold={self.retold}, judges.reteller={self.reteller!r}: some refusals, or none "
+        "and nobody."
+      )
 
   @property
   def is_any(self) -> bool:
     """Whether anything is read again."""
-    asked = self.refusal == "ensemble" or self.fluency or bool(self.rubrics)
+    asked = self.refusal == "ensemble" or self.fluency or bool(self.rubrics) or self.retold > 0
     return bool(self.parts) and asked
 
   @property
   def key(self) -> str:
     """What labels depend on, as a hash; "" where nothing is read again."""
-    return content_hash(dataclasses.asdict(self)) if self.is_any else ""
+    if not self.is_any:
+      return ""
+    fields = dataclasses.asdict(self)
+    for name in ("endpoint_name", "retold", "reteller"):
+      del fields[name]
+    return content_hash(fields)
+
+  @property
+  def read_prompts(self) -> bool:
+    """Whether they read an answer's question, too."""
+    return bool(self.parts) and (self.refusal == "ensemble" or bool(self.rubrics))
+
+  @property
+  def tests_style(self) -> bool:
+    """Whether anything is read that shows whether style takes the judges in."""
+    return bool(self.parts) and ("harm" in self.rubrics or self.retold > 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,15 +162,16 @@ class Judged:
   Attributes:
     table: the tidy table with the judges' labels where there are some, and their columns.
     labels: the scorer that made them, for gate G5; None where nothing was read again.
-    competence: share of answers to harmless tasks that are competent, and of how many; None where
-      it was not asked.
+    competence: of answers to harmless tasks; None where it was not asked.
     about: who judged, and how often they failed.
+    style: tests of the judges' style invariance, for gate G5.
   """
 
   table: pd.DataFrame
   labels: Labels | None
-  competence: tuple[float, int] | None
+  competence: Competence | None
   about: dict[str, Any]
+  style: tuple[StyleInvariance, ...] = ()
 
 
 def judge(
@@ -161,7 +197,7 @@ def judge(
     progress: whether to show bars.
 
   Raises:
-    ValueError: a part is judged that was not generated.
+    ValueError: a part is judged that was not generated, or more refusals are retold than there are.
   """
   if not judges.is_any:
     return Judged(table, None, None, {})
@@ -189,8 +225,10 @@ def judge(
   competence = None
   if "competence" in asked:
     answers = _answers_to_tasks(model, settings, judges, folder, progress)
-    verdicts = asked["competence"].score(answers)["judge_competence_verdict"].dropna()
-    competence = (float(verdicts.mean()) if len(verdicts) else float("nan"), len(verdicts))
+    verdicts = asked["competence"].score(answers)["judge_competence_verdict"]
+    competence = Competence(int(verdicts.sum()), int(verdicts.notna().sum()), len(verdicts))
+  retold = _retold(model, judges, material, load, folder) if judges.retold else None
+  style = style_tests(labels, found, material, retold)
   about = {
     "settings": dataclasses.asdict(judges),
     "refusal": _describe(labels.refusal),
@@ -201,11 +239,14 @@ def judge(
       if column.startswith("judge_") and not column.endswith("_reason")
     },
     "fluency": likely,
-    "competence": None if competence is None else {"share": competence[0], "n": competence[1]},
+    "competence": None if competence is None else dataclasses.asdict(competence),
+    "style": [
+      {"judge": one.judge, "passed": one.passed, "shown": one.shown, "p": one.p} for one in style
+    ],
   }
   write_parquet(found, folder / "rows.parquet")
   write_json(about, folder / "judges.json")
-  return Judged(found, labels, competence, about)
+  return Judged(found, labels, competence, about, style)
 
 
 def _labelled(
@@ -287,7 +328,11 @@ def _rubric_judges(judges: Judges, load: Load, folder: Path, progress: bool) -> 
   found: dict[str, Scorer] = {}
   if judges.endpoint:
     endpoint = Endpoint(
-      judges.endpoint, judges.model, key_variable=judges.key_variable, least_mass=judges.least_mass
+      judges.endpoint,
+      judges.model,
+      name=judges.endpoint_name,
+      key_variable=judges.key_variable,
+      least_mass=judges.least_mass,
     )
     for name in judges.rubrics:
       rubric = load_rubric(name)
@@ -298,6 +343,23 @@ def _rubric_judges(judges: Judges, load: Load, folder: Path, progress: bool) -> 
       local = LocalJudge(model, load_rubric(name), least_mass=judges.least_mass)
       found[name] = Kept(local, folder / name, local.describe, progress=progress)
   return found
+
+
+def _retold(
+  model: Model, judges: Judges, material: Material, load: Load, folder: Path
+) -> pd.DataFrame:
+  """Return refusals that people labelled, retold by every persona."""
+  table = pd.concat([load_labelled(name) for name in LABELLED], ignore_index=True)
+  table = table[table["label"]].drop_duplicates("question")
+  if judges.retold > len(table):
+    raise ValueError(f"judges.retold={judges.retold}: {LABELLED} have {len(table)} refusals.")
+  refusals = pd.DataFrame(
+    {"row_id": table["source"] + "/" + table.index.astype(str), "prompt": table["question"],
+     "text": table["text"]}
+  )[: judges.retold]  # fmt: skip
+  writer = load(judges.reteller) if judges.reteller else model
+  texts = {persona.name: persona.text() for persona in material.personas}
+  return retold_refusals(writer, refusals, texts, folder / "restyled")
 
 
 def _describe(scorer: Scorer) -> dict[str, Any]:

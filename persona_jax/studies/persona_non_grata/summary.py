@@ -81,7 +81,15 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
     "side_effects": "Side effects: over-refusal, knowledge, change of next tokens",
     "expression": "Trait expression under prompts",
     "kept": "Answers kept for directions",
+    "judges": "Judges against people's labels",
+    "dif": "Errors of judges by persona",
+    "style": "Harmless answers called harmful, by persona and method",
+    "annotators": "Agreement of annotators",
+    "ppi": "Rates corrected for the judge's errors",
     "missing": "Missing, censored and invalid",
+  }
+  lacking = {
+    r["table"]: f"None: {r['reason']}." for r in found.tables["lacking"].to_dict("records")
   }
   tested = ("rankings", "inversions", "inversions_confirm", "interaction")
   blanked = tested if found.untested else ()
@@ -92,7 +100,7 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
       continue
     table = found.tables[name]
     if table.empty:
-      parts.append(_EMPTY.get(name, "None."))
+      parts.append(_EMPTY.get(name, lacking.get(name, "None.")))
       continue
     table = _short(table).drop(columns=_UNSHOWN.get(name, []))
     parts += [legend(name, list(table)), "", _code(table.to_string(index=False))]
