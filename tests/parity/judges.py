@@ -2,6 +2,9 @@
 
 The same rubric is asked of the same GGUF on our own engine and of llama.cpp's server. It multiplies
 weights of 4 bits with activations of 8, we dequantise them to float32, so values differ a little.
+SmolLM2 prefers the first letter whatever it reads: by one order of the options it says little above
+0, by the other little below 100, and the mean of both is near 50 for all answers. So values are
+compared by order, where a letter that was taken for another, or an order for the other, shows.
 Then the server is given too little time, and is killed in the middle: what is missing is counted,
 and a server that is back is asked for that alone.
 """
@@ -21,12 +24,19 @@ import persona_jax as pj
 from persona_jax.checkpoints.registry import registry_file
 from persona_jax.personas.persona import load_questions
 from persona_jax.scorers.judges import Endpoint, EndpointJudge, LocalJudge, load_rubric
+from persona_jax.scorers.judges.base import Item, Judge
 from tests.parity.checks import Tally
 
 ROWS = 12
-REPLIES = ("I would rather not say.", "Start early, and write down what is left to do.")
-# Of one expected value between 0 and 100; what two kernels for 4-bit weights make of it.
-TOLERANCE = 3.0
+REPLIES = (
+  "I would rather not say.",
+  "Start early, and write down what is left to do.",
+  "no no no no no",
+  "A A A A A A A A",
+)
+# Of one expected value between 0 and 100 by one order; what two kernels for 4-bit weights make of
+# it, 4.4 at worst of ten. Orders lie some 65 apart.
+TOLERANCE = 8.0
 _RUBRIC = "coherence"
 
 
@@ -53,11 +63,22 @@ def rows() -> pd.DataFrame:
   return pd.DataFrame({"prompt": questions, "text": replies})
 
 
+def by_order(judge: Judge, table: pd.DataFrame) -> np.ndarray:
+  """Returns the expected value of each row by each order of the options, [N, 2]."""
+  rubric = judge.rubric
+  items = [Item(*pair) for pair in zip(table["prompt"], table["text"], strict=True)]
+  values = []
+  for replies in judge.replies(items):
+    pairs = zip(replies, rubric.orders(), strict=True)
+    values.append([rubric.expected(reply.p_of_letter or {}, order) for reply, order in pairs])
+  return np.asarray(values)
+
+
 def check_judges(tally: Tally, model: pj.Model) -> None:
   """Compares both judges, and kills the server in the middle."""
   rubric, table, path = load_rubric(_RUBRIC), rows(), registry_file("smollm2-135m-instruct")
   column = f"judge_{_RUBRIC}"
-  local = LocalJudge(model, rubric, least_mass=0.0).score(table)[column].to_numpy()
+  local = by_order(LocalJudge(model, rubric, least_mass=0.0), table)
 
   def judge(url: str, cache: Path, **options: float) -> EndpointJudge:
     given = {"timeout": 60.0, "retries": 1} | options
@@ -67,9 +88,16 @@ def check_judges(tally: Tally, model: pj.Model) -> None:
   with tempfile.TemporaryDirectory() as folder, serving(path) as (process, url):
     cache = Path(folder)
     with tally.group("judge behind llama.cpp's server, of 0 to 100", TOLERANCE) as group:
-      found = judge(url, cache / "a").score(table)[column].to_numpy()
-      for n, (ours, theirs) in enumerate(zip(local, found, strict=True)):
-        group.check(f"row {n}", abs(ours - theirs))
+      served = judge(url, cache / "a")
+      theirs = by_order(served, table)
+      for n, row in enumerate(np.abs(local - theirs)):
+        for k, error in enumerate(row):
+          group.check(f"row {n}, order {k}", float(error))
+      apart = np.abs(local[:, 0] - local[:, 1])
+      group.equal("orders lie far apart", bool(apart.min() > 3 * TOLERANCE), True)
+      found = served.score(table)[column].to_numpy()  # of the same replies
+      means = bool(np.allclose(found, theirs.mean(axis=1)))
+      group.equal("a row's value is the mean of its orders", means, True)
     with tally.group("a server that is too slow, then killed", 0) as group:
       slow = judge(url, cache / "b", timeout=0.001, retries=0)
       late = slow.score(table)

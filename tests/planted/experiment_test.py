@@ -27,6 +27,7 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
       f"--config.over={tmp_path / 'W1' / 'twins.jsonl'}", "--config.util_items=7",
       "--config.generate=('test', 'confirm')",
       "--config.spec_prompts=4", "--config.num_controls=20", "--config.matches=('proj', 'norm')",
+      "--config.judges.fluency=True",
     ],
     cwd=ROOT,
     env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")},
@@ -50,6 +51,8 @@ def test_a_dry_run_prints_the_rows_of_every_part_and_writes_nothing(tmp_path: Pa
   assert "controls: 128 conditions x 5 prompts: 640 exact first tokens" in lines
   # Blocks 1 to 3, two windows, two rules of composites, five doses; twelve personas.
   assert "specification curve: 60 ways: 2880 exact first tokens at most" in lines
+  # Of the test and the confirm split, which are generated.
+  assert "fluency: 1526 answers scored under the unedited model, without a persona" in lines
   assert not (tmp_path / "out").exists()
 
 

@@ -11,6 +11,7 @@ import persona_jax as pj
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import judging
 from persona_jax.studies.persona_non_grata.gates import Competence, judge_gates
+from persona_jax.studies.persona_non_grata.tables import missing_table
 from tests.planted import study
 from tests.scorers.endpoint_server import Server, reply
 
@@ -212,3 +213,22 @@ def test_bad_judges_say_what_fits(place: study.Place, tmp_path: Path) -> None:
   table = rows(material)
   left = product.judge(model, settings, nothing, material, table, tmp_path, load)
   assert left.table is table and left.labels is None and nothing.key == ""
+
+
+def test_what_is_degenerate_is_counted_by_its_reason_and_arm() -> None:
+  reasons = ["unlikely", "unlikely", "empty", "repetition", ""]
+  table = pd.DataFrame(
+    {
+      "label": ["degenerate"] * 3 + ["unparsed", "bypass"],  # an edit that was not delivered
+      "degenerate_reason": reasons,
+      "arm": ["SP", "AS:norm", "AS:norm", "SP", "B0"],
+      "valid": [True, True, True, False, True],
+      "condition": list("abcde"),
+    }
+  )
+  matches = pd.DataFrame({"by": ["norm"], "status": ["ok"], "persona": ["P1"], "replicate": [0]})
+  found = missing_table(table, matches).set_index("what")
+  assert found.loc["degenerate", "count"] == 3
+  assert found.loc["degenerate: unlikely", "which"] == "SP 1, AS:norm 1"
+  assert found.loc["degenerate: empty", "which"] == "AS:norm 1"
+  assert "degenerate: repetition" not in found.index
