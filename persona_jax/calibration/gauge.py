@@ -206,10 +206,16 @@ class Gauge:
     blocks_K = sorted(set(blocks))
     own_K = [blocks_K.index(b) for b in blocks]
     unique = {d.hash: d for d in directions}
-    plain = [Condition("none")] * len(unique)
-    z_RNK = self.answers.projections(plain, list(unique.values()), blocks_K)
+    # The unedited model in the same pass: its rows are alike and run once.
+    z_RNK, z_CNK = np.split(
+      self.answers.projections(
+        [*[Condition("none")] * len(unique), *conditions],
+        [*unique.values(), *directions],
+        blocks_K,
+      ),
+      [len(unique)],
+    )
     by_hash = dict(zip(unique, z_RNK, strict=True))
-    z_CNK = self.answers.projections(conditions, directions, blocks_K)
     return (z_CNK - np.stack([by_hash[d.hash] for d in directions]))[..., own_K]
 
   def _gains(self, pairs: Sequence[Pair], conditions: Sequence[Condition]) -> list[Parts]:
