@@ -375,11 +375,9 @@ def _measured(
   told: Callable[[int], None],
 ) -> dict[str, list[Parts]]:
   """Measure conditions on every scale that there is, "proj" at both blocks."""
-  out: dict[str, list[Parts]] = {}
-  for name in gauge.scales:
-    if name == "proj":
-      out["proj"], out[_HERE] = gauge.projected(pairs, conditions)
-    else:
-      out[name] = gauge.measure(name, pairs, conditions)
+  out = gauge.moved(pairs, conditions)
+  told(len(pairs))
+  if "trait" in gauge.scales:
+    out["trait"] = gauge.measure("trait", pairs, conditions)
     told(len(pairs))
   return out
