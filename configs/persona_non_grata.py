@@ -33,6 +33,7 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   # Personas. P12 is documented, P1 to P11 are an assumption.
   config.personas = "big_five"  # or "facet_faithful", or a file
   config.persona_set = config_dict.placeholder(str)  # None: P1 to P12; "closed50": all composites
+  config.replicates = 0  # of each persona's paraphrases; 0: all three
   config.named = "P12"  # of hypothesis H3
   config.persona_in = "system"  # "user" for templates without a system message (Gemma 2)
   config.placebo = "placebo4"  # contrasts that are no personality

@@ -6,22 +6,38 @@ prompt: prompts are what is resampled.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from persona_jax.directions.direction import Direction
+from persona_jax.edits.table import Where
 from persona_jax.edits.window import Window
 from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.grid import Condition
 from persona_jax.engine.model import Model
-from persona_jax.engine.next_tokens import token_kl
+from persona_jax.engine.next_tokens import kl_of_activations, token_kl
 from persona_jax.engine.rows import Row
 from persona_jax.personas.chat import Prompt, Raw, as_messages
 
-_AT_ONCE = 8  # conditions whose whole activations are held at a time
+_BYTES = 1 << 30  # of whole activations that are held at a time
 ANSWER = Window(start=-1)  # the last prompt token, which predicts the first of the answer, too
+
+
+class Moved(NamedTuple):
+  """What conditions do to answers, of one pass.
+
+  Attributes:
+    shift_CN: as `Answers.shifts` gives it.
+    along_CNK: as `Answers.projections` gives it, less that of the unedited model.
+    kl_CN: as `Answers.kl` gives it.
+  """
+
+  shift_CN: np.ndarray
+  along_CNK: np.ndarray
+  kl_CN: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,27 +142,65 @@ class Answers:
       block: whose output is compared with that without a condition, token by token.
     """
     self._check_tokens(self._rows([Condition("none")]), self._rows(conditions), conditions)
-    base = self._activations([Condition("none")], block)[0]
-    found = []
-    for first in range(0, len(conditions), _AT_ONCE):
-      for mine in self._activations(conditions[first : first + _AT_ONCE], block):
-        found.append(
-          [np.linalg.norm(h - h0, axis=-1).mean() for h, h0 in zip(mine, base, strict=True)]
-        )
+    place = [("resid_post", block)]
+    ((base,),) = self._activations([Condition("none")], place)
+    found = [
+      [_distance(h, h0) for h, h0 in zip(mine, base, strict=True)]
+      for (mine,) in self._activations(conditions, place)
+    ]
     return np.asarray(found, np.float64).reshape(len(conditions), len(self))
 
-  def _activations(self, conditions: Sequence[Condition], block: int) -> list[list[np.ndarray]]:
-    """Return float32 [T, D] of the answer's tokens, by condition and prompt."""
-    chats = [condition.apply(chat) for condition in conditions for chat in self.chats]
-    edits = [condition.edits for condition in conditions for _ in self.chats]
-    reads = self.model.capture(chats, Capture(blocks=block, tokens=ANSWER), edits=edits)
-    h_MTD = reads["resid_post", block]
-    rows: list[list[np.ndarray]] = []
-    for m, h_TD in enumerate(h_MTD):
-      if m % len(self) == 0:
-        rows.append([])
-      rows[-1].append(h_TD[~np.isnan(h_TD[:, 0])])
-    return rows
+  def moved(
+    self, conditions: Sequence[Condition], directions: Sequence[Direction], blocks: Sequence[int]
+  ) -> Moved:
+    """Measure shifts, projections and KL in one pass of the model.
+
+    Args:
+      conditions: C conditions.
+      directions: one for each condition, of one site; means over replicates are used.
+      blocks: K block numbers of projections; shifts are measured at the first.
+
+    Raises:
+      ValueError: a condition changes how an answer is cut into tokens.
+    """
+    self._check_tokens(self._rows([Condition("none")]), self._rows(conditions), conditions)
+    last = self.model.arch.num_blocks - 1
+    (site,) = {d.site for d in directions}
+    places = [("resid_post", blocks[0]), ("resid_post", last), *((site, b) for b in blocks)]
+    (base,) = self._activations([Condition("none")], places)
+    shape = len(conditions), len(self)
+    shift_CN, along_CNK = np.empty(shape), np.empty((*shape, len(blocks)))
+    kl_CN = np.empty(shape)
+    each = self._activations(conditions, places)
+    for c, (direction, mine) in enumerate(zip(directions, each, strict=True)):
+      shift_CN[c] = [_distance(h, h0) for h, h0 in zip(mine[0], base[0], strict=True)]
+      for k, block in enumerate(blocks):
+        unit_D = direction.unit_LD[block].astype(np.float64)
+        along_CNK[c, :, k] = [
+          (h @ unit_D).mean() - (h0 @ unit_D).mean()
+          for h, h0 in zip(mine[2 + k], base[2 + k], strict=True)
+        ]
+      # Behind the last token nothing is said.
+      p_TD, q_TD = (np.concatenate([h[:-1] for h in side[1]]) for side in (base, mine))
+      ends = np.cumsum([len(h) - 1 for h in mine[1]])[:-1]
+      kl_CN[c] = [x.mean() for x in np.split(kl_of_activations(self.model, p_TD, q_TD), ends)]
+    return Moved(shift_CN, along_CNK, kl_CN)
+
+  def _activations(
+    self, conditions: Sequence[Condition], places: Sequence[Where]
+  ) -> Iterator[list[list[np.ndarray]]]:
+    """Give for each condition, by place and prompt, the answer's tokens, float32 [T, D]."""
+    sites, blocks = (sorted(set(each)) for each in zip(*places, strict=True))
+    longest = max(len(row.ids) for row in self._rows(conditions)) * len(sites) * len(blocks)
+    at_once = max(1, _BYTES // (4 * len(self) * longest * self.model.arch.width))
+    for first in range(0, len(conditions), at_once):
+      part = conditions[first : first + at_once]
+      chats = [condition.apply(chat) for condition in part for chat in self.chats]
+      edits = [condition.edits for condition in part for _ in self.chats]
+      reads = self.model.capture(chats, Capture(tuple(sites), blocks, tokens=ANSWER), edits=edits)
+      for c in range(len(part)):
+        mine = slice(c * len(self), (c + 1) * len(self))
+        yield [[h_TD[~np.isnan(h_TD[:, 0])] for h_TD in reads[place][mine]] for place in places]
 
   def kl(self, conditions: Sequence[Condition]) -> np.ndarray:
     """Return KL(p₀ ‖ p) of next tokens along the answers, in nats a token, float64 [C, N].
@@ -183,6 +237,10 @@ class Answers:
           f"condition {conditions[m // len(self)].name!r} changes the tokens of answer "
           f"{m % len(self)}; token by token nothing can be compared."
         )
+
+
+def _distance(h_TD: np.ndarray, h0_TD: np.ndarray) -> float:
+  return float(np.linalg.norm(h_TD - h0_TD, axis=-1).mean())
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:

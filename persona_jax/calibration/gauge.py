@@ -175,19 +175,20 @@ class Gauge:
     if by == "kl":
       return [(x_N,) for x_N in self.answers.kl(conditions)]
     if by == "proj":
-      return [(x_N,) for x_N in self._along(pairs, conditions, [self.read_block])[..., 0]]
+      return [(x_N,) for x_N in self._along(pairs, conditions)]
     return self._gains(pairs, conditions)
 
-  def projected(
-    self, pairs: Sequence[Pair], conditions: Sequence[Condition]
-  ) -> tuple[list[Parts], list[Parts]]:
-    """Measure shifts along the direction at `read_block` and, in the same pass, at `block`."""
+  def moved(self, pairs: Sequence[Pair], conditions: Sequence[Condition]) -> dict[str, list[Parts]]:
+    """Measure all scales but "trait" in one pass, and "proj_here": "proj" at `block` itself."""
     if not pairs:
-      return [], []
-    read_CN, here_CN = np.moveaxis(
-      self._along(pairs, conditions, [self.read_block, self.block]), -1, 0
+      return {name: [] for name in ("norm", "proj", "proj_here", "kl")}
+    found = self.answers.moved(
+      conditions, [pair.direction for pair in pairs], [self.block, self.read_block]
     )
-    return [(x_N,) for x_N in read_CN], [(x_N,) for x_N in here_CN]
+    here_CN, read_CN = np.moveaxis(found.along_CNK, -1, 0)
+    norm_CN = found.shift_CN / float(self.scale.resid_L[self.block])
+    by_name = {"norm": norm_CN, "proj": read_CN, "proj_here": here_CN, "kl": found.kl_CN}
+    return {name: [(x_N,) for x_N in x_CN] for name, x_CN in by_name.items()}
 
   def shift_per_dose(self) -> float:
     """Return how far a dose of 1 shifts answers along the direction at the edited block.
@@ -198,19 +199,21 @@ class Gauge:
     held = float(self.answers.held(as_window(self.window)).mean())
     return held * float(self.scale.resid_L[self.block]) or float("nan")
 
-  def _along(
-    self, pairs: Sequence[Pair], conditions: Sequence[Condition], blocks: Sequence[int]
-  ) -> np.ndarray:
-    """Return shifts along each pair's direction from the unedited model, float64 [C, N, K]."""
+  def _along(self, pairs: Sequence[Pair], conditions: Sequence[Condition]) -> np.ndarray:
+    """Return shifts along each pair's direction from the unedited model, float64 [C, N]."""
     directions = [pair.direction for pair in pairs]
-    blocks_K = sorted(set(blocks))
-    own_K = [blocks_K.index(b) for b in blocks]
     unique = {d.hash: d for d in directions}
-    plain = [Condition("none")] * len(unique)
-    z_RNK = self.answers.projections(plain, list(unique.values()), blocks_K)
-    by_hash = dict(zip(unique, z_RNK, strict=True))
-    z_CNK = self.answers.projections(conditions, directions, blocks_K)
-    return (z_CNK - np.stack([by_hash[d.hash] for d in directions]))[..., own_K]
+    # The unedited model in the same pass: its rows are alike and run once.
+    z_RN, z_CN = np.split(
+      self.answers.projections(
+        [*[Condition("none")] * len(unique), *conditions],
+        [*unique.values(), *directions],
+        [self.read_block],
+      )[..., 0],
+      [len(unique)],
+    )
+    by_hash = dict(zip(unique, z_RN, strict=True))
+    return z_CN - np.stack([by_hash[d.hash] for d in directions])
 
   def _gains(self, pairs: Sequence[Pair], conditions: Sequence[Condition]) -> list[Parts]:
     if self.questionnaire is None:

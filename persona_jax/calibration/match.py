@@ -11,6 +11,7 @@ edited block an equal shift is the prompt's shift itself, and transport does not
 beside the shift at the block where projections are read.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,62 @@ from persona_jax.scorers.choice import Choices
 
 _HERE = "proj_here"  # the scale "proj" at the edited block itself
 _MEASURED = ("norm", "proj", _HERE, "trait", "kl")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptArm:
+  """Personas' prompts, measured on every scale: the targets of all matches.
+
+  Attributes:
+    gauge: that they were measured with.
+    pairs: of each cell, its prompt and its direction.
+    targets: by scale, and "proj_here", the parts of every cell.
+  """
+
+  gauge: Gauge
+  pairs: tuple[Pair, ...]
+  targets: Mapping[str, list[Parts]]
+
+  @classmethod
+  def of(
+    cls,
+    model: Model,
+    prompt_conditions: Mapping[str, Condition | Sequence[Condition]],
+    directions: Mapping[str, Direction],
+    *,
+    prompts: Sequence[Prompt] | Answers,
+    blocks: int,
+    read_block: int | None = None,
+    tokens: str | Window = "answer",
+    scale: Dose | None = None,
+    questionnaire: Choices | None = None,
+    poles: Poles | None = None,
+    progress: Callable[[int], None] | None = None,
+  ) -> "PromptArm":
+    """Measure the prompts; arguments and errors are those of `match`."""
+    if isinstance(prompts, str) or not len(prompts):
+      raise ValueError(f"prompts={prompts!r}: give a list of prompts, or Answers.")
+    if not isinstance(blocks, (int, np.integer)):
+      raise ValueError(f"blocks={blocks!r}: one block is steered; give its number.")
+    pairs = pairs_of(prompt_conditions, directions)
+    zero = [p.persona for p in pairs if not p.direction.mean_LD[blocks : blocks + 1].any()]
+    if zero:
+      raise ValueError(f"directions of {zero} are zero at block {blocks}, or it is none of theirs.")
+    answers = prompts if isinstance(prompts, Answers) else Answers.of(model, prompts)
+    if scale is None:
+      scale = dose(model, list(answers.chats), site=pairs[0].direction.site)
+    gauge = Gauge.of(
+      answers,
+      blocks,
+      scale=scale,
+      read_block=read_block,
+      window=tokens,
+      questionnaire=questionnaire,
+      poles=poles,
+    )
+    told = progress or (lambda _: None)
+    targets = _measured(gauge, pairs, [pair.prompt for pair in pairs], told)
+    return cls(gauge, tuple(pairs), targets)
 
 
 def match(
@@ -107,36 +164,66 @@ def match(
     ValueError: arms that do not fit one another, an unknown scale, a site other than `scale`'s, or
       what the scale needs is not given.
   """
-  if by not in SCALES:
-    raise ValueError(f"by={by!r}: use one of {list(SCALES)}.")
-  if by == "trait" and (questionnaire is None or poles is None):
-    raise ValueError("by='trait' needs a questionnaire and the poles of each persona.")
-  if isinstance(prompts, str) or not len(prompts):
-    raise ValueError(f"prompts={prompts!r}: give a list of prompts, or Answers.")
-  if not isinstance(blocks, (int, np.integer)):
-    raise ValueError(f"blocks={blocks!r}: one block is steered; give its number.")
-  if not len(scan) or draws < 1 or not tolerance > 0:
-    raise ValueError(
-      f"scan={tuple(scan)}, draws={draws}, tolerance={tolerance}: give doses, and numbers above 0."
-    )
-  pairs = pairs_of(prompt_conditions, directions)
-  zero = [p.persona for p in pairs if not p.direction.mean_LD[blocks : blocks + 1].any()]
-  if zero:
-    raise ValueError(f"directions of {zero} are zero at block {blocks}, or it is none of theirs.")
-  answers = prompts if isinstance(prompts, Answers) else Answers.of(model, prompts)
-  if scale is None:
-    scale = dose(model, list(answers.chats), site=pairs[0].direction.site)
-  gauge = Gauge.of(
-    answers,
-    blocks,
-    scale=scale,
+  _check(by, scan, draws, tolerance, by != "trait" or not (questionnaire is None or poles is None))
+  arm = PromptArm.of(
+    model,
+    prompt_conditions,
+    directions,
+    prompts=prompts,
+    blocks=blocks,
     read_block=read_block,
-    window=tokens,
+    tokens=tokens,
+    scale=scale,
     questionnaire=questionnaire,
     poles=poles,
+    progress=progress,
+  )
+  return match_to(
+    arm,
+    by=by,
+    kappa=kappa,
+    most=most,
+    scan=scan,
+    tolerance=tolerance,
+    draws=draws,
+    seed=seed,
+    progress=progress,
+  )
+
+
+def match_to(
+  arm: PromptArm,
+  *,
+  by: By,
+  kappa: float | None = None,
+  most: float | Mapping[str, float] | None = None,
+  scan: Sequence[float] = KAPPAS,
+  tolerance: float = 0.05,
+  draws: int = 1000,
+  seed: int = 0,
+  progress: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+  """Match steering to prompts that were measured before, once for several scales.
+
+  Args:
+    arm: the prompts; with a questionnaire and poles for "trait".
+    by, kappa, most, scan, tolerance, draws, seed, progress: see `match`.
+
+  Returns:
+    The table of `match`.
+
+  Raises:
+    ValueError: as `match`.
+  """
+  gauge, pairs, targets = arm.gauge, arm.pairs, arm.targets
+  _check(
+    by,
+    scan,
+    draws,
+    tolerance,
+    by != "trait" or (gauge.questionnaire is not None and bool(gauge.poles)),
   )
   told = progress or (lambda _: None)
-  targets = _measured(gauge, pairs, [pair.prompt for pair in pairs], told)
   if by == "norm":
     limits = [np.inf if most is None else _limit(most, pair.persona, scan) for pair in pairs]
     solutions = _same_for_all(targets["norm"], kappa, limits)
@@ -159,8 +246,8 @@ def match(
     name: dict(zip(there, values, strict=True))
     for name, values in _measured(gauge, mine, steered, told).items()
   }
-  norm = float(scale.resid_L[gauge.block])
-  empty = 0 if by == "trait" else answers.num_empty
+  norm = float(gauge.scale.resid_L[gauge.block])
+  empty = 0 if by == "trait" else gauge.answers.num_empty
   per_dose = gauge.shift_per_dose() if by == "proj" else float("nan")
   pooled = [found.coef for found in solutions if found.status == "ok"]
   rows = []
@@ -181,7 +268,7 @@ def match(
         "coef_low": found.low,
         "coef_high": found.high,
         "coef_raw": found.coef * norm,
-        "coef_sigma": found.coef * norm / _sigma(scale, gauge.block, pair.direction),
+        "coef_sigma": found.coef * norm / _sigma(gauge.scale, gauge.block, pair.direction),
         "coef_norms": found.coef * norm / float(pair.direction.norm_L[gauge.block]),
         "coef_here": both[_HERE].target / per_dose,
         "coef_pooled": float(np.median(pooled)) if pooled else float("nan"),
@@ -198,6 +285,17 @@ def match(
       }
     )
   return pd.DataFrame(rows).astype({"replicate": "Int64", "items_missing": "Int64"})
+
+
+def _check(by: str, scan: Sequence[float], draws: int, tolerance: float, has_items: bool) -> None:
+  if by not in SCALES:
+    raise ValueError(f"by={by!r}: use one of {list(SCALES)}.")
+  if not has_items:
+    raise ValueError("by='trait' needs a questionnaire and the poles of each persona.")
+  if not len(scan) or draws < 1 or not tolerance > 0:
+    raise ValueError(
+      f"scan={tuple(scan)}, draws={draws}, tolerance={tolerance}: give doses, and numbers above 0."
+    )
 
 
 class _Compared(NamedTuple):
@@ -277,11 +375,9 @@ def _measured(
   told: Callable[[int], None],
 ) -> dict[str, list[Parts]]:
   """Measure conditions on every scale that there is, "proj" at both blocks."""
-  out: dict[str, list[Parts]] = {}
-  for name in gauge.scales:
-    if name == "proj":
-      out["proj"], out[_HERE] = gauge.projected(pairs, conditions)
-    else:
-      out[name] = gauge.measure(name, pairs, conditions)
+  out = gauge.moved(pairs, conditions)
+  told(len(pairs))
+  if "trait" in gauge.scales:
+    out["trait"] = gauge.measure("trait", pairs, conditions)
     told(len(pairs))
   return out

@@ -38,7 +38,8 @@ class Candidate:
   """A candidate and what it did on held-out prompts.
 
   Scores are NaN where it was not tried, being of the last layers, where it is zero (a template's
-  token before anything has been read from the instruction), or where its edits were not delivered.
+  token before anything has been read from the instruction), or where its edits were not delivered;
+  bypass and KL also where it induces too little to be chosen.
 
   Attributes:
     position: of the token that it was read at, from the end of the prompt; -1 is the last.
@@ -75,12 +76,12 @@ def filtered_out(
   layer = candidate.block + 1
   if last_share is not None and layer >= int(num_blocks * (1.0 - last_share)):
     return f"it is of the last {last_share:.0%} of the layers"
+  if least_induce is not None and candidate.induce < least_induce:
+    return f"induces {candidate.induce:.3g} < {least_induce:g}"
   if any(map(math.isnan, (candidate.bypass, candidate.induce, candidate.kl))):
     return "a score is NaN"
   if most_kl is not None and candidate.kl > most_kl:
     return f"KL {candidate.kl:.3g} > {most_kl:g}"
-  if least_induce is not None and candidate.induce < least_induce:
-    return f"induces {candidate.induce:.3g} < {least_induce:g}"
   return ""
 
 
@@ -328,7 +329,7 @@ def _try_all(
   filters: dict[str, Any],
   progress: Callable[[int, int], None] | None,
 ) -> list[Candidate]:
-  """Score all candidates; those of the last layers, which are left out anyway, are not run."""
+  """Score candidates; what is left out anyway, of the last layers say, is not run further."""
   tail, num_blocks, _ = mean_PLD.shape
   nothing = math.nan, math.nan, math.nan
   places = list(itertools.product(range(-tail, 0), range(num_blocks)))
@@ -338,6 +339,8 @@ def _try_all(
     if not filtered_out(Candidate(*place, 0.0, math.inf, 0.0), num_blocks, **filters)
   ]
   vectors = [(mean_PLD[position + tail, block], block) for position, block in to_try]
-  scores = score_all(model, vectors, harmful, harmless, ids, progress)
+  scores = score_all(
+    model, vectors, harmful, harmless, ids, progress, least_induce=filters["least_induce"]
+  )
   found = dict(zip(to_try, scores, strict=True))
   return [Candidate(*place, *found.get(place, nothing)) for place in places]

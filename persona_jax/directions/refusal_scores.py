@@ -39,6 +39,8 @@ def score_all(
   harmless: Sequence[Row],
   refusal_ids: Sequence[int],
   progress: Callable[[int, int], None] | None = None,
+  *,
+  least_induce: float | None = None,
 ) -> list[Scores]:
   """Score candidates; the rows of as many of them as fill a tile run together.
 
@@ -51,63 +53,85 @@ def score_all(
     harmful, harmless: prompts to try them on.
     refusal_ids: tokens with which refusals begin.
     progress: called with the candidates tried and their number.
+    least_induce: candidates that induce less are not ablated, which is most of the work: they have
+      no bypass and no KL (NaN).
   """
-  plain_NV = next_logits(model, harmless)
-  size = max(1, TILE_ROWS // (len(harmful) + len(harmless)))
-  found: list[Scores] = []
-  for first in range(0, len(vectors), size):
-    part = vectors[first : first + size]
-    found += _tried(model, part, harmful, harmless, plain_NV, refusal_ids)
+  found = [_NONE] * len(vectors)
+  there = [n for n, (v_D, _) in enumerate(vectors) if v_D.any()]
+  done = len(vectors) - len(there)
+
+  def tell(count: int) -> None:
+    nonlocal done
+    done += count
     if progress is not None:
-      progress(len(found), len(vectors))
+      progress(done, len(vectors))
+
+  passed = []
+  size = max(1, TILE_ROWS // len(harmless))
+  for first in range(0, len(there), size):
+    part = there[first : first + size]
+    induced = _induced(model, [vectors[n] for n in part], harmless, refusal_ids)
+    for n, value in zip(part, induced, strict=True):
+      if math.isnan(value):
+        continue
+      found[n] = _NONE._replace(induce=value)
+      if least_induce is None or value >= least_induce:
+        passed.append(n)
+    tell(sum(n not in passed for n in part))
+  size = max(1, TILE_ROWS // (len(harmful) + len(harmless)))
+  plain_NV = next_logits(model, harmless) if passed else None
+  for first in range(0, len(passed), size):
+    part = passed[first : first + size]
+    removed = []
+    for n in part:
+      both = _ablations(model, vectors[n][0])
+      removed += [*_edited(harmful, both), *_edited(harmless, both)]
+    # A harmless prompt may hold nothing of the candidate but rounding.
+    logits_MV = next_logits(model, removed, check_delivery=False)
+    shape = len(part), len(harmful) + len(harmless), -1
+    for n, logits_NV in zip(part, logits_MV.reshape(shape), strict=True):
+      found[n] = found[n]._replace(
+        bypass=float(published_log_odds(logits_NV[: len(harmful)], refusal_ids).mean()),
+        kl=float(divergence(plain_NV, logits_NV[len(harmful) :]).mean()),
+      )
+    tell(len(part))
   return found
 
 
-def _tried(
+def _induced(
   model: Model,
   vectors: Sequence[tuple[np.ndarray, int]],
-  harmful: Sequence[Row],
   harmless: Sequence[Row],
-  plain_NV: np.ndarray,
   ids: Sequence[int],
-) -> list[Scores]:
-  """Score some candidates in one batch; one by one where something is not delivered."""
-  there = [n for n, (v_D, _) in enumerate(vectors) if v_D.any()]
-  removed, added = [], []
-  for n in there:
-    both, alone = _edits(model, *vectors[n])
-    # A harmless prompt may hold nothing of the candidate but rounding.
-    removed += [*_edited(harmful, both), *_edited(harmless, both)]
-    added += _edited(harmless, alone)
-  found = [_NONE] * len(vectors)
-  if not there:
-    return found
+) -> list[float]:
+  """Add some candidates in one batch; one by one where one is not delivered, whose score is NaN."""
+  added = [row for v in vectors for row in _edited(harmless, _addition(model, *v))]
   try:
-    shape = len(there), len(harmful) + len(harmless), -1
-    ablated_CNV = next_logits(model, removed, check_delivery=False).reshape(shape)
-    induced_CNV = next_logits(model, added).reshape(len(there), len(harmless), -1)
+    logits_MV = next_logits(model, added)
   except NotDelivered:
     if len(vectors) == 1:
-      return found
-    return [one for v in vectors for one in _tried(model, [v], harmful, harmless, plain_NV, ids)]
-  for n, ablated_NV, induced_NV in zip(there, ablated_CNV, induced_CNV, strict=True):
-    found[n] = Scores(
-      float(published_log_odds(ablated_NV[: len(harmful)], ids).mean()),
-      float(published_log_odds(induced_NV, ids).mean()),
-      float(divergence(plain_NV, ablated_NV[len(harmful) :]).mean()),
-    )
-  return found
+      return [math.nan]
+    return [value for v in vectors for value in _induced(model, [v], harmless, ids)]
+  odds_CN = published_log_odds(logits_MV, ids).reshape(len(vectors), -1)
+  return [float(x) for x in odds_CN.mean(axis=1)]
 
 
-def _edits(model: Model, v_D: np.ndarray, block: int) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
-  """Return the edits that ablate a candidate everywhere, and that add it at its block."""
-  v_SLD = np.broadcast_to(v_D, (1, model.arch.num_blocks, len(v_D)))
-  direction = Direction(v_SLD, "candidate")
-  removed = tuple(
+def _everywhere(model: Model, v_D: np.ndarray) -> Direction:
+  return Direction(np.broadcast_to(v_D, (1, model.arch.num_blocks, len(v_D))), "candidate")
+
+
+def _ablations(model: Model, v_D: np.ndarray) -> tuple[Edit, ...]:
+  """Return the edits that ablate a candidate everywhere."""
+  direction = _everywhere(model, v_D)
+  return tuple(
     ablate(direction, blocks="all", tokens="all", site=site, allow_other_site=True)
     for site in ABLATED_SITES
   )
-  return removed, (add(direction, 1.0, unit="raw", blocks=block, tokens="all"),)
+
+
+def _addition(model: Model, v_D: np.ndarray, block: int) -> tuple[Edit, ...]:
+  """Return the edit that adds a candidate at its block."""
+  return (add(_everywhere(model, v_D), 1.0, unit="raw", blocks=block, tokens="all"),)
 
 
 def _edited(rows: Sequence[Row], edits: tuple[Edit, ...]) -> list[Row]:

@@ -157,6 +157,35 @@ def token_kl(
   return out
 
 
+def kl_of_activations(model: "Model", p_TD: np.ndarray, q_TD: np.ndarray) -> np.ndarray:
+  """Return KL(p ‖ q) of the next token behind activations of the last block, in nats, float32 [T].
+
+  The same as `token_kl` for rows that were run and read before ("resid_post" of the last block).
+
+  Args:
+    model: the model.
+    p_TD, q_TD: activations, T of either.
+
+  Raises:
+    ValueError: not as many of the one as of the other, or of another width.
+  """
+  if p_TD.shape != q_TD.shape or p_TD.shape[1:] != (model.arch.width,):
+    raise ValueError(
+      f"activations {p_TD.shape} and {q_TD.shape}: give as many of both, {model.arch.width} wide."
+    )
+  out = np.empty(len(p_TD), np.float32)
+  for first in range(0, len(out), _HEAD_TOKENS // 2):
+    part = range(first, min(first + _HEAD_TOKENS // 2, len(out)))
+    at_Q = _padded(part)
+    h_MD = np.concatenate([p_TD[at_Q], q_TD[at_Q]]).astype(model.resid_dtype)
+    p_Q = np.arange(len(at_Q), dtype=np.int32)
+    kl_Q = model.runner(PROGRAMS)(
+      "token kl", _kl, model.top, h_MD, p_Q, p_Q + len(at_Q), arch=model.arch
+    )
+    out[part.start : part.stop] = np.asarray(kl_Q)[: len(part)]
+  return out
+
+
 def _from_start(row: Row, position: int) -> int:
   """Return a position that may count from a row's end, from its start."""
   return position if position >= 0 else len(row.ids) + position

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import persona_jax as pj
+from persona_jax.calibration import answers as answers_module
 from persona_jax.calibration.answers import Answers
 from persona_jax.edits.window import as_window
 from tests.fixtures import Tiny
@@ -64,8 +65,12 @@ def test_projections_are_means_over_the_answer_and_the_token_before_it(
 
 
 def test_shifts_are_mean_distances_from_the_unedited_model(
-  tiny: Tiny, answers: Answers, conditions: list[pj.Condition]
+  tiny: Tiny,
+  answers: Answers,
+  conditions: list[pj.Condition],
+  monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+  monkeypatch.setattr(answers_module, "_BYTES", 1)
   many = [conditions[n] for n in (0, 1, 0, 1, 1, 0, 0, 0, 1)]  # more than are held at a time
   plain = whole(tiny, answers, pj.Condition("none"))
   expected_CN = [
@@ -76,6 +81,18 @@ def test_shifts_are_mean_distances_from_the_unedited_model(
     for condition in many
   ]
   np.testing.assert_allclose(answers.shifts(many, 2), expected_CN, rtol=1e-4)
+
+
+def test_one_pass_measures_what_three_do(
+  tiny: Tiny, answers: Answers, conditions: list[pj.Condition]
+) -> None:
+  directions = [tiny.direction(3), tiny.direction(4)]
+  found = answers.moved(conditions, directions, [2, 0])
+  plain = answers.projections([pj.Condition("none")] * 2, directions, [2, 0])
+  along = answers.projections(conditions, directions, [2, 0]) - plain
+  np.testing.assert_allclose(found.shift_CN, answers.shifts(conditions, 2), rtol=1e-5)
+  np.testing.assert_allclose(found.along_CNK, along, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found.kl_CN, answers.kl(conditions), rtol=1e-4, atol=1e-6)
 
 
 def test_divergences_are_means_over_the_tokens_that_the_answer_has(

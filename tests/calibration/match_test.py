@@ -14,6 +14,7 @@ import pytest
 import persona_jax as pj
 from persona_jax.calibration.answers import Answers
 from persona_jax.calibration.gauge import Gauge, pairs_of
+from persona_jax.calibration.match import PromptArm, match_to
 from persona_jax.directions.dose import Dose
 from persona_jax.scorers.choice import ChoiceItem, Choices
 from tests.planted import world as planted
@@ -183,6 +184,27 @@ def test_norm_is_the_median_of_the_prompts_and_the_same_for_all(
   assert given["coef"].tolist() == given["target"].tolist() == [0.3] * 4
   np.testing.assert_array_equal(given["target_norm"], norm["target_norm"])
   np.testing.assert_allclose(given["achieved_norm"], 0.2, rtol=1e-5)  # two of the three tokens
+
+
+def test_prompts_that_were_measured_once_serve_every_scale(
+  study: Study, tables: dict[str, Table]
+) -> None:
+  arm = PromptArm.of(
+    study.model,
+    PROMPTED,
+    {name: study.direction(name) for name in PROMPTED},
+    prompts=study.answers,
+    blocks=BLOCK,
+    scale=SCALE,
+    questionnaire=QUESTIONNAIRE,
+    poles=POLES,
+  )
+  for by in ("norm", "proj"):
+    found = match_to(arm, by=by, scan=SCAN).set_index("persona")  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(found, tables[by], rtol=1e-5)
+  without = dataclasses.replace(arm, gauge=dataclasses.replace(arm.gauge, questionnaire=None))
+  with pytest.raises(ValueError, match="needs a questionnaire and the poles"):
+    match_to(without, by="trait", scan=SCAN)
 
 
 @pytest.mark.parametrize("table", ["norm", "proj", "late", "trait", "kl"])

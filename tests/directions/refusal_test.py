@@ -200,6 +200,19 @@ def test_candidates_of_one_batch_score_as_each_by_itself(tiny):
     (alone,) = refusal_scores.score_all(tiny.model, [vector], harmful, harmless, [7, 11])
     np.testing.assert_allclose(together, alone, atol=1e-5)
   assert np.isfinite(found[:4]).all() and np.isnan(found[4:]).all()
+  # Those that induce too little are not ablated; the others score the same.
+  least = sorted(scores.induce for scores in found[:4])[2]
+  told = []
+  some = refusal_scores.score_all(
+    tiny.model, vectors, harmful, harmless, [7, 11], lambda *n: told.append(n), least_induce=least
+  )
+  assert told[-1] == (6, 6) and told == sorted(told)
+  for scores, every in zip(some[:4], found[:4], strict=True):
+    assert scores.induce == pytest.approx(every.induce, abs=1e-6)
+    if every.induce >= least:
+      np.testing.assert_allclose(scores, every, atol=1e-5)
+    else:
+      assert np.isnan(scores.bypass) and np.isnan(scores.kl)
 
 
 def test_refusal_tokens_come_from_judged_texts(tiny):
@@ -278,4 +291,5 @@ def test_where_no_candidate_passes_the_table_is_not_lost(w1):
   table = caught.value.table
   # Of six blocks the last three are not tried, and at the first the template's token is the same.
   assert len(table) == 6 and table["left_out"].str.startswith("induces").sum() == 2
-  assert table["bypass"].notna().tolist() == [False, True, True, False, False, False]
+  assert table["induce"].notna().tolist() == [False, True, True, False, False, False]
+  assert table[["bypass", "kl"]].isna().all(axis=None)  # not ablated: they cannot be chosen

@@ -11,7 +11,7 @@ import tqdm
 
 from persona_jax.calibration.answers import Answers
 from persona_jax.calibration.block import choose_block
-from persona_jax.calibration.match import match
+from persona_jax.calibration.match import PromptArm, match_to
 from persona_jax.directions.direction import Direction
 from persona_jax.directions.dose import Dose, dose
 from persona_jax.directions.selection import (
@@ -114,30 +114,35 @@ def calibrate(
     block, why = _block(model, settings, material, extracted, scale, answers, folder, bar.update)
     read_block = settings.read_out_block(model.arch.num_blocks, block)
     limits = _limits(model, settings, material, extracted, scale, block, folder)
-    tables = []
-    for by in settings.matches:
-      path = folder / f"match-{by}.parquet"
-      if not path.exists():
-        table = match(
+    paths = {by: folder / f"match-{by}.parquet" for by in settings.matches}
+    todo = [by for by, path in paths.items() if not path.exists()]
+    arm = None
+    for by in todo:
+      if arm is None:  # its prompts are measured once for all scales
+        arm = PromptArm.of(
           model,
           prompt_conditions(settings, material),
           extracted.personas,
-          by=by,  # type: ignore[arg-type]
           prompts=answers,
           blocks=block,
           read_block=read_block,
           tokens=settings.window,
           scale=scale,
-          kappa=settings.kappa,
-          most={name: x or min(settings.kappas) for name, x in limits.items()},
-          scan=settings.kappas,
           questionnaire=material.questionnaire,
           poles=material.poles,
-          seed=settings.seed,
           progress=bar.update,
         )
-        write_parquet(without_incoherent(table, limits), path)
-      tables.append(pd.read_parquet(path))
+      table = match_to(
+        arm,
+        by=by,  # type: ignore[arg-type]
+        kappa=settings.kappa,
+        most={name: x or min(settings.kappas) for name, x in limits.items()},
+        scan=settings.kappas,
+        seed=settings.seed,
+        progress=bar.update,
+      )
+      write_parquet(without_incoherent(table, limits), paths[by])
+  tables = [pd.read_parquet(path) for path in paths.values()]
   spread = scale if settings.covariance == "answers" else _spread(model, material, folder)
   matches = pd.concat(tables, ignore_index=True)
   return Calibrated(

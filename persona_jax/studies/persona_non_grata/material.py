@@ -129,16 +129,18 @@ def load_material(settings: Settings) -> Material:
   those of harmful prompts that are in no part.
 
   Raises:
-    ValueError: too few prompts or questions, a test that whole clusters do not add up to, a persona
-      that is not there, harmless prompts that are twins of harmful ones, or texts or near-copies in
-      two parts.
+    ValueError: too few prompts, questions or paraphrases, a test that whole clusters do not add up
+      to, a persona that is not there, harmless prompts that are twins of harmful ones, or texts or
+      near-copies in two parts.
     FileNotFoundError: a wheel was not fetched, or a file is not there.
   """
-  personas = tuple(load_personas(settings.personas, settings.persona_set))
+  personas = _worded(load_personas(settings.personas, settings.persona_set), settings.replicates)
   names = [persona.name for persona in personas]
   if settings.named not in names:
     raise ValueError(f"named={settings.named!r}: the personas are {names}.")
-  placebo = tuple(load_personas(settings.placebo)) if settings.placebo else ()
+  placebo = (
+    _worded(load_personas(settings.placebo), settings.replicates) if settings.placebo else ()
+  )
   _check_personas(settings, personas, placebo)
   replicates = personas[0].lexicon.replicates
   rng = np.random.default_rng([settings.seed, 7])
@@ -154,6 +156,23 @@ def load_material(settings: Settings) -> Material:
   )
   check_disjoint(found)
   return found
+
+
+def _worded(personas: Sequence[Persona], replicates: int) -> tuple[Persona, ...]:
+  """Return personas with their first paraphrases alone; with all for 0.
+
+  Raises:
+    ValueError: they have fewer.
+  """
+  lexicon = personas[0].lexicon
+  if replicates > lexicon.replicates:
+    raise ValueError(
+      f"replicates={replicates}: {lexicon.name} has {lexicon.replicates} paraphrases of each pole."
+    )
+  if replicates:
+    texts = {pole: halves[:replicates] for pole, halves in lexicon.items()}
+    lexicon = dataclasses.replace(lexicon, texts=texts)
+  return tuple(dataclasses.replace(persona, lexicon=lexicon) for persona in personas)
 
 
 def _prompts(settings: Settings, rng: np.random.Generator) -> dict[str, tuple[PromptItem, ...]]:

@@ -21,6 +21,8 @@ class Settings:
   Attributes:
     personas: a built-in file of personas, or the path of one.
     persona_set: a set of that file; None for its own list.
+    replicates: how many of each persona's paraphrases are used, the first ones; 0 for all. With
+      one, intervals hold nothing of how wordings differ.
     named: the persona of hypothesis H3.
     persona_in: where persona texts stand: "system", in system messages; "user", at the head of the
       user's turn, for templates that have no system message.
@@ -98,6 +100,7 @@ class Settings:
 
   personas: str
   persona_set: str | None
+  replicates: int
   named: str
   persona_in: Literal["system", "user"]
   placebo: str
@@ -194,7 +197,7 @@ class Settings:
       "questions_each": 2, "train_prompts": 2, "held_out_prompts": 2, "calibration_prompts": 2,
       "test_prompts": 2, "twin_prompts": 0, "dose_prompts": 0, "control_prompts": 0,
       "spec_prompts": 0, "confirm_prompts": 0, "over_prompts": 0, "util_items": 0, "items": 0,
-      "answer_tokens": 1, "answer_samples": 1, "block_step": 1,
+      "answer_tokens": 1, "answer_samples": 1, "block_step": 1, "replicates": 0,
       "calibration_tokens": 1, "dose_skip": 0, "num_controls": 1, "samples": 1,
       "max_new_tokens": 1, "draws": 100,
     }  # fmt: skip
