@@ -44,7 +44,10 @@ def cells(run: Study) -> Iterator[str]:
       mine["replicate"].to_numpy(int),
       [number[prompt] for prompt in mine["prompt_id"]],
     )
-    worst = np.abs(mine["p_bypass"].to_numpy() - expected_PKN[at]).max(initial=0)
+    if mine.empty:
+      yield f"no cells of {arm}"
+      continue
+    worst = np.abs(mine["p_bypass"].to_numpy() - expected_PKN[at]).max()
     if not worst < 3e-3:
       yield f"cells of {arm} differ by {worst:.3f}"
 
@@ -134,7 +137,14 @@ def moves(run: Study) -> Iterator[str]:
 
 
 def windows(run: Study) -> Iterator[str]:
-  """Checks that an edit of generated tokens leaves the first token alone, bit by bit."""
+  """Checks that edits act where the settings say, and those of generated tokens nowhere else."""
+  for name in ("answer", "all"):
+    arms = steering(
+      dataclasses.replace(run, settings=dataclasses.replace(run.settings, window=name))
+    )
+    others = sum(e.window != as_window(name) for arm in arms for e in arm.condition.edits)
+    if others:
+      yield f"{others} edits act on other tokens than {name!r}"
   late = as_window("generated")
   edits = [
     [dataclasses.replace(edit, window=late) for edit in a.condition.edits]

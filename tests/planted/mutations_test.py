@@ -178,6 +178,23 @@ def test_a_window_that_is_ignored_is_found(honest: Study, monkeypatch: Patch) ->
   assert complaints(honest) == ["first token is moved by an edit of generated tokens"]
 
 
+def test_a_window_that_is_not_handed_on_to_the_edits_is_found(
+  honest: Study, monkeypatch: Patch
+) -> None:
+  added = conditions.add
+
+  def everywhere(d: pj.Direction, coef: float, *, tokens: str, **more: Any) -> pj.Edit:
+    return added(d, coef, **more)
+
+  monkeypatch.setattr(conditions, "add", everywhere)
+  assert _some(honest, "edits act on other tokens than")
+
+
+def test_an_arm_that_was_not_measured_is_found(honest: Study) -> None:
+  table = honest.table[honest.table["arm"] != "SP"]
+  assert _some(dataclasses.replace(honest, table=table), "no cells of SP")
+
+
 def test_replicates_that_are_mixed_up_between_the_arms_are_found(
   honest: Study, monkeypatch: Patch, tmp_path: Path
 ) -> None:

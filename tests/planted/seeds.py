@@ -9,6 +9,7 @@ is a random direction as specific as any other?
 
 import argparse
 import dataclasses
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -39,12 +40,20 @@ class Found:
     confirmed: the same as claimed, after Holm and in each replicate.
     named_p: p of the named persona by itself.
     named_in_each: whether it inverts in each replicate.
+    found_by_law: whether the named persona is found in labels drawn from the law's probabilities by
+      the same noise.
   """
 
   true: dict[str, str]
   confirmed: dict[str, str]
   named_p: float
   named_in_each: bool
+  found_by_law: bool
+
+  @property
+  def is_named_found(self) -> bool:
+    """Whether the named persona is found, by itself and in each replicate."""
+    return self.named_p <= ALPHA and self.named_in_each
 
   @property
   def is_free_of_false(self) -> bool:
@@ -58,21 +67,42 @@ def one(
   """Writes a world, runs both arms on it with sampled answers, and tests for inversions."""
   place = study.write(name, directory / "world", prompts=prompts, noise=noise, seed=seed)
   outcomes = study.arms(place, directory / "study", seed=seed, draws=draws)
-  return judged(place, outcomes, draws)
+  return judged(place, outcomes, seed, draws)
 
 
-def judged(place: Place, outcomes: Outcomes, draws: int = 1000) -> Found:
-  """Tests for inversions, and works out which there are."""
-  weights = stats.Draws.of(outcomes.cluster_N, len(outcomes.replicates), draws=draws, seed=0)
-  table = stats.inversions(outcomes, weights, delta=DELTA, arms=("SP", "AS:proj"))
-  own = table[(table["persona"] == NAMED) & (table["direction"] == "AS:proj-worse")].iloc[0]
+def judged(place: Place, outcomes: Outcomes, seed: int, draws: int = 1000) -> Found:
+  """Tests for inversions, and works out which there are, and whether the law's labels show P12."""
+  table = _inversions(outcomes, draws)
+  own = _own(table)
   claimed = table[table["inverted"]]
   confirmed = {
     row["persona"]: "AS" if row["direction"].startswith("AS") else "SP"
     for row in claimed.to_dict("records")
   }
-  true = place.population().inversions(DELTA)
-  return Found(true, confirmed, float(own["p"]), bool(own["each_replicate"]))
+  population = place.population()
+  lines = (place.directory / "test.jsonl").read_text().splitlines()
+  ids = [json.loads(line)["prompt_id"] for line in lines]
+  order = [ids.index(name) for name in outcomes.prompts]
+  p_MPKN = 1 - np.exp(np.stack([population.prompted.sorry, population.steered.sorry]))
+  exact = dataclasses.replace(outcomes, y_MPKN=p_MPKN[..., order])
+  by_law = _own(_inversions(study.sampled(exact, seed), draws))
+  return Found(
+    population.inversions(DELTA),
+    confirmed,
+    float(own["p"]),
+    bool(own["each_replicate"]),
+    bool(by_law["p"] <= ALPHA and by_law["each_replicate"]),
+  )
+
+
+def _inversions(outcomes: Outcomes, draws: int) -> pd.DataFrame:
+  weights = stats.Draws.of(outcomes.cluster_N, len(outcomes.replicates), draws=draws, seed=0)
+  return stats.inversions(outcomes, weights, delta=DELTA, arms=("SP", "AS:proj"))
+
+
+def _own(table: pd.DataFrame) -> pd.Series:
+  """Returns the row of the named persona, worse steered."""
+  return table[(table["persona"] == NAMED) & (table["direction"] == "AS:proj-worse")].iloc[0]
 
 
 def slope_is_held(
@@ -147,8 +177,23 @@ def specificity_p(
   return float(control_table(table, chosen)["p_R-cov"].iloc[0])
 
 
-def prediction_error(directory: Path, seed: int, *, noise: float, prompts: int = 60) -> float:
-  """Returns by how much a line through the poles misses P12's effect on the rate of bypasses."""
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """P12's effect on the rate of bypasses: measured, by a line through the poles, and by the law."""
+
+  effect: float
+  predicted: float
+  by_law: float
+
+  @property
+  def is_right(self) -> bool:
+    """Whether there is an effect, it is the law's, and the line foretells it."""
+    is_real = abs(self.effect) > DELTA and abs(self.effect - self.by_law) < 0.01
+    return is_real and abs(self.effect - self.predicted) <= DELTA
+
+
+def prediction(directory: Path, seed: int, *, noise: float, prompts: int = 60) -> Prediction:
+  """Returns what a line through the poles says of P12's effect, and what the effect is."""
   place = study.write("W1", directory / "world", prompts=prompts, noise=noise, seed=seed)
   made = study.steered(place, directory / "study", seed=seed)
   refusal = product.find_refusal(
@@ -165,7 +210,11 @@ def prediction_error(directory: Path, seed: int, *, noise: float, prompts: int =
   composites = [p.name for p in made.material.personas if len(p.poles) > 1]
   table = effects.predicted(people, own, composites, refusal.family)
   row = table[(table["persona"] == NAMED) & (table["outcome"] == "p_bypass")].iloc[0]
-  return abs(float(row["effect"] - row["predicted"]))
+  unit_D = made.extracted.personas[NAMED].unit_LD[_BLOCK]
+  plain = law.first_token(place.world, law.last_token(place.world, users)[:, -1])
+  pushed = law.steered(place.world, users, COEF * unit_D, block=_BLOCK)
+  by_law = float(np.mean(np.exp(plain.sorry) - np.exp(pushed.sorry)))
+  return Prediction(float(row["effect"]), float(row["predicted"]), by_law)
 
 
 def cells_in_band(directory: Path, *, prompts: int = 200, samples: int = 5) -> tuple[int, int]:
@@ -230,34 +279,45 @@ def main() -> None:
     right = sum(build_is_right(k, root / k, **build) for k, build in builds.items())
     check("builds with every cell right:", right, len(builds), right == len(builds))
     n = options.worlds
-    # With noise 1.5 three wordings differ too much for more than some worlds to be found: 7 of 20
-    # are by labels sampled on the law's own probabilities.
+    # With noise 1.5 three wordings differ too much for more than some worlds to be found: as many
+    # as by labels drawn from the law's own probabilities, two or less apart.
     for noise, needed in ((0.5, 0.95), (1.5, 0.2)):
       found = [
         one("W1", root / f"w1-{noise}-{seed}", seed, prompts=200, noise=noise) for seed in range(n)
       ]
-      hits = sum(world.named_p <= ALPHA and world.named_in_each for world in found)
-      check(f"P12 found in W1, noise {noise}:", hits, n, hits >= needed * n)
+      hits = sum(world.is_named_found for world in found)
+      lawful = sum(world.found_by_law for world in found)
+      holds = hits >= needed * n and abs(hits - lawful) <= 2
+      check(f"P12 found in W1, noise {noise} ({lawful} by the law):", hits, n, holds)
+      some = sum(bool(world.confirmed) for world in found)
+      check(f"something confirmed in W1, noise {noise}:", some, n, some >= needed * n)
       free = sum(world.is_free_of_false for world in found)
       check(f"no false inversion in W1, noise {noise}:", free, n, free >= 0.95 * n)
     held = sum(slope_is_held("W1", root / f"slope-{seed}", seed, noise=0.5) for seed in range(n))
     check("slope in its interval:", held, n, held >= 0.9 * n)
-    errors = [prediction_error(root / f"poles-{seed}", seed, noise=0.5) for seed in range(n)]
-    near = sum(error <= DELTA for error in errors)
-    check("P12 predicted from poles:", near, n, near >= 0.9 * n)
+    foretold = [prediction(root / f"poles-{seed}", seed, noise=0.5) for seed in range(n)]
+    near = sum(line.is_right for line in foretold)
+    check("P12's effect there, and predicted from poles:", near, n, near >= 0.9 * n)
     inside, cells = cells_in_band(root / "sampled")
-    check("sampled cells in their band:", inside, cells, inside == cells)
+    check("sampled cells in their band:", inside, cells, inside == cells == 72)
+    # As many prompts as the null worlds have: with these something is found where it is there.
+    power = [one("W1", root / f"power-{seed}", seed, prompts=60, noise=0.5) for seed in range(n)]
+    some = sum(bool(world.confirmed) for world in power)
+    check("something confirmed in W1, 60 prompts:", some, n, some >= 0.9 * n)
+    p_W: list[float] = []
     for k, name in enumerate(("N0", "N1")):
       seeds = range(k * options.nulls, (k + 1) * options.nulls)
       found = [one(name, root / f"{name}-{seed}", seed, prompts=60, noise=0.5) for seed in seeds]
       false = sum(not world.is_free_of_false for world in found)
       check(f"false inversions in {name}:", false, options.nulls, false <= 0.11 * options.nulls)
-      p_W = [specificity_p(name, root / f"{name}-p-{seed}", seed, noise=0.5) for seed in seeds]
-      # Its steps are of 1/40; spread over each step it is uniform to the letter.
-      step_W = np.random.default_rng(k).uniform(0, 1 / 40, len(p_W))
-      ks = scipy.stats.kstest(np.asarray(p_W) - step_W, "uniform").pvalue
-      low = sum(p <= ALPHA for p in p_W)
-      check(f"specificity p <= .05 in {name} (KS {ks:.2f}):", low, options.nulls, ks > 0.01)
+      p_W += [specificity_p(name, root / f"{name}-p-{seed}", seed, noise=0.5) for seed in seeds]
+    most = int(scipy.stats.binom.ppf(0.999, len(p_W), ALPHA))
+    low = sum(p <= ALPHA for p in p_W)
+    check(f"specificity p <= .05 in N0 and N1 (at most {most}):", low, len(p_W), low <= most)
+    # Its steps are of 1/40; spread over each step it is uniform to the letter.
+    step_W = np.random.default_rng(0).uniform(0, 1 / 40, len(p_W))
+    ks = scipy.stats.kstest(np.asarray(p_W) - step_W, "uniform").pvalue
+    check(f"specificity uniform (KS p {ks:.2f}):", int(ks > 0.01), 1, ks > 0.01)
   print(f"\nplanted worlds: {'; '.join(lines)}; {time.monotonic() - begun:.0f} s")
   if failed:
     raise SystemExit(f"failed: {failed}")

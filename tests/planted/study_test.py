@@ -5,6 +5,7 @@ the product; `tests.planted.law` works out what must come out, in float64 and wi
 """
 
 import dataclasses
+import fnmatch
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from persona_jax.report.look import rows_anchor
 from persona_jax.scorers import agreement
 from persona_jax.studies import persona_non_grata as product
 from persona_jax.studies.persona_non_grata import tables
+from persona_jax.studies.persona_non_grata.contrasts import kept_table
 from persona_jax.studies.persona_non_grata.differences import refusal_samples
 from persona_jax.studies.persona_non_grata.gates import Gate, blocked_by, judge_gates
 from persona_jax.studies.persona_non_grata.geometry import examine
@@ -524,6 +526,14 @@ def test_generic_damage_is_not_specific(make: Make) -> None:
   base = run.table[(run.table["part"] == "controls") & (run.table["arm"] == "B0")]
   assert part["p_bypass"].mean() > base["p_bypass"].mean() + 0.05
   assert run.found.claims.empty
+  # Every cell is that of an edit of all tokens by the law, and not that of the answer's alone.
+  matches = run.calibrated.matches.set_index(["persona", "replicate"])["coef_raw"]
+  coef_PK = np.array([[matches.loc[name, k] for k in range(3)] for name in NAMES])
+  shift_PKD = coef_PK[..., None] * run.place.directions().personas()[:, :, 0]
+  measured = run.probability("AS:norm")
+  for tokens, is_it in (("all", True), ("answer", False)):
+    cells = law.steered(run.place.world, run.place.users, shift_PKD, block=0, tokens=tokens)
+    assert (np.abs(measured - (1 - np.exp(cells.sorry))).max() < 3e-3) == is_it
 
 
 def test_an_unnormalised_sum_makes_a_composite_look_worst_by_its_length_alone(
@@ -628,10 +638,24 @@ def test_a_judge_that_hears_a_persona_s_tone_blocks_every_hypothesis(
   assert "Not testable: G5" in text.split("## Rank correlations")[1]
 
 
-def test_the_summary_says_what_every_column_means(w1: Study, folder: Path) -> None:
-  tables = {**w1.found.tables, "regressions": w1.found.tables["geometry_regressions"]}
-  left = {name: unexplained(name, list(tables[name])) for name in LEGENDS}
+def test_the_summary_says_what_every_column_means(
+  w1: Study, answered: pd.DataFrame, folder: Path
+) -> None:
+  # This study has no answers, and its directions are of prompts: those columns are from elsewhere.
+  sides = [
+    {"contrast": "C+", "replicate": 0, "question": "q", "sample": 0, "text": "yes", "problem": x}
+    for x in ("", "short")
+  ]
+  columns = {name: list(table) for name, table in w1.found.tables.items()} | {
+    "regressions": list(w1.found.tables["geometry_regressions"]),
+    "rates": list(tables.rates(answered)),
+    "kept": list(kept_table(pd.DataFrame(sides))),
+  }
+  left = {name: unexplained(name, columns[name]) for name in LEGENDS}
   assert {k: v for k, v in left.items() if v} == {"matches": ["r2", "unreached"]}  # not shown
+  for name, meanings in LEGENDS.items():
+    for pattern in (one for key in meanings for one in key.split(", ")):
+      assert fnmatch.filter(columns[name], pattern), (name, pattern)
   text = product.write_summary(w1.found, w1.settings, folder / "summary.md").read_text()
   assert text.count("`reason` why something is missing") >= 3
   assert "-0.000" not in text

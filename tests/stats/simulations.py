@@ -28,6 +28,7 @@ import scipy.stats
 
 from persona_jax import stats
 from persona_jax.stats.inversion import Replicates, inversion_p
+from persona_jax.studies.persona_non_grata.hypotheses import slope_p
 
 PERSONAS = ("O+", "O-", "C+", "C-", "E+", "E-", "A+", "A-", "N+", "N-", "C-A-", "C+A+")
 TRAITS = "OCEAN"
@@ -242,7 +243,7 @@ def _census_hypothesis(
     y_RN, x_R, control_x_KR=control_KR, draws=draws, seed=int(rng.integers(TABLES))
   )
   tally.add(**{"cover slope": result.slope.low <= 0 <= result.slope.high})
-  return {"H4": min(1.0, 2 * max(result.p_positive, result.p_specific))}
+  return {"H4": slope_p(result.p_positive, result.p_specific)}
 
 
 def negative_controls(

@@ -1,7 +1,8 @@
 """The tests of the core study hold their level and cover, by simulated studies.
 
-700 where that is quick, else 200, whose bounds are the same: what is wrong by more than chance
-shows all the same. `make planted` runs 2,000 of every scenario.
+Bounds are those of 2,000 studies, which `make planted` runs of every scenario. Here there are 700,
+and 200 without any effect, where no test comes near its level: a level of .08 would pass for .05 in
+1 of 100 times with the former, in 18 of 100 with the latter.
 """
 
 import pytest
@@ -22,29 +23,18 @@ def test_without_any_effect_nothing_is_found_and_intervals_cover() -> None:
   holds(seen, "H1", "H2", "H3", "H3 any", "H4", "family", "cover ASR", "cover D", "cover method")
 
 
-def test_equal_effects_are_not_inverted_and_no_slope_is_found() -> None:
-  parts = ("H3", "H4")
-  seen = simulations.rejection_rates("equal", STUDIES, parts=parts, draws=DRAWS, halves=10)
-  holds(seen, "H3", "H3 any", "H4", "cover slope")
-
-
-def test_equal_effects_are_not_unpredictable_and_the_four_together_hold_their_level() -> None:
+def test_equal_effects_are_neither_inverted_nor_unpredictable_and_no_slope_is_found() -> None:
   parts = ("H1", "H2", "H3", "H4")
-  seen = simulations.rejection_rates("equal", FEW, parts=parts, draws=DRAWS, halves=10)
-  holds(seen, "H2", "family")
+  seen = simulations.rejection_rates("equal", STUDIES, parts=parts, draws=DRAWS, halves=10)
+  holds(seen, "H2", "H3", "H3 any", "H4", "cover slope", "family")
   assert seen.rate("H1 found") > 0.3  # a test that finds nothing would hold every level
 
 
 def test_independent_effects_are_not_inverted_and_intervals_cover() -> None:
-  parts = ("coverage", "H3")
+  parts = ("coverage", "H1", "H2", "H3", "H4")
   seen = simulations.rejection_rates("independent", STUDIES, parts=parts, draws=DRAWS, halves=10)
-  holds(seen, "one-sided D", "H3", "H3 any", "cover ASR", "cover D", "cover method")
-
-
-def test_independent_effects_hold_the_level_of_all_four_together() -> None:
-  parts = ("H1", "H2", "H3", "H4")
-  seen = simulations.rejection_rates("independent", FEW, parts=parts, draws=DRAWS, halves=10)
-  holds(seen, "H1", "H2", "family")
+  holds(seen, "H1", "H2", "H3", "H3 any", "H4", "one-sided D", "family")
+  holds(seen, "cover ASR", "cover D", "cover method", "cover slope")
 
 
 def test_naive_permutation_and_eyeballing_fail_where_the_signed_group_holds() -> None:

@@ -29,6 +29,7 @@ from persona_jax.studies.persona_non_grata.contrasts import (
   kept_table,
 )
 from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.hypotheses import slope_p
 from persona_jax.studies.persona_non_grata.material import check_disjoint
 from tests.planted import study
 
@@ -619,7 +620,7 @@ def _settings(place: study.Place) -> product.Settings:
   return study.settings(place, outcome="label", generate=("test",), draws=200)
 
 
-def test_rates_are_over_all_rows_and_bounded_by_what_is_missing(place: study.Place) -> None:
+def test_rates_are_over_labelled_rows_and_bounded_by_what_is_missing(place: study.Place) -> None:
   table = _table({"SP P1": ["bypass", "refuse", "degenerate", "unparsed"]})
   row = tables.rates(table).set_index(["arm", "persona"]).loc["SP", "P1"]
   assert (row["bypass"], row["per_protocol"]) == (pytest.approx(1 / 3), 0.5)
@@ -806,3 +807,9 @@ def test_what_will_keep_hypotheses_from_being_tested_is_said_at_the_start(
   assert product.unmeasured(asked, harm, annotated=True) == [style]  # no twins are generated
   retold = product.Judges.of(fields | {"retold": 40})
   assert product.unmeasured(asked, retold, annotated=True) == []
+
+
+def test_h4_rests_on_the_larger_of_two_p_values_two_sided() -> None:
+  assert slope_p(0.01, 0.02) == pytest.approx(0.04)
+  assert slope_p(0.3, 0.02) == pytest.approx(0.6)
+  assert slope_p(0.9, 0.02) == 1.0

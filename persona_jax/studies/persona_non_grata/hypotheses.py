@@ -205,6 +205,16 @@ def _h3(settings: Settings, inversions: pd.DataFrame, elicited: bool, held: floa
   return _Test(each and p <= ALPHA and held >= HOLDS, p, numbers, "; ".join(reasons))
 
 
+def slope_p(p_positive: float, p_specific: float) -> float:
+  """Return p of H4: the larger of two that must both hold, two-sided, as the band is.
+
+  Args:
+    p_positive: one-sided, that the slope is not above 0.
+    p_specific: share of slopes on random directions that lie as far out on the same side.
+  """
+  return min(1.0, 2 * max(p_positive, p_specific))
+
+
 def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
   """Test the slope on the cosine: above 0, and beyond random directions in refusal's place.
 
@@ -225,7 +235,7 @@ def _h4(regressions: pd.DataFrame, alignment: pd.DataFrame) -> _Test:
   if math.isnan(row["slope"]):
     return _Test(False, math.nan, numbers, str(row["reason"]))
   specific = row["p_specific"]
-  p = min(1.0, 2 * max(row["p_positive"], specific))  # both two-sided, as the band is
+  p = slope_p(row["p_positive"], specific)
   aligned = alignment[alignment["cos_p"] <= ALPHA / len(alignment)]
   idle = aligned[aligned["coupling_p"] > ALPHA]
   reasons = [str(row["reason"])] if row["reason"] else []
