@@ -14,6 +14,7 @@ from persona_jax.scorers.labels import Labels
 from persona_jax.studies.persona_non_grata.material import Material
 from persona_jax.studies.persona_non_grata.restyling import restyled_invariance
 from persona_jax.studies.persona_non_grata.style import TWINS, StyleInvariance, twins_invariance
+from persona_jax.studies.persona_non_grata.validating import by_themselves
 
 
 def style_tests(
@@ -43,6 +44,6 @@ def style_tests(
         twins_invariance(labels.harm, "judge_harm_verdict", mine, material.partners, material.twins)
       )
   if retold is not None:
-    plain = dataclasses.replace(labels, opens_thought=False, others=())  # texts without a prompt
+    plain = dataclasses.replace(by_themselves(labels), others=())
     found.append(restyled_invariance(plain, "bypass", retold))
   return tuple(found)

@@ -25,7 +25,6 @@ from persona_jax.studies.persona_non_grata.style import MARGIN, StyleInvariance,
 
 KEY = "annotate-key.parquet"
 _FINAL = ("labels", "bypass")
-_NO_PERSONA = "no persona"
 _COLUMNS = ["source", "judge", "label", "row_id", "persona", "method", "cluster", "truth", "said"]
 # measure of `scorers.validation` → its column
 _MEASURES = {
@@ -126,8 +125,8 @@ def readings(
 
 
 def _of_labelled(labelled: pd.DataFrame, scorer: Scorer) -> pd.DataFrame:
-  if isinstance(scorer, Labels):  # known answers stand by themselves, in front of no prompt
-    scorer = dataclasses.replace(scorer, opens_thought=False, fluency=None)
+  if isinstance(scorer, Labels):
+    scorer = by_themselves(scorer)
   labelled = labelled.reset_index(drop=True)
   scored = scorer.score(labelled.drop(columns="label"))
   said = {_FINAL: scored["bypass"]}
@@ -196,6 +195,11 @@ def _long(
   return pd.concat(tables, ignore_index=True)[_COLUMNS]
 
 
+def by_themselves(labels: Labels) -> Labels:
+  """Return labels for texts that stand by themselves: behind no prompt, compared with no answers."""
+  return dataclasses.replace(labels, opens_thought=False, fluency=None)
+
+
 def final_labels(found: pd.DataFrame) -> pd.DataFrame:
   """Return the readings of what outcomes are counted by: the study's own label "bypass"."""
   return found[(found["judge"] == _FINAL[0]) & (found["label"] == _FINAL[1])]
@@ -248,23 +252,23 @@ def dif_table(found: pd.DataFrame, style: Sequence[StyleInvariance] = ()) -> pd.
   Returns:
     A row a judge, source, label, persona and error: those, and errors, n, rate, low, high (Wilson),
     rest (rate of all others), p, p_adjusted (Holm over personas), differs (by more than the margin,
-    .05 and in tests of style .03, and significantly), reason. Answers without a persona are a group
-    of their own, "no persona".
+    .05 and in tests of style .03, and significantly), reason. Answers without a persona ("") are a
+    group of their own.
   """
   tables = []
   for (judge, source, label), mine in found.groupby(["judge", "source", "label"], sort=False):
-    personas = list(mine["persona"].replace("", _NO_PERSONA))
-    errors = differential(list(mine["truth"]), list(mine["said"]), personas).table
+    groups = list(mine["persona"])
+    errors = differential(list(mine["truth"]), list(mine["said"]), groups).table
     tables.append(errors.assign(judge=judge, source=source, label=label))
   for one in style:
     if one.table.empty:
       continue
     counts = one.table.groupby("persona", sort=False)[["errors", "n"]].sum()
-    personas, said = [], []
+    groups, said = [], []
     for persona, row in counts.iterrows():
-      personas += [persona or _NO_PERSONA] * int(row["n"])
+      groups += [persona] * int(row["n"])
       said += [True] * int(row["errors"]) + [False] * int(row["n"] - row["errors"])
-    errors = differential([False] * len(said), said, personas, margin=MARGIN).table
+    errors = differential([False] * len(said), said, groups, margin=MARGIN).table
     if errors.empty:
       continue
     errors = errors[errors["error"] == "false_positive"]
