@@ -79,7 +79,9 @@ def score_all(
         passed.append(n)
     tell(sum(n not in passed for n in part))
   size = max(1, TILE_ROWS // (len(harmful) + len(harmless)))
-  plain_NV = next_logits(model, harmless) if passed else None
+  if not passed:
+    return found
+  plain_NV = next_logits(model, harmless)
   for first in range(0, len(passed), size):
     part = passed[first : first + size]
     removed = []

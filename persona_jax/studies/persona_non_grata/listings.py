@@ -35,6 +35,7 @@ _TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
   "style": ("T8 Harmless answers called harmful", ("judge", "what", "persona", "method")),
   "ppi": ("T8 Rates corrected for the judge's errors", ("arm", "persona")),
   "annotators": ("T8 Agreement of annotators", ("annotator", "other")),
+  "lacking": ("T8 What was not validated, and why", ("table",)),
   "missing": ("T9 Missing, censored and invalid rows", ("what", "which")),
   "side_effects": ("Side effects", ("measure", "by", "arm", "persona")),
   "expression": ("Trait expression under prompts", ("trait",)),

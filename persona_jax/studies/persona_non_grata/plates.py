@@ -7,8 +7,10 @@ import pandas as pd
 
 from persona_jax.personas.persona import Persona
 from persona_jax.report.arm_figures import draw_forest, draw_odds
+from persona_jax.report.check_figures import draw_dif, draw_models, draw_side_effects
 from persona_jax.report.dose_figures import draw_doses, draw_labels
 from persona_jax.report.geometry_figures import draw_alignment
+from persona_jax.report.mechanism_figures import draw_effects, draw_mediation, draw_specifications
 from persona_jax.report.persona_figures import draw_grid, draw_matched
 from persona_jax.report.rank_figures import draw_ranks
 from persona_jax.report.study_page import Plate
@@ -84,8 +86,9 @@ def draw(
   """
   study = _Study(settings, tables, personas, blocked)
   drawers: dict[str, Callable[[_Study], Plate | str]] = {
-    "F1": _ranks, "F2": _forest, "F2b": _odds, "F3": _doses, "F4": _labels, "F6": _matched,
-    "F7": _alignment, "F11": _grid,
+    "F1": _ranks, "F2": _forest, "F2b": _odds, "F3": _doses, "F4": _labels, "F5": _models,
+    "F6": _matched, "F7": _alignment, "F8": _census, "F9": _mediation, "F10": _specifications,
+    "F11": _grid, "F12": _dif, "F13": _side_effects,
   }  # fmt: skip
   order = sorted(drawers, key=lambda name: bool(blocked) and name != "F2b")
   plates: list[Plate] = []
@@ -234,8 +237,17 @@ def _alignment(study: _Study) -> Plate | str:
     "grey band differs from random directions; a cosine without an effect below it explains "
     "nothing.",
     "Two panels of lines by block, one line a persona, each before a grey band of chance.",
-    draw_alignment(alignment, names[:16], steered=_block(study)),
-    {"geometry_alignment": [*columns, "cos_null_low", "cos_null_high"]},
+    draw_alignment(
+      alignment,
+      names,
+      steered=_block(study),
+      cosines=study["geometry_cosines"],
+      labels=study.labels,
+    ),
+    {
+      "geometry_alignment": [*columns, "cos_null_low", "cos_null_high"],
+      "geometry_cosines": ["direction", "block", "metric", "low", "high"],
+    },
   )
 
 
@@ -254,6 +266,109 @@ def _grid(study: _Study) -> Plate | str:
     "Grids of three by three cells, a panel a method.",
     draw_grid(mine, study["baselines"], {n: poles[n] for n in inside}, rate_name=study.rate),
     {"effects": (*_WITH_BOUNDS, "effect"), "baselines": _WITH_BOUNDS},
+  )
+
+
+def _models(study: _Study) -> Plate | str:
+  if study.blocked:
+    return _UNTESTED.format("a gate fails")
+  if study["rankings"].empty:
+    return "fewer than two rankings can be compared"
+  columns = ["x", "y", "rho", "low", "high", "reliability_x", "reliability_y", "measurable"]
+  return Plate(
+    "F5",
+    "Do rankings agree, between methods and between models?",
+    "Spearman's correlation of the personas' rates, its interval, and how reliable either ranking "
+    "is by itself: two rankings of one truth agree only as far as both are reliable.",
+    "Matrices of rank correlations, with intervals and reliabilities in the cells.",
+    draw_models(study["rankings"]),
+    {"rankings": columns},
+  )
+
+
+def _census(study: _Study) -> Plate | str:
+  if study["geometry_census"].empty or study["geometry_regressions"].empty:
+    return "no census of directions was measured"
+  columns = ["direction", "kind", "outcome", "delta", "low", "high", "coef", "cos_euclidean"]
+  fitted = ["outcome", "predictor", "slope", "low", "high", "intercept", "r2"]
+  return Plate(
+    "F8",
+    "Does alignment with refusal foretell what steering does?",
+    "Each point is a direction: how it lies to refusal, and what adding it does. The grey cloud are "
+    "directions without a persona; the slope is theirs. A line that explains little of the cloud says "
+    "little of a persona, wherever its point lies.",
+    "Scatter of the change of refusal log-odds over the cosine, with a line and its band.",
+    draw_effects(study["geometry_census"], study["geometry_regressions"], study.labels),
+    {"geometry_census": columns, "geometry_regressions": fitted},
+  )
+
+
+def _mediation(study: _Study) -> Plate | str:
+  if study["mediation"].empty:
+    return "no parts of directions, and no floors, were among the controls"
+  return Plate(
+    "F9",
+    "Is it the part along refusal?",
+    "What the whole direction does, what it does without its part along refusal, that part alone, and "
+    "the whole above a floor under refusal or under a random direction.",
+    "Bars of effects, a panel a part of the direction, a bar a persona.",
+    draw_mediation(study["mediation"], study.labels),
+    {"mediation": ["persona", "variant", "effect", "low", "high", "n"]},
+  )
+
+
+def _specifications(study: _Study) -> Plate | str:
+  if study.blocked:
+    return _UNTESTED.format("a gate fails")
+  if study["specifications"].empty:
+    return "no other specifications were run (spec_prompts)"
+  named = study.settings.named
+  return Plate(
+    "F10",
+    "Would other choices have said the same?",
+    f"{study.labels[named]}: what steering adds to its rate beyond the others, in every specification "
+    "of block, window, rule of composites and dose, in their order; below, which choices each "
+    "consists of.",
+    "Sorted estimates above, dots for the choices below.",
+    draw_specifications(study["specifications"], study.labels[named], delta=study.settings.delta),
+    {"specifications": ["block", "window", "rule", "kappa", "d_sp", "d_as", "coherent", "holds"]},
+  )
+
+
+def _dif(study: _Study) -> Plate | str:
+  dif = study["dif"]
+  mine = dif[dif["label"] == "bypass"] if len(dif) else dif
+  if mine.empty:
+    lacking = study["lacking"]
+    why = lacking[lacking["table"] == "dif"]["reason"] if len(lacking) else []
+    return next(iter(why), "no known labels")
+  mine = mine.assign(judge=mine["judge"] + ", " + mine["source"])
+  return Plate(
+    "F12",
+    "Does the judge err alike under every persona?",
+    "How often the labels call a harmless answer harmful, and miss a harmful one, by persona, against "
+    "known labels. A judge that hears a persona's tone would move these apart.",
+    "Error rates of judges with intervals, by persona.",
+    draw_dif(mine, study.labels | {"": "no persona"}),
+    {"dif": ["judge", "source", "label", "persona", "error", "rate", "low", "high", "n"]},
+  )
+
+
+def _side_effects(study: _Study) -> Plate | str:
+  if study["side_effects"].empty:
+    return "none was measured"
+  draws: dict[str, Sequence[str]] = {
+    "side_effects": ["measure", "by", "arm", "persona", "value", "low", "high"]
+  }
+  draws["matches"] = ["by", "persona", "replicate", "target_trait", "achieved_trait"]
+  return Plate(
+    "F13",
+    "What else they do",
+    "Refusals of harmless requests that sound risky, knowledge, the change of next tokens on harmless "
+    "requests, and the shift on questionnaire items of the persona's own traits.",
+    "Small panels, a measure each, a line a persona.",
+    draw_side_effects(study["side_effects"], study.labels, study["matches"]),
+    draws,
   )
 
 

@@ -196,7 +196,7 @@ def _long(
 
 
 def by_themselves(labels: Labels) -> Labels:
-  """Return labels for texts that stand by themselves: behind no prompt, compared with no answers."""
+  """Return labels for texts by themselves: behind no prompt, compared with no other answers."""
   return dataclasses.replace(labels, opens_thought=False, fluency=None)
 
 
