@@ -4,6 +4,7 @@ They draw what the core study's tables hold and estimate nothing. A value stands
 one that has none is a cross, and one that is not measurable is written "n/m".
 """
 
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -153,37 +154,48 @@ def draw_dif(dif: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
   """Draw how often judges err by persona, against known labels (F12).
 
   Args:
-    dif: judge, persona, error ("false_positive", "false_negative"), rate, low, high, n.
+    dif: judge, persona ("" for none), error ("false_positive", "false_negative"), rate, low, high,
+      n; perhaps source (of the labels: a judge has points for each) and differs (from the others'
+      rate: those have a ring).
     labels: {persona: how it is written}, in the order of the figure.
 
   Raises:
-    ValueError: another error, a persona without a label, no row, or columns that are lacking.
+    ValueError: another error, a persona without a label, two rows of one point, no row, or columns
+      that are lacking.
   """
   required(dif, "dif", ("judge", "persona", "error", "rate", "low", "high", "n"))
   unknown = sorted(set(dif["error"]) - set(ERRORS))
   if unknown:
     raise ValueError(f"errors {unknown}: the figure draws {list(ERRORS)}.")
   names = named(dif, labels)
+  if "source" in dif:
+    dif = dif.assign(judge=dif["judge"] + ", against " + dif["source"])
+  twice = dif[dif.duplicated(["judge", "persona", "error"])]
+  if len(twice):
+    raise ValueError(
+      f"{list(twice['judge'].unique())} have two rows of a persona and error; give one, or name "
+      "their source."
+    )
   judges = list(dict.fromkeys(dif["judge"]))
   errors = [error for error in ERRORS if (dif["error"] == error).any()]
   texts = {name: signed(labels[name]) for name in names}
   if (dif["persona"] == "").any():
-    names, texts = ["", *names], {"": arm_look("B0").name, **texts}
+    texts = {"": arm_look("B0").name, **texts}
   looks = {judge: (COLOURS[n % 8], _MARKERS[n % 6]) for n, judge in enumerate(judges)}
   figure, panels = _rows_of_panels(len(errors), texts, len(judges))
   for axes, error in zip(panels, errors, strict=True):
-    mine = dif[dif["error"] == error].set_index(["judge", "persona"])
-    for j, judge in enumerate(judges):
-      for p, name in enumerate(names):
-        y = p + _shift(j, len(judges))
-        one = mine.loc[(judge, name)] if (judge, name) in mine.index else None
-        values = (np.nan,) * 3 if one is None else (one["rate"], one["low"], one["high"])
-        _point(axes, y, values, *looks[judge])
-        count = 0 if one is None else int(one["n"])
-        axes.text(
-          1.02, y, f"n {count}", transform=axes.get_yaxis_transform(), fontsize=SMALL - 2,
-          va="center", color=looks[judge][0],
-        )  # fmt: skip
+    mine = dif[dif["error"] == error].set_index(["judge", "persona"]).sort_index()
+    for (j, judge), (p, name) in itertools.product(enumerate(judges), enumerate(texts)):
+      y, colour = p + _shift(j, len(judges)), looks[judge][0]
+      one = mine.loc[(judge, name)] if (judge, name) in mine.index else None
+      values = (np.nan,) * 3 if one is None else (one["rate"], one["low"], one["high"])
+      _point(axes, y, values, *looks[judge])
+      if one is not None and bool(one.get("differs", False)):
+        axes.plot(one["rate"], y, marker="o", ms=12, mfc="none", mec="black", ls="", zorder=4)
+      axes.text(
+        1.02, y, f"n {0 if one is None else int(one['n'])}", fontsize=SMALL - 2, va="center",
+        transform=axes.get_yaxis_transform(), color=colour,
+      )  # fmt: skip
     axes.set_xlim(-0.02, 1.02)
     axes.set_title(ERRORS[error], fontsize=TEXT, loc="left")
     axes.set_xlabel("rate (95 % interval)", fontsize=SMALL)
@@ -192,7 +204,9 @@ def draw_dif(dif: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     figure,
     "False positive: called what it is not; false negative: missed. n: answers whose true label is "
     "known. A judge that errs more under one persona makes a difference between personas out of "
-    "nothing. n/m: no such answer.",
+    "nothing"
+    + ("; ring: significantly, and by more than the margin. " if "differs" in dif else ". ")
+    + "n/m: no such answer.",
   )
   return figure
 
@@ -234,8 +248,8 @@ def draw_side_effects(
   _legend(figure, [(arm_look(a).name, arm_look(a).colour, arm_look(a).marker) for a in arms])
   note(
     figure,
-    "Bars: 95 % over prompts or questions crossed with replicates; × without an interval (a mean "
-    "over replicates); n/m not measured.",
+    "Bars: 95 % over prompts or questions crossed with replicates; × without an interval (means "
+    "over replicates, and cells that were not matched in all of them); n/m not measured.",
   )
   return figure
 

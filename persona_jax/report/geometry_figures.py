@@ -21,6 +21,7 @@ from persona_jax.report.look import CHANCE, CLOUD, COLOURS, SMALL, TEXT, note, p
 _DPI = 150
 _DASHES = ("-", "--")
 _MOST = len(COLOURS) * len(_DASHES)  # curves that can be told apart
+_SHADED = 4  # curves that have their intervals at every block
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -42,7 +43,8 @@ def draw_alignment(
   """Draw cosine and coupling of some directions by block, each before its null band (F7).
 
   Of more than 16 directions, the 16 whose cosine lies furthest from 0 (at the steered block, or at
-  any) have colours and names; the others are thin grey lines, and the figure says so.
+  any) have colours and names; the others are thin grey lines, and the figure says so. Of more than
+  four, intervals are drawn at the steered block alone.
 
   Args:
     alignment: of `geometry.decoy.alignment_table`.
@@ -66,6 +68,9 @@ def draw_alignment(
   figure = Figure(figsize=(10.5, 9.0), layout="constrained")
   top, below = figure.subplots(2, 1, sharex=True)
   blocks = alignment.drop_duplicates("block").sort_values("block")
+  # Shades of many curves hide each other and the null band.
+  as_bars = steered is not None and len(shown) > _SHADED
+  step = 0.0042 * max(float(np.ptp(blocks["block"])), 1.0)
   by_name = {name: one.sort_values("block") for name, one in mine.groupby("direction")}
   for axes, value, title in (
     (top, "cos", "Cosine with the refusal direction of the block"),
@@ -86,11 +91,17 @@ def draw_alignment(
       look = {"color": COLOURS[n % 8], "ls": _DASHES[n // 8], "lw": 1.8}
       axes.plot(one["block"], one[value], label=name, **look)
       bounds = one if value == "coupling" else _bounds(cosines, name)
-      if bounds is not None:
-        low, high = bounds["low"], bounds["high"]
+      if bounds is None:
+        continue
+      low, high = bounds["low"], bounds["high"]
+      if not as_bars:
         axes.fill_between(bounds["block"], low, high, color=look["color"], alpha=0.18, lw=0)
-        bare = one[one["block"].isin(bounds.loc[low.isna(), "block"])]
-        axes.plot(bare["block"], bare[value], color=look["color"], marker="x", ls="", ms=7, mew=1.8)
+      else:
+        bounds = bounds[bounds["block"] == steered]
+        at = bounds["block"] + (n - (len(shown) - 1) / 2) * step
+        axes.vlines(at, bounds["low"], bounds["high"], color=look["color"], lw=1.6, zorder=3)
+      bare = one[one["block"].isin(bounds.loc[bounds["low"].isna(), "block"])]
+      axes.plot(bare["block"], bare[value], color=look["color"], marker="x", ls="", ms=7, mew=1.8)
     axes.set_title(title, fontsize=TEXT, loc="left")
     _write_ends(axes, [by_name[name] for name in shown], value, labels)
   first, last = blocks["block"].min(), blocks["block"].max()
@@ -101,7 +112,7 @@ def draw_alignment(
     loc="outside upper left", frameon=False, fontsize=SMALL,
   )  # fmt: skip
   said = f"Dotted: the steered block, {steered}. " if steered is not None else ""
-  said += "Shaded: 95 % interval"
+  said += "Upright lines: 95 % interval there" if as_bars else "Shaded: 95 % interval"
   said += " of couplings; cosines have none here." if cosines is None else "; × without one."
   if len(shown) < len(names):
     where = "any block" if steered is None else f"block {steered}"
@@ -228,10 +239,14 @@ def draw_census(
 
 
 def _ink(axes: Axes, points: pd.DataFrame, row: pd.Series) -> np.ndarray:
-  """Return what names should not lie on, float [N, 2]: points, the line, and the axes through 0."""
+  """Return what names should not lie on, float [N, 2]: points, intervals, the line, both zeros."""
   x, y = (np.linspace(*limits, 200) for limits in (axes.get_xlim(), axes.get_ylim()))
   parts = [points[["x", "delta"]].to_numpy(dtype=float)]
   parts += [np.column_stack([x, 0 * x]), np.column_stack([0 * y, y])]
+  if {"low", "high"} <= set(points.columns):
+    for along in np.linspace(0, 1, 12):
+      ends = (1 - along) * points["low"] + along * points["high"]
+      parts.append(np.column_stack([points["x"], ends]))
   if not np.isnan(row["slope"]):
     parts.append(np.column_stack([x, row["intercept"] + row["slope"] * x]))
   return np.concatenate(parts)

@@ -92,8 +92,13 @@ def draw_effects(
   )
   said = (
     f"Line: over the {len(fitted)} directions that are no personas, with the 95 % band of its "
-    "slope. Bars: 95 % over prompts. Opposite poles share one direction, and of personas that do "
-    f"one is measured; {_OPPOSITE} before a name: its direction is subtracted."
+    "slope. Bars: 95 % over prompts."
+  )
+  said += (
+    " Opposite poles share one direction, and of personas that do one is measured; "
+    f"{_OPPOSITE} before a name: its direction is subtracted."
+    if len(people)
+    else " No persona is among them: none has a direction that may be tested."
   )
   if not np.isfinite(row["slope"]):
     said += f" No line: {row['reason'] or 'it could not be fitted'}."
@@ -166,9 +171,10 @@ def draw_mediation(mediation: pd.DataFrame, labels: Mapping[str, str]) -> Figure
         _not_measured(axes, y)
     axes.set_title(VARIANTS[variant], fontsize=SMALL + 0.5)
     axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=SMALL - 1)
   panels[0].set_yticks(range(len(names)), [signed(labels[name]) for name in names])
   panels[0].set_ylim(len(names) - 0.4, -0.6)
-  panels[0].xaxis.set_major_locator(MaxNLocator(3))
+  panels[0].xaxis.set_major_locator(MaxNLocator(3, min_n_ticks=3))
   panels[0].xaxis.set_major_formatter(lambda x, _: signed(f"{x:.3g}"))
   counts = sorted(set(mediation["n"].astype(int)))
   note(

@@ -118,11 +118,11 @@ def dif() -> pd.DataFrame:
      "low": r - 0.1, "high": r + 0.2, "n": int(rng.integers(5, 90))}
     for judge, error, name in itertools.product(("rules", "rubric"), errors, LABELS)
   ]  # fmt: skip
-  table = pd.DataFrame(rows).set_index(["judge", "error", "persona"])
+  table = pd.DataFrame(rows).set_index(["judge", "error", "persona"]).sort_index()
   table.loc[("rules", "false_positive", "P2"), ["low", "high"]] = np.nan
-  table.loc[("rubric", "false_negative", "P12"), ["rate", "low", "high"]] = np.nan
-  table.loc[("rubric", "false_negative", "P12"), "n"] = 0
-  return table.reset_index()
+  unknown = [np.nan, np.nan, np.nan, 0]
+  table.loc[("rubric", "false_negative", "P12"), ["rate", "low", "high", "n"]] = unknown
+  return table.reset_index().sort_values("judge", ascending=False, ignore_index=True)
 
 
 def _points(axes: Axes) -> dict[tuple[float, float], str]:
@@ -162,6 +162,26 @@ def test_errors_of_judges_that_cannot_be_drawn_are_an_error(dif: pd.DataFrame) -
     draw_dif(dif.replace({"error": {"false_negative": "miss"}}), LABELS)
   with pytest.raises(ValueError, match=r"lacks the columns \['judge'\]"):
     draw_dif(dif.drop(columns="judge"), LABELS)
+
+
+def test_a_judge_has_points_for_each_source_and_those_that_differ_have_a_ring(
+  dif: pd.DataFrame,
+) -> None:
+  mine = dif[dif["error"] == "false_positive"].assign(
+    differs=(dif["judge"] == "rubric") & (dif["persona"] == "P12")
+  )
+  both = pd.concat([mine.assign(source="people"), mine.assign(source="twins")], ignore_index=True)
+  figure = draw_dif(both, LABELS)
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert texts == [f"{judge}, against {source}" for source in ("people", "twins")
+                   for judge in ("rules", "rubric")]  # fmt: skip
+  (axes,) = figure.axes
+  rate = both.loc[both["differs"], "rate"].iloc[0]
+  rings = [li for li in axes.get_lines() if li.get_markersize() == 12]
+  places = [(float(li.get_xdata()[0]), float(li.get_ydata()[0])) for li in rings]
+  np.testing.assert_allclose(sorted(places), [(rate, 2 - 0.1), (rate, 2 + 0.3)])
+  with pytest.raises(ValueError, match=r"\['rules', 'rubric'\] have two rows of a persona"):
+    draw_dif(both.drop(columns="source"), LABELS)
 
 
 def test_answers_without_a_persona_have_a_row_of_their_own(dif: pd.DataFrame) -> None:

@@ -117,6 +117,18 @@ def test_of_more_than_sixteen_those_furthest_from_0_have_names_and_the_others_ar
   assert "the 16 directions furthest from 0 at block 3; the other 1 are thin grey lines" in note
 
 
+def test_of_more_than_four_intervals_are_upright_lines_at_the_steered_block(
+  alignment: pd.DataFrame,
+) -> None:
+  _, below = draw_alignment(alignment, NAMES[:5], steered=3).axes
+  at = alignment[alignment["block"] == 3].set_index("direction").loc[NAMES[:5]]
+  lines = below.collections[1:]
+  assert len(lines) == 5
+  (segments,) = np.stack([c.get_segments() for c in lines], axis=1)  # type: ignore[attr-defined]
+  np.testing.assert_allclose(segments[:, :, 1], at[["low", "high"]])
+  assert np.ptp(segments[:, 0, 0]) < 0.15 and segments[:, 0, 0].mean() == pytest.approx(3)
+
+
 def test_names_stand_behind_the_ends_of_their_curves_in_order(alignment: pd.DataFrame) -> None:
   figure = draw_alignment(alignment, NAMES[:16], labels={"P2": "P2  O-"})
   assert not overlapping(figure)
