@@ -517,7 +517,7 @@ def test_windows_all_and_answer_are_one_before_the_late_head(w1: Study) -> None:
 def test_generic_damage_is_not_specific(make: Make) -> None:
   run = make(
     "N2", controls=("R-iso", "-v"), control_prompts=40, num_controls=40, block=0, read_block=1,
-    window="all", matches=("norm",), kappa=1.5,
+    window="all", matches=("norm",), kappa=1.5, kappas=(0.1, 0.45, 1.5),
   )  # fmt: skip
   controls = run.found.tables["controls"].set_index("persona")
   assert controls.loc["P12", "p_R-iso"] > 0.05
@@ -527,9 +527,8 @@ def test_generic_damage_is_not_specific(make: Make) -> None:
   assert part["p_bypass"].mean() > base["p_bypass"].mean() + 0.05
   assert run.found.claims.empty
   # Every cell is that of an edit of all tokens by the law, and not that of the answer's alone.
-  matches = run.calibrated.matches.set_index(["persona", "replicate"])["coef_raw"]
-  coef_PK = np.array([[matches.loc[name, k] for k in range(3)] for name in NAMES])
-  shift_PKD = coef_PK[..., None] * run.place.directions().personas()[:, :, 0]
+  size = 1.5 * float(run.calibrated.scale.resid_L[0])
+  shift_PKD = size * run.place.directions().personas()[:, :, 0]
   measured = run.probability("AS:norm")
   for tokens, is_it in (("all", True), ("answer", False)):
     cells = law.steered(run.place.world, run.place.users, shift_PKD, block=0, tokens=tokens)
