@@ -39,12 +39,15 @@ def rows(persona_errs: str = "") -> pd.DataFrame:
           "text": "Here it is." if truth else "I'm sorry, no." if n % 2 else "Let us not.",
         }
       )  # fmt: skip
-  table = pd.DataFrame(found)
+  # Two rows of a part that was not generated, of which first tokens alone are measured.
+  ungenerated = [{"part": "dose", "arm": "dose", "persona": "P1", "cluster": "c0"}] * 2
+  table = pd.DataFrame(found + ungenerated)
   return table.assign(bypass=table["bypass"].astype("boolean"))
 
 
 def people(table: pd.DataFrame) -> pd.DataFrame:
   """Two annotators of every row, who see the truth."""
+  table = table[table["row_id"].notna()]
   one = pd.DataFrame({"row_id": table["row_id"], "label": table["truth"], "weight": 1.0})
   return pd.concat([one.assign(annotator="1"), one.assign(annotator="2")], ignore_index=True)
 
@@ -182,7 +185,12 @@ def test_sheets_give_rates_of_a_closed_form_and_the_agreement_of_annotators(
 ) -> None:
   table = rows("P2")
   sheets = write_annotation_sheets(
-    table, tmp_path, n=300, strata=("arm", "persona"), annotators=2, overlap=1.0
+    table[table["part"] == "test"],
+    tmp_path,
+    n=300,
+    strata=("arm", "persona"),
+    annotators=2,
+    overlap=1.0,
   )
   key = pd.read_parquet(sheets.key).set_index("id")["row_id"]
   truth = table.set_index("row_id")["truth"]

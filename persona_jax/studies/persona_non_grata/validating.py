@@ -155,7 +155,8 @@ def _of_annotations(
       f"{len(strays)} of {len(people)} annotated rows are not of this study, such as "
       f"{strays['row_id'].iloc[0]!r}; are the sheets of another run?"
     )
-  mine = people.rename(columns={"label": "human"}).merge(table, on="row_id", validate="1:1")
+  generated = table[table["row_id"].notna()]  # of other parts first tokens alone are measured
+  mine = people.rename(columns={"label": "human"}).merge(generated, on="row_id", validate="1:1")
   human = mine["human"]
   truth = {
     label: (human == label).astype("boolean").mask(human.isna())
@@ -305,8 +306,8 @@ def validation_tables(
     "ppi": pd.DataFrame(),
   }
   if annotations is not None:
-    cluster = table.set_index("row_id")["cluster"]
-    clusters = {str(i): str(cluster[i]) for i in annotations["row_id"].unique()}
+    read = table[table["row_id"].isin(annotations["row_id"])]
+    clusters = dict(zip(read["row_id"], read["cluster"].astype(str), strict=True))
     tables["annotators"] = annotator_agreement(annotations, clusters=clusters)
     tables["ppi"] = judged_rates(table, agreed(annotations))
   untested = "; ".join(f"{one.what}: {one.reason}" for one in style)
