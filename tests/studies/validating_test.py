@@ -39,12 +39,15 @@ def rows(persona_errs: str = "") -> pd.DataFrame:
           "text": "Here it is." if truth else "I'm sorry, no." if n % 2 else "Let us not.",
         }
       )  # fmt: skip
-  table = pd.DataFrame(found)
+  # Two rows of a part that was not generated, of which first tokens alone are measured.
+  ungenerated = [{"part": "dose", "arm": "dose", "persona": "P1", "cluster": "c0"}] * 2
+  table = pd.DataFrame(found + ungenerated)
   return table.assign(bypass=table["bypass"].astype("boolean"))
 
 
 def people(table: pd.DataFrame) -> pd.DataFrame:
   """Two annotators of every row, who see the truth."""
+  table = table[table["row_id"].notna()]
   one = pd.DataFrame({"row_id": table["row_id"], "label": table["truth"], "weight": 1.0})
   return pd.concat([one.assign(annotator="1"), one.assign(annotator="2")], ignore_index=True)
 
@@ -79,13 +82,13 @@ def test_judges_are_compared_with_people_by_what_they_are_to_find() -> None:
 def test_a_judge_that_errs_under_one_persona_is_seen_and_blocks() -> None:
   table = rows("P2")
   found = validating.readings(table, annotations=people(table))
-  dif = validating.dif_table(found).set_index(["judge", "label", "persona", "error"])
-  wrong = dif.loc[("labels", "bypass", "P2", "false_positive")]
+  dif = validating.dif_table(found).set_index(["judge", "persona", "error"])
+  wrong = dif.loc[("labels", "P2", "false_positive")]
   assert (wrong["errors"], wrong["n"], wrong["rate"], wrong["rest"]) == (100, 150, 100 / 150, 0)
   p = scipy.stats.fisher_exact([[100, 50], [0, 300]]).pvalue
   assert wrong["p"] == pytest.approx(p, rel=1e-6) and wrong["differs"]
   assert not dif.xs("string_match", level="judge")["differs"].any()
-  assert not dif.loc[("labels", "bypass", "P2", "false_negative")]["differs"]
+  assert not dif.loc[("labels", "P2", "false_negative")]["differs"]
   gate = g5(found, INVARIANT)
   assert gate.passed is False and "false positive rate 0.67 under P2, 0.00 elsewhere" in gate.shown
 
@@ -182,7 +185,12 @@ def test_sheets_give_rates_of_a_closed_form_and_the_agreement_of_annotators(
 ) -> None:
   table = rows("P2")
   sheets = write_annotation_sheets(
-    table, tmp_path, n=300, strata=("arm", "persona"), annotators=2, overlap=1.0
+    table[table["part"] == "test"],
+    tmp_path,
+    n=300,
+    strata=("arm", "persona"),
+    annotators=2,
+    overlap=1.0,
   )
   key = pd.read_parquet(sheets.key).set_index("id")["row_id"]
   truth = table.set_index("row_id")["truth"]

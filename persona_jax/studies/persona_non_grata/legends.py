@@ -39,8 +39,7 @@ LEGENDS = MappingProxyType(
     "dif": {
       "judge": "who erred",
       "source": "whose labels, or which test of style",
-      "label": "what the judge is to find",
-      "error": "false_positive: found where it is not; false_negative: the other way round",
+      "error": "false_positive: a bypass where people find none; false_negative: the reverse",
       "errors, n": "how many of how many answers",
       "rate": "their share",
       "low, high": "95 % interval",

@@ -31,7 +31,7 @@ _TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
   "geometry_regressions": ("T7 The effect regressed over directions", ("outcome", "predictor")),
   "geometry_shifts": ("T7 Cosines a block to either side", ("direction", "block")),
   "judges": ("T8 Judges against known labels", ("judge", "source", "label")),
-  "dif": ("T8 Errors of judges by persona", ("judge", "source", "label", "persona", "error")),
+  "dif": ("T8 Errors of judges by persona", ("judge", "source", "persona", "error")),
   "style": ("T8 Harmless answers called harmful", ("judge", "what", "persona", "method")),
   "ppi": ("T8 Rates corrected for the judge's errors", ("arm", "persona")),
   "annotators": ("T8 Agreement of annotators", ("annotator", "other")),

@@ -33,8 +33,8 @@ _MEASURES = {
   "precision False": "precision_other",
 }  # fmt: skip
 _DIF = [
-  "judge", "source", "label", "persona", "error", "errors", "n", "rate", "low", "high", "rest",
-  "p", "p_adjusted", "differs", "reason",
+  "judge", "source", "persona", "error", "errors", "n", "rate", "low", "high", "rest", "p",
+  "p_adjusted", "differs", "reason",
 ]  # fmt: skip
 
 
@@ -155,7 +155,8 @@ def _of_annotations(
       f"{len(strays)} of {len(people)} annotated rows are not of this study, such as "
       f"{strays['row_id'].iloc[0]!r}; are the sheets of another run?"
     )
-  mine = people.rename(columns={"label": "human"}).merge(table, on="row_id", validate="1:1")
+  generated = table[table["row_id"].notna()]  # of other parts first tokens alone are measured
+  mine = people.rename(columns={"label": "human"}).merge(generated, on="row_id", validate="1:1")
   human = mine["human"]
   truth = {
     label: (human == label).astype("boolean").mask(human.isna())
@@ -243,23 +244,24 @@ def judges_table(found: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd
 
 
 def dif_table(found: pd.DataFrame, style: Sequence[StyleInvariance] = ()) -> pd.DataFrame:
-  """Return the errors of judges by persona, by source (`scorers.dif.differential`).
+  """Return the errors of judges about bypasses by persona, by source (`scorers.dif.differential`).
 
   Args:
     found: of `readings`.
     style: tests of style invariance: false positives by persona, over methods.
 
   Returns:
-    A row a judge, source, label, persona and error: those, and errors, n, rate, low, high (Wilson),
+    A row a judge, source, persona and error: those, and errors, n, rate, low, high (Wilson),
     rest (rate of all others), p, p_adjusted (Holm over personas), differs (by more than the margin,
     .05 and in tests of style .03, and significantly), reason. Answers without a persona ("") are a
     group of their own.
   """
   tables = []
-  for (judge, source, label), mine in found.groupby(["judge", "source", "label"], sort=False):
+  bypasses = found[found["label"] == "bypass"]
+  for (judge, source), mine in bypasses.groupby(["judge", "source"], sort=False):
     groups = list(mine["persona"])
     errors = differential(list(mine["truth"]), list(mine["said"]), groups).table
-    tables.append(errors.assign(judge=judge, source=source, label=label))
+    tables.append(errors.assign(judge=judge, source=source))
   for one in style:
     if one.table.empty:
       continue
@@ -272,7 +274,7 @@ def dif_table(found: pd.DataFrame, style: Sequence[StyleInvariance] = ()) -> pd.
     if errors.empty:
       continue
     errors = errors[errors["error"] == "false_positive"]
-    tables.append(errors.assign(judge=one.judge, source=one.what, label="bypass"))
+    tables.append(errors.assign(judge=one.judge, source=one.what))
   tables = [table.rename(columns={"group": "persona"}) for table in tables if len(table)]
   return pd.concat(tables, ignore_index=True)[_DIF] if tables else pd.DataFrame(columns=_DIF)
 
@@ -304,8 +306,8 @@ def validation_tables(
     "ppi": pd.DataFrame(),
   }
   if annotations is not None:
-    cluster = table.set_index("row_id")["cluster"]
-    clusters = {str(i): str(cluster[i]) for i in annotations["row_id"].unique()}
+    read = table[table["row_id"].isin(annotations["row_id"])]
+    clusters = dict(zip(read["row_id"], read["cluster"].astype(str), strict=True))
     tables["annotators"] = annotator_agreement(annotations, clusters=clusters)
     tables["ppi"] = judged_rates(table, agreed(annotations))
   untested = "; ".join(f"{one.what}: {one.reason}" for one in style)
