@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,8 @@ def score_all(
   """Score candidates; the rows of as many of them as fill a tile run together.
 
   One candidate by itself is some twenty rows, for which the host lays out tables of edits at every
-  site of every block; a tile of them lays out as many tables once.
+  site of every block; a tile of them lays out as many tables once. What is added runs block by
+  block: rows part where they are edited, and tiles that part at one block have the same shapes.
 
   Args:
     model: the model.
@@ -67,9 +68,7 @@ def score_all(
       progress(done, len(vectors))
 
   passed = []
-  size = max(1, TILE_ROWS // len(harmless))
-  for first in range(0, len(there), size):
-    part = there[first : first + size]
+  for part in _of_one_block(vectors, there, max(1, TILE_ROWS // len(harmless))):
     induced = _induced(model, [vectors[n] for n in part], harmless, refusal_ids)
     for n, value in zip(part, induced, strict=True):
       if math.isnan(value):
@@ -78,10 +77,11 @@ def score_all(
       if least_induce is None or value >= least_induce:
         passed.append(n)
     tell(sum(n not in passed for n in part))
-  size = max(1, TILE_ROWS // (len(harmful) + len(harmless)))
   if not passed:
     return found
+  passed.sort()
   plain_NV = next_logits(model, harmless)
+  size = max(1, TILE_ROWS // (len(harmful) + len(harmless)))
   for first in range(0, len(passed), size):
     part = passed[first : first + size]
     removed = []
@@ -98,6 +98,16 @@ def score_all(
       )
     tell(len(part))
   return found
+
+
+def _of_one_block(
+  vectors: Sequence[tuple[np.ndarray, int]], numbers: Sequence[int], most: int
+) -> Iterator[list[int]]:
+  """Give the numbers of candidates of one block at a time, at most so many."""
+  for block in sorted({vectors[n][1] for n in numbers}):
+    mine = [n for n in numbers if vectors[n][1] == block]
+    for first in range(0, len(mine), most):
+      yield mine[first : first + most]
 
 
 def _induced(
