@@ -30,6 +30,7 @@ from persona_jax.studies.persona_non_grata.differences import refusal_samples
 from persona_jax.studies.persona_non_grata.gates import Gate, blocked_by, judge_gates
 from persona_jax.studies.persona_non_grata.geometry import examine
 from persona_jax.studies.persona_non_grata.hypotheses import judge
+from persona_jax.studies.persona_non_grata.judged_rates import with_corrected
 from persona_jax.studies.persona_non_grata.legends import LEGENDS, unexplained
 from persona_jax.studies.persona_non_grata.reporting import read_tables
 from persona_jax.studies.persona_non_grata.style import StyleInvariance
@@ -526,6 +527,8 @@ def test_generic_damage_is_not_specific(make: Make) -> None:
   base = run.table[(run.table["part"] == "controls") & (run.table["arm"] == "B0")]
   assert part["p_bypass"].mean() > base["p_bypass"].mean() + 0.05
   assert run.found.claims.empty
+  # Harm is written at block 1: at the steered block there is no refusal to project on.
+  assert run.table["r_steered"].isna().all() and run.table["r_read"].notna().all()
   # Every cell is that of an edit of all tokens by the law, and not that of the answer's alone.
   size = 1.5 * float(run.calibrated.scale.resid_L[0])
   shift_PKD = size * run.place.directions().personas()[:, :, 0]
@@ -647,14 +650,16 @@ def test_the_summary_says_what_every_column_means(
   ]
   columns = {name: list(table) for name, table in w1.found.tables.items()} | {
     "regressions": list(w1.found.tables["geometry_regressions"]),
-    "rates": list(tables.rates(answered)),
+    "rates": list(with_corrected(tables.rates(answered), answered, None)),
     "kept": list(kept_table(pd.DataFrame(sides))),
   }
   left = {name: unexplained(name, columns[name]) for name in LEGENDS}
   assert {k: v for k, v in left.items() if v} == {"matches": ["r2", "unreached"]}  # not shown
   for name, meanings in LEGENDS.items():
-    for pattern in (one for key in meanings for one in key.split(", ")):
-      assert fnmatch.filter(columns[name], pattern), (name, pattern)
+    mine = [pattern for key in meanings for pattern in key.split(", ")]
+    unused = [pattern for pattern in mine if not fnmatch.filter(columns[name], pattern)]
+    # Tables of T8 have no rows without people's labels; tests/studies/validating_test.py has some.
+    assert unused == [] or not columns[name], (name, unused)
   text = product.write_summary(w1.found, w1.settings, folder / "summary.md").read_text()
   assert text.count("`reason` why something is missing") >= 3
   assert "-0.000" not in text

@@ -61,24 +61,44 @@ class Projections:
   personas: Mapping[str, Direction]
   blocks: tuple[int, int]
 
+  @property
+  def bank(self) -> list[Direction]:
+    """Directions in the order of what is read: refusal, then the personas'."""
+    return [self.refusal, *self.personas.values()]
+
   def capture(self) -> Capture:
     """Return what the engine is to read."""
-    bank = [self.refusal, *self.personas.values()]
-    return Capture(blocks=sorted(set(self.blocks)), reduce="last", bank=bank)
+    return Capture(
+      blocks=sorted(set(self.blocks)), reduce="last", bank=[_without_zeros(d) for d in self.bank]
+    )
 
   def of_rows(
     self, reads: Mapping[Where, np.ndarray], arms: Sequence[Arm], prompts: int
   ) -> dict[str, np.ndarray]:
-    """Return the columns of rows, arm by arm, each with so many prompts; NaN without a persona."""
+    """Return the columns of rows, arm by arm, each with so many prompts.
+
+    NaN without a persona, and where a direction is zero, as refusal is before harm is read.
+    """
     names = list(self.personas)
     at_A = [1 + names.index(arm.persona) if arm.persona in names else 0 for arm in arms]
     at_N = np.repeat(at_A, prompts)
     found = {}
     for block, place in zip(self.blocks, ("steered", "read"), strict=True):
-      x_NR = reads["resid_post", block]
+      there_R = np.array([bool(d.mean_LD[block].any()) for d in self.bank])
+      x_NR = np.where(there_R, reads["resid_post", block], np.nan)
       found[f"r_{place}"] = x_NR[:, 0]
       found[f"v_{place}"] = np.where(at_N > 0, x_NR[np.arange(len(x_NR)), at_N], np.nan)
     return found
+
+
+def _without_zeros(direction: Direction) -> Direction:
+  """Return a direction with some unit vector where it is zero: the engine projects on no zero."""
+  zero_L = ~direction.mean_LD.any(axis=-1)
+  if not zero_L.any():
+    return direction
+  vectors_SLD = direction.vectors_SLD.copy()
+  vectors_SLD[:, zero_L, 0] = 1.0
+  return dataclasses.replace(direction, vectors_SLD=vectors_SLD)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

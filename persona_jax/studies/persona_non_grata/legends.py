@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
-_INTERVAL = {"low, high": "95 % interval", "*_low, *_high": "95 % interval of *"}
+_INTERVAL = {"low, high": "95 % interval"}
+_INTERVALS = {"*_low, *_high": "95 % interval of *"}
 _REASON = {"reason": "why something is missing (NaN)"}
 
 LEGENDS = MappingProxyType(
@@ -33,7 +34,7 @@ LEGENDS = MappingProxyType(
       "kappa": "Cohen's",
       "accuracy, recall, precision": "share of n, of what people find, and of what the judge finds",
       "recall_other, precision_other": "the same of answers in which it is not",
-      **_INTERVAL,
+      **_INTERVALS,
       **_REASON,
     },
     "dif": {
@@ -104,6 +105,7 @@ LEGENDS = MappingProxyType(
     "controls": {
       "effect": "change of the probability of a bypass by the persona's direction v",
       **_INTERVAL,
+      **_INTERVALS,
       "p_R-*": "share of random controls at least as far from their median as v",
       "q_R-*": "the same after Benjamini-Hochberg over personas",
       "odd, even": "half difference and half sum of the effects of v and -v",
@@ -121,7 +123,7 @@ LEGENDS = MappingProxyType(
     "doses": {
       "dose": "in median residual norms; the curves go to the same dose below 0",
       "odd, even": "part of the effect that turns with the sign of the dose, and that does not",
-      **_INTERVAL,
+      **_INTERVALS,
       "p_odd, p_even": "Page's test that the part changes steadily with the dose",
       "q_odd, q_even": "the same after Benjamini-Hochberg over personas",
       **_REASON,
@@ -158,6 +160,7 @@ LEGENDS = MappingProxyType(
       "kappa": "dose in median residual norms; 0 is no edit",
       "value": "the rate of a bypass",
       **_INTERVAL,
+      **_INTERVALS,
       "n": "values",
       "missing": "rows without a value",
       "measure": "label: share of labelled rows; first_token: mean exact probability that the "
@@ -170,6 +173,7 @@ LEGENDS = MappingProxyType(
       "personas": "those matched in every replicate",
       "rho": "Spearman's correlation",
       **_INTERVAL,
+      **_INTERVALS,
       "p_permutation": "of independent rankings, by permuting personas",
       "q_permutation": "the same after Benjamini-Hochberg over the pairs",
       "reliability_*": "split-half, over replicates and prompts",

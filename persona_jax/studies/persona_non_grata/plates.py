@@ -294,9 +294,9 @@ def _census(study: _Study) -> Plate | str:
   return Plate(
     "F8",
     "Does alignment with refusal foretell what steering does?",
-    "Each point is a direction: how it lies to refusal, and what adding it does. The grey cloud are "
-    "directions without a persona; the slope is theirs. A line that explains little of the cloud says "
-    "little of a persona, wherever its point lies.",
+    "Each point is a direction: how it lies to refusal, and what adding it does. The grey "
+    "cloud are directions without a persona; the slope is theirs. A line that explains little"
+    " of the cloud says little of a persona, wherever its point lies.",
     "Scatter of the change of refusal log-odds over the cosine, with a line and its band.",
     draw_effects(study["geometry_census"], study["geometry_regressions"], study.labels),
     {"geometry_census": columns, "geometry_regressions": fitted},
@@ -309,8 +309,8 @@ def _mediation(study: _Study) -> Plate | str:
   return Plate(
     "F9",
     "Is it the part along refusal?",
-    "What the whole direction does, what it does without its part along refusal, that part alone, and "
-    "the whole above a floor under refusal or under a random direction.",
+    "What the whole direction does, what it does without its part along refusal, that part "
+    "alone, and the whole above a floor under refusal or under a random direction.",
     "Bars of effects, a panel a part of the direction, a bar a persona.",
     draw_mediation(study["mediation"], study.labels),
     {"mediation": ["persona", "variant", "effect", "low", "high", "n"]},
@@ -326,9 +326,9 @@ def _specifications(study: _Study) -> Plate | str:
   return Plate(
     "F10",
     "Would other choices have said the same?",
-    f"{study.labels[named]}: what steering adds to its rate beyond the others, in every specification "
-    "of block, window, rule of composites and dose, in their order; below, which choices each "
-    "consists of.",
+    f"{study.labels[named]}: what steering adds to its rate beyond the others, in every "
+    "specification of block, window, rule of composites and dose, in their order; below, "
+    "which choices each consists of.",
     "Sorted estimates above, dots for the choices below.",
     draw_specifications(study["specifications"], study.labels[named], delta=study.settings.delta),
     {"specifications": ["block", "window", "rule", "kappa", "d_sp", "d_as", "coherent", "holds"]},
@@ -346,8 +346,8 @@ def _dif(study: _Study) -> Plate | str:
   return Plate(
     "F12",
     "Does the judge err alike under every persona?",
-    "How often the labels call a harmless answer harmful, and miss a harmful one, by persona, against "
-    "known labels. A judge that hears a persona's tone would move these apart.",
+    "How often the labels call a harmless answer harmful, and miss a harmful one, by persona,"
+    " against known labels. A judge that hears a persona's tone would move these apart.",
     "Error rates of judges with intervals, by persona.",
     draw_dif(mine, study.labels | {"": "no persona"}),
     {"dif": ["judge", "source", "label", "persona", "error", "rate", "low", "high", "n"]},
@@ -364,8 +364,8 @@ def _side_effects(study: _Study) -> Plate | str:
   return Plate(
     "F13",
     "What else they do",
-    "Refusals of harmless requests that sound risky, knowledge, the change of next tokens on harmless "
-    "requests, and the shift on questionnaire items of the persona's own traits.",
+    "Refusals of harmless requests that sound risky, knowledge, the change of next tokens on "
+    "harmless requests, and the shift on questionnaire items of the persona's own traits.",
     "Small panels, a measure each, a line a persona.",
     draw_side_effects(study["side_effects"], study.labels, study["matches"]),
     draws,
