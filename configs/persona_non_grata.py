@@ -70,6 +70,7 @@ def get_config(model: str = "llama31_8b") -> ml_collections.ConfigDict:
   config.least_answer_tokens = 24
   config.least_margin = 0.2  # points of the five-point scale that the model rates answers on
   config.refusal_words = ()  # derived from the model's own answers (Arditi et al. 2024 list theirs)
+  config.refusal_positions = 0  # last tokens of the prompt to try; 0: all behind the instruction
 
   # Block and doses, in median residual norms of the block.
   config.block = config_dict.placeholder(int)  # None: chosen, without harmful prompts

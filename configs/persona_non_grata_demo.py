@@ -19,16 +19,17 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.replicates = 1
   config.train_prompts = 8
   config.held_out_prompts = 2
-  config.calibration_prompts = 3
-  config.test_prompts = 6
-  config.dose_prompts = 3
-  config.control_prompts = 4
+  config.calibration_prompts = 2
+  config.test_prompts = 4
+  config.dose_prompts = 2
+  config.control_prompts = 2
   config.spec_prompts = 0
   config.over_prompts = 2
 
   # Directions are read at the last token of prompts: no answers are generated and rated for them.
   config.source = "prompts"
-  config.questions_each = 4
+  config.refusal_positions = 1
+  config.questions_each = 2
   config.placebo = ""
 
   config.kappas = (0.1, 0.2)
@@ -37,8 +38,8 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.calibration_tokens = 8
   config.dose_skip = 2
 
-  config.controls = ("R-cov", "-v", "v_perp_r", "v_par_r")
-  config.num_controls = 19
-  config.max_new_tokens = 16
+  config.controls = ("R-cov", "-v")
+  config.num_controls = 19  # the fewest of which a p can be .05
+  config.max_new_tokens = 12
   config.draws = 1000
   return config

@@ -11,7 +11,6 @@ tells how linear the way from the edit to the outcome is.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,28 +156,33 @@ def finite_differences(
   capture = Capture((r.site,), blocks=at_zero.read, reduce="last", bank=r)
   prompts = list(prompts)
 
-  def outcomes(edits: list[Any]) -> tuple[float, _Floats]:
-    rows = encode_rows(model, prompts, edits)
-    odds_P = np.concatenate(
-      [
-        log_odds(next_logits(model, rows[first : first + _LOGIT_ROWS]), ids)
-        for first in range(0, len(rows), _LOGIT_ROWS)
-      ]
-    )
-    reads = model.capture(prompts, capture, edits=edits)
-    mean_J = [reads[r.site, j][:, 0].mean(dtype=np.float64) for j in at_zero.read]
-    return float(odds_P.mean()), np.asarray(mean_J)
-
-  odds, mean_J = outcomes([None] * len(prompts))
+  edits = [add(d, float(coef), unit=unit, blocks=block, scale=scale, tokens=LAST) for coef in coefs]
+  # All doses in one batch: what stands before the edited token is computed once.
+  cells = [None, *edits]
+  chats = prompts * len(cells)
+  rows = encode_rows(model, chats, [cell for cell in cells for _ in prompts])
+  odds_M = np.concatenate(
+    [
+      log_odds(next_logits(model, rows[first : first + _LOGIT_ROWS]), ids)
+      for first in range(0, len(rows), _LOGIT_ROWS)
+    ]
+  )
+  reads = model.capture(chats, capture, edits=[cell for cell in cells for _ in prompts])
+  odds_C = odds_M.reshape(len(cells), -1).mean(axis=1)
+  mean_CJ = np.stack(
+    [
+      reads[r.site, j][:, 0].reshape(len(cells), -1).mean(axis=1, dtype=np.float64)
+      for j in at_zero.read
+    ],
+    axis=1,
+  )
   table = []
-  for coef in coefs:
-    edit = add(d, float(coef), unit=unit, blocks=block, scale=scale, tokens=LAST)
+  for c, (coef, edit) in enumerate(zip(coefs, edits, strict=True), start=1):
     assert edit.factor_LX is not None
     alpha = float(coef) * float(edit.factor_LX[0])
-    now, now_J = outcomes([edit] * len(prompts))
-    found = [("log_odds", -1, now - odds, at_zero.log_odds)]
+    found = [("log_odds", -1, float(odds_C[c] - odds_C[0]), at_zero.log_odds)]
     found += [
-      ("projection", j, float(now_J[n] - mean_J[n]), float(at_zero.projection_J[n]))
+      ("projection", j, float(mean_CJ[c, n] - mean_CJ[0, n]), float(at_zero.projection_J[n]))
       for n, j in enumerate(at_zero.read)
     ]
     for outcome, at, finite, slope in found:

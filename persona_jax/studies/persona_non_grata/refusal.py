@@ -151,6 +151,7 @@ def _find(
         held_out_harmful=[i.text for i in material.held_out_harmful],
         held_out_harmless=[i.text for i in material.held_out_harmless],
         refusal_ids=ids,
+        positions=settings.refusal_positions or None,
         progress=note,
       )
     table, position, block = selected.table(), selected.chosen.position, selected.chosen.block

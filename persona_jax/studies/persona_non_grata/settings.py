@@ -61,6 +61,8 @@ class Settings:
     least_margin: by how many points of the five-point scale an answer must be rated higher in its
       trait than the answer under the opposite text (`ratings`); 0 asks for the right sign.
     refusal_words: words with which this model's refusals begin; empty: derived from its answers.
+    refusal_positions: how many last tokens of the prompt are tried for the refusal direction; 0 for
+      all of the template behind the instruction, as published.
     block: that is steered; None: chosen by `calibration.block`, without harmful prompts.
     depth: shares of the depth between which it is chosen.
     block_step: every how many-th block is tried.
@@ -132,6 +134,7 @@ class Settings:
   least_answer_tokens: int
   least_margin: float
   refusal_words: tuple[str, ...]
+  refusal_positions: int
   block: int | None
   depth: tuple[float, float]
   block_step: int
@@ -198,6 +201,7 @@ class Settings:
       "test_prompts": 2, "twin_prompts": 0, "dose_prompts": 0, "control_prompts": 0,
       "spec_prompts": 0, "confirm_prompts": 0, "over_prompts": 0, "util_items": 0, "items": 0,
       "answer_tokens": 1, "answer_samples": 1, "block_step": 1, "replicates": 0,
+      "refusal_positions": 0,
       "calibration_tokens": 1, "dose_skip": 0, "num_controls": 1, "samples": 1,
       "max_new_tokens": 1, "draws": 100,
     }  # fmt: skip
