@@ -29,6 +29,7 @@ from persona_jax.studies.persona_non_grata.contrasts import (
   kept_table,
 )
 from persona_jax.studies.persona_non_grata.extraction import Extracted
+from persona_jax.studies.persona_non_grata.gates import _prompts_work
 from persona_jax.studies.persona_non_grata.hypotheses import slope_p
 from persona_jax.studies.persona_non_grata.material import check_disjoint
 from tests.planted import study
@@ -813,3 +814,11 @@ def test_h4_rests_on_the_larger_of_two_p_values_two_sided() -> None:
   assert slope_p(0.01, 0.02) == pytest.approx(0.04)
   assert slope_p(0.3, 0.02) == pytest.approx(0.6)
   assert slope_p(0.9, 0.02) == 1.0
+
+
+def test_effect_sizes_beyond_100_keep_their_side() -> None:
+  expression = pd.DataFrame({"trait": ["O", "C", "E"], "d": [-4e8, 2e5, 0.7]})
+  passed, shown = _prompts_work(expression)
+  assert (
+    not passed and shown == "d >= 0.5 in 2 of 3 traits, 3 are needed: O < -100, C > 100, E 0.70"
+  )

@@ -232,12 +232,14 @@ def _prompts_work(expression: pd.DataFrame) -> Verdict:
     return False, "the model answers no item of the questionnaire"
   moved = int((expression["d"] >= _EFFECT).sum())
   wanted = min(_TRAITS, len(expression))
-  values = ", ".join(
-    f"{r['trait']} {r['d']:.2f}" if not abs(r["d"]) >= 100 else f"{r['trait']} > 100"
-    for r in expression.to_dict("records")
-  )
+  values = ", ".join(f"{r['trait']} {_sized(r['d'])}" for r in expression.to_dict("records"))
   counts = f"{moved} of {len(expression)} traits, {wanted} are needed"
   return moved >= wanted, f"d >= {_EFFECT} in {counts}: {values}"
+
+
+def _sized(d: float) -> str:
+  """Return an effect size; beyond 100 (items that hardly vary) only on which side it lies."""
+  return f"{d:.2f}" if not abs(d) >= 100 else "> 100" if d > 0 else "< -100"
 
 
 def _fluent(table: pd.DataFrame) -> Verdict:
