@@ -12,8 +12,10 @@ import ml_collections
 
 from configs import persona_non_grata
 
+_TUNED = "smollm2-135m-instruct"
 
-def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDict:
+
+def get_config(model: str = _TUNED) -> ml_collections.ConfigDict:
   config = persona_non_grata.get_config(model)
   config.dtype = "float32"
 
@@ -36,10 +38,10 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.answer_samples = 1
   config.least_answer_tokens = 12
   config.least_margin = 0.0  # the right sign; its ratings all lie within .1 of the middle
-  # It refuses nothing, so nothing can be derived; these begin the refusals of its larger kin.
-  config.refusal_words = ("I'm", "I", "Sorry", "As")
-
-  config.block = 18  # three fifths of the depth; its self-report moves there (configs/demo.py)
+  if model == _TUNED:
+    # It refuses nothing, so nothing can be derived; these begin the refusals of its larger kin.
+    config.refusal_words = ("I'm", "I", "Sorry", "As")
+    config.block = 18  # three fifths of the depth; its self-report moves there (configs/demo.py)
   config.block_step = 2
   config.kappas = (0.1, 0.2, 0.4)
   config.matches = ("proj", "norm")  # it answers no questionnaire with options; "kl" is slow
