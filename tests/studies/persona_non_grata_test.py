@@ -295,6 +295,24 @@ def test_the_pair_of_near_copies_of_the_built_in_suite_is_in_one_part(seed: int)
   assert [len(mine) for mine in material.questions] == [40, 40, 40]
 
 
+def test_a_study_may_use_the_first_paraphrases_alone(place: study.Place) -> None:
+  asked = study.settings(place, placebo="placebo4")
+  every = product.load_material(asked)
+  one = product.load_material(dataclasses.replace(asked, replicates=1))
+  assert (every.replicates, one.replicates) == (3, 1)
+  assert [p.name for p in one.personas] == [p.name for p in every.personas]
+  for mine, whole in zip(
+    [*one.personas, *one.placebo], [*every.personas, *every.placebo], strict=True
+  ):
+    assert mine.text(0) == whole.text(0) and mine.lexicon.replicates == 1
+    with pytest.raises(ValueError, match="has no paraphrase 1"):
+      mine.text(1)
+  assert one.hashes()["personas"] != every.hashes()["personas"]
+  assert one.test == every.test
+  with pytest.raises(ValueError, match=r"replicates=4: .* has 3 paraphrases"):
+    product.load_material(dataclasses.replace(asked, replicates=4))
+
+
 # ---- contrasts and answers -----------------------------------------------------------------------
 
 
