@@ -295,7 +295,7 @@ def _census(study: _Study) -> Plate | str:
     "F8",
     "Does alignment with refusal foretell what steering does?",
     "Each point is a direction: how it lies to refusal, and what adding it does. The grey "
-    "cloud are directions without a persona; the slope is theirs. A line that explains little"
+    "points are directions without a persona; the slope is theirs. A line that explains little"
     " of the cloud says little of a persona, wherever its point lies.",
     "Scatter of the change of refusal log-odds over the cosine, with a line and its band.",
     draw_effects(study["geometry_census"], study["geometry_regressions"], study.labels),
@@ -304,7 +304,7 @@ def _census(study: _Study) -> Plate | str:
 
 
 def _mediation(study: _Study) -> Plate | str:
-  if study["mediation"].empty:
+  if study["mediation"].empty or set(study["mediation"]["variant"]) == {"v"}:
     return "no parts of directions, and no floors, were among the controls"
   return Plate(
     "F9",
