@@ -36,6 +36,7 @@ def _rows(
       "control": control, "condition": condition or f"{arm} {persona} {replicate} {kappa:g}",
       "prompt_id": f"p{n}", "cluster": f"c{n}", "log_odds": (z := odds + n + 0.1 * n * replicate),
       "p_bypass": 1 / (1 + np.exp(z)), "label": words[labels[n]] if labels else None,
+      "bypass": None if not labels or labels[n] == "u" else labels[n] == "b",
     }
     for n in range(PROMPTS)
   ]  # fmt: skip

@@ -144,7 +144,7 @@ def parts_of(
   settings: Settings,
   material: Material,
   extracted: Extracted,
-  refusal: Refusal,
+  refusal: Refusal | None,
   calibrated: Calibrated,
   directory: Path,
   *,
@@ -152,7 +152,11 @@ def parts_of(
 ) -> list[Part]:
   """Return the parts of the grid that have prompts, "confirm" among them only if it is asked for.
 
-  Whoever asks has opened it (`confirm.open_confirm`).
+  Whoever asks has opened it (`confirm.open_confirm`). Without a refusal direction rows hold no
+  projections.
+
+  Raises:
+    ValueError: there are to be controls, and there is no refusal direction.
   """
   arms = test_arms(settings, material, extracted, calibrated)
   parts = [Part("test", tuple(arms), material.test)]
@@ -162,6 +166,10 @@ def parts_of(
     doses = [arms[0], *dose_arms(settings, material, extracted, calibrated)]
     parts.append(Part("dose", tuple(doses), material.test[: settings.dose_prompts]))
   if settings.control_prompts:
+    if refusal is None:
+      raise ValueError(
+        f"control_prompts={settings.control_prompts}: controls need the refusal direction."
+      )
     chats = _named_pairs(settings, material, directory)
     folder = directory / "calibration"
     made = control_arms(model, settings, material, extracted, refusal, calibrated, chats, folder)
@@ -170,6 +178,8 @@ def parts_of(
     parts.append(Part("confirm", tuple(arms), material.confirm))
   if settings.over_prompts:
     parts.append(Part("over", tuple(both_arms(arms)), material.over))
+  if refusal is None:
+    return parts
   read = Projections(refusal.family, extracted.personas, (calibrated.block, calibrated.read_block))
   return [dataclasses.replace(part, projections=read) for part in parts]
 
@@ -252,7 +262,9 @@ def generate(
         "token_ids", "finish_reason", "row_id", "valid", "delivered_dose", "tokens_edited",
         "n_tokens",
       ]  # fmt: skip
-      table = done[columns].merge(exact, on=["condition", "prompt_id"], validate="many_to_one")
+      # A scorer of one's own gives labels, and perhaps no reason why an answer is degenerate.
+      there = [c for c in columns if c in done or c != "degenerate_reason"]
+      table = done[there].merge(exact, on=["condition", "prompt_id"], validate="many_to_one")
     else:
       table = table.assign(sample=0)
     tables.append(table.assign(part=part.name, split_hash=part.split_hash))
