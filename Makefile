@@ -75,10 +75,14 @@ help:
 
 # ---- what people run ---------------------------------------------------------------------------
 
+# A newcomer waits for the demo: most of it would be compiling, so LLVM's optimiser is left out for the
+# small model (a third of the seconds, measured on 2 cores), and BLAS has one thread (two of them wait
+# for one another on a busy machine).
 OTHER_MODEL = $(filter-out smollm2-135m-instruct,$(MODEL))
 demo: fetch
 	$(if $(OTHER_MODEL),test -e '$(MODEL)' || $(RUN) -m persona_jax.fetch $(MODEL))
-	$(RUN) experiments/persona_non_grata.py --config=configs/persona_non_grata_demo.py:$(MODEL) \
+	OPENBLAS_NUM_THREADS=1 $(if $(OTHER_MODEL),,XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)") \
+	  $(RUN) experiments/persona_non_grata.py --config=configs/persona_non_grata_demo.py:$(MODEL) \
 	  --workdir=runs/demo$(if $(OTHER_MODEL),-$(subst /,-,$(MODEL))) $(ARGS)
 
 compare: fetch

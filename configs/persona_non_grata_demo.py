@@ -33,7 +33,8 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   config.placebo = ""
 
   config.kappas = (0.1, 0.2)
-  config.matches = ("proj",)
+  config.matches = ("norm",)  # of short answers some prompts shift nothing along their direction
+  config.outcome = "first_token"  # exact: its answers refuse nothing, so labels are all alike
   config.items = 1
   config.calibration_tokens = 8
   config.dose_skip = 2

@@ -1,4 +1,4 @@
-"""The core study's pipeline on SmolLM2-135M: minutes on two CPU cores.
+"""The core study's pipeline on SmolLM2-135M: some ten minutes on two CPU cores.
 
 python experiments/persona_non_grata.py --workdir=runs/tiny \
   --config=configs/persona_non_grata_tiny.py
@@ -29,7 +29,7 @@ def get_config(model: str = _TUNED) -> ml_collections.ConfigDict:
   config.twin_prompts = 0
   config.dose_prompts = 2
   config.control_prompts = 4
-  config.spec_prompts = 2
+  config.spec_prompts = 1
   config.confirm_prompts = 0
   config.over_prompts = 2
   config.util_items = 0  # it is at chance
@@ -54,7 +54,7 @@ def get_config(model: str = _TUNED) -> ml_collections.ConfigDict:
   config.both = False
   config.controls = ("R-cov", "R-plac", "-v", "v_perp_r", "v_par_r", "+-r", "floor")
   config.num_controls = 20
-  config.max_new_tokens = 24
+  config.max_new_tokens = 16
   config.generate = ("test",)
   # "ensemble" reads every answer three times: some minutes more, whenever it is asked for, and
   # nothing is generated again (--stages=judge,analyse --config.judges.refusal=ensemble).
