@@ -1,4 +1,4 @@
-"""The core study cut down to what a newcomer waits for: three minutes on two CPU cores.
+"""The core study cut down to what a newcomer waits for: four minutes on two CPU cores.
 
 python experiments/persona_non_grata.py --workdir=runs/demo \
   --config=configs/persona_non_grata_demo.py
