@@ -152,7 +152,7 @@ def main(argv: list[str]) -> None:
       judged_by=judges.key,
     )
     summary = study.write_summary(found, settings, workdir / "summary.md")
-    print(f"\n{study.screen(found)}\n\nsummary  {summary.resolve()}")
+    print(f"\n{study.screen(found, settings)}\n\nsummary  {summary.resolve()}")
 
   # ---- report ------------------------------------------------------------------------------------
   print(f"rows     {workdir}/grids  (pj.Run.open)\ntables   {workdir}/tables")

@@ -24,7 +24,7 @@ def get_config(chosen: str = ",".join(models.LARGE)) -> ml_collections.ConfigDic
     others = ",".join(f"{{workdir}}/{other}" for other in names if other != name)
     if others:
       # H1 and H2 compare rankings of models, so they come when all have run.
-      flags = ("--stages=analyse", f"--others={others}")
+      flags = ("--stages=analyse,report", f"--others={others}")
       config_file = f"configs/persona_non_grata.py:{name}"
       runs[f"{name} compared"] = ("persona_non_grata", config_file, flags)
   for name in names:

@@ -4,7 +4,6 @@ They draw what the core study's tables hold and estimate nothing. A value stands
 one that has none is a cross, and one that was not measurable is written "n/m".
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,53 +18,24 @@ from persona_jax.report.look import (
   SMALL,
   TEXT,
   arm_look,
+  named,
   note,
+  number,
   plain,
+  required,
   rows_anchor,
   signed,
 )
 
 _WIDTH = 10.5
-_BANDED = "R-cov"
 _BASES = ("B0", "placebo")
 _MEANT = "× a value without an interval; n/m not measurable."
-
-
-def required(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
-  """Check that a table has rows and the columns that a figure draws.
-
-  Raises:
-    ValueError: it has not.
-  """
-  lacking = [column for column in columns if column not in table]
-  if lacking or table.empty:
-    raise ValueError(
-      f"table {name!r} has {len(table)} rows and lacks the columns {lacking}; the figure draws "
-      f"{list(columns)}."
-    )
-
-
-def number(value: float, form: str = ".2f") -> str:
-  """Return a number as figures write it, with a true minus sign, and "n/m" for NaN."""
-  return "n/m" if np.isnan(value) else format(value, form).replace("-", "−")
-
-
-def minus_signs(text: str) -> str:
-  """Return a text whose negative numbers have true minus signs; hyphens in words stay."""
-  return re.sub(r"-(?=[.\d])", "−", text)
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-  """Return a value with its interval, as far as there are any: "0.21 [0.12, 0.32]"."""
-  if np.isnan(value) or np.isnan(low):
-    return number(value)
-  return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def draw_forest(
   effects: pd.DataFrame,
   baselines: pd.DataFrame,
-  controls: pd.DataFrame,
+  bands: pd.DataFrame,
   labels: Mapping[str, str],
   *,
   rate_name: str,
@@ -73,13 +43,12 @@ def draw_forest(
   """Draw the rate of every persona and method with its interval, before chance (F2).
 
   Baselines stand on top and go down as lines. The band is what random directions (R-cov) do at the
-  controls' dose: the rate without a persona, moved by the 2.5 and 97.5 % quantiles of their
-  changes, which are measured on the controls' prompts.
+  controls' dose.
 
   Args:
     effects: arm, persona, rate, low, high.
     baselines: arm, persona ("" for those of none), rate, low, high; "B0" is one.
-    controls: control, n, change; may be empty, or NaN where answers have no labels.
+    bands: measure ("rate"), low, high, directions, prompts, reason.
     labels: {persona: how it is written}, in the order of the figure.
     rate_name: what the rate may be called.
 
@@ -95,16 +64,9 @@ def draw_forest(
   names = named(effects, labels)
   every = pd.concat([effects, baselines[~baselines["arm"].isin(_BASES)]], ignore_index=True)
   figure, axes = _forest(every.rename(columns={"rate": "value"}), names, labels, above=bases)
-  b0 = float(bases.set_index("arm").loc["B0", "rate"])
-  low, high, why = _band(controls, "change")
-  handles = _handles(every)
-  if not why:
-    low, high = max(b0 + low, 0.0), min(b0 + high, 1.0)
-    handles.append(_chance(axes, low, high, controls))
-    why = (
-      f"The band, {number(low)} to {number(high)}, is the rate without a persona, moved as random "
-      f"directions of the controls' dose move it on {_prompts(controls)} prompts."
-    )
+  band = _band(bands, "rate")
+  handles = [*_handles(every), *_chance(axes, band)]
+  why = _of_band(band, "the rate without a persona, moved as random directions move it")
   for row in bases.to_dict("records"):
     look = arm_look(row["arm"])
     axes.axvline(row["rate"], color=look.colour, lw=1.1, ls=(0, (4, 2)), zorder=1)
@@ -116,14 +78,14 @@ def draw_forest(
   return figure
 
 
-def draw_odds(odds: pd.DataFrame, controls: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+def draw_odds(odds: pd.DataFrame, bands: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
   """Draw what every persona and method changes in the log-odds of a refusal, before chance (F2).
 
   The odds are exact and of the first token, so that this can be drawn of any model.
 
   Args:
     odds: arm, persona, delta, low, high, replicates (fewer than others have: drawn hollow).
-    controls: control, n, delta; may be empty.
+    bands: measure ("delta"), low, high, directions, prompts, reason.
     labels: {persona: how it is written}, in the order of the figure.
 
   Raises:
@@ -135,14 +97,9 @@ def draw_odds(odds: pd.DataFrame, controls: pd.DataFrame, labels: Mapping[str, s
   figure, axes = _forest(
     odds.rename(columns={"delta": "value"}).assign(partly=partly), names, labels
   )
-  low, high, why = _band(controls, "delta")
-  handles = _handles(odds)
-  if not why:
-    handles.append(_chance(axes, low, high, controls))
-    why = (
-      f"The band, {number(low)} to {number(high)}, is of random directions at the controls' dose, "
-      f"on {_prompts(controls)} prompts."
-    )
+  band = _band(bands, "delta")
+  handles = [*_handles(odds), *_chance(axes, band)]
+  why = _of_band(band, "what random directions change")
   axes.axvline(0, color="black", lw=1.0, zorder=1)
   for text, side in (("← refuses less ", "right"), (" refuses more →", "left")):
     axes.text(
@@ -222,48 +179,34 @@ def _point(
   point.set_url("#" + rows_anchor(arm, persona))
 
 
-def named(table: pd.DataFrame, labels: Mapping[str, str]) -> list[str]:
-  """Return the personas of a table, in the order of their labels.
-
-  Raises:
-    ValueError: one has no label, or there is none.
-  """
-  there = set(table["persona"])
-  names = [name for name in labels if name in there]
-  unknown = sorted(there - set(labels) - {""})
-  if unknown or not names:
-    raise ValueError(
-      f"personas {unknown} of the table have no label; labels are of {list(labels)}."
-      if unknown
-      else f"no persona of the table {sorted(there)} is among the labels {list(labels)}."
-    )
-  return names
-
-
-def _random(controls: pd.DataFrame) -> pd.DataFrame:
-  return controls[controls["control"] == _BANDED] if "control" in controls else controls[:0]
-
-
-def _prompts(controls: pd.DataFrame) -> int:
-  return int(_random(controls)["n"].iloc[0])
-
-
-def _band(controls: pd.DataFrame, value: str) -> tuple[float, float, str]:
-  """Return the quantiles of random directions, or why there are none."""
-  mine = _random(controls)
+def _band(bands: pd.DataFrame, measure: str) -> pd.Series:
+  """Return the row of a measure."""
+  required(bands, "bands", ("measure", "low", "high", "directions", "prompts", "reason"))
+  mine = bands[bands["measure"] == measure]
   if mine.empty:
-    return np.nan, np.nan, "No band: random directions (R-cov) were not run."
-  if mine[value].isna().any():
-    return np.nan, np.nan, "No band: answers under random directions (R-cov) have no labels."
-  low, high = mine[value].quantile([0.025, 0.975])
-  return float(low), float(high), ""
+    raise ValueError(f"table 'bands' has measures {list(bands['measure'])}, not {measure!r}.")
+  return mine.iloc[0]
 
 
-def _chance(axes: Axes, low: float, high: float, controls: pd.DataFrame) -> Patch:
+def _of_band(band: pd.Series, what: str) -> str:
+  """Return the sentence about the band, or why there is none."""
+  if np.isnan(band["low"]):
+    return f"No band: {band['reason']}."
+  return (
+    f"The band, {number(band['low'])} to {number(band['high'])}, is {what} at the controls' dose, "
+    f"on {band['prompts']} prompts."
+  )
+
+
+def _chance(axes: Axes, band: pd.Series) -> list[Patch]:
+  """Draw the band, if there is one; return its handle for the legend."""
+  low, high = float(band["low"]), float(band["high"])
+  if np.isnan(low):
+    return []
   # Directions that all do alike leave a band without a width, which an edge shows.
   edge = 0.0 if high > low else 4.0
   axes.axvspan(low, high, facecolor=CHANCE, edgecolor=CHANCE, lw=edge, zorder=0, alpha=0.75)
-  return Patch(color=CHANCE, label=f"95 % of {len(_random(controls))} random directions (R-cov)")
+  return [Patch(color=CHANCE, label=f"95 % of {band['directions']} random directions (R-cov)")]
 
 
 def _handles(table: pd.DataFrame) -> list[Line2D | Patch]:

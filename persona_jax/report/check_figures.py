@@ -18,15 +18,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from persona_jax.report.arm_figures import named, number, required
 from persona_jax.report.look import (
   CHANCE,
   COLOURS,
   SMALL,
   TEXT,
   arm_look,
+  named,
   note,
+  number,
   plain,
+  required,
   rows_anchor,
   signed,
 )
@@ -211,26 +213,18 @@ def draw_dif(dif: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
   return figure
 
 
-def draw_side_effects(
-  side_effects: pd.DataFrame, labels: Mapping[str, str], matches: pd.DataFrame | None = None
-) -> Figure:
+def draw_side_effects(side_effects: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
   """Draw what personas do besides, by persona and method, a panel a measure (F13).
 
   Args:
     side_effects: measure, by (keys of `MEASURES`), arm, persona ("" for none), value, low, high.
     labels: {persona: how it is written}, in the order of the figure.
-    matches: by, persona, target_trait, achieved_trait: adds the shift on the items of the persona's
-      own traits, mean over replicates. Items of other traits are not asked, so that there is no
-      cross-talk.
 
   Raises:
     ValueError: an unknown measure, a persona without a label, no row, or columns that are lacking.
   """
   columns = ("measure", "by", "arm", "persona", "value", "low", "high")
   required(side_effects, "side_effects", columns)
-  if matches is not None:
-    shifts = trait_shifts(matches)
-    side_effects = pd.concat([side_effects[list(columns)], shifts], ignore_index=True)
   keys = list(zip(side_effects["measure"], side_effects["by"], strict=True))
   unknown = sorted(set(keys) - set(MEASURES))
   if unknown:
@@ -290,27 +284,6 @@ def _draw_measure(
     axes.axvline(0, color="black", lw=0.8, zorder=1)
   axes.xaxis.set_major_locator(MaxNLocator(3))
   axes.xaxis.set_major_formatter(lambda x, _: signed(f"{x:.3g}"))
-
-
-def trait_shifts(matches: pd.DataFrame) -> pd.DataFrame:
-  """Return what prompts and matched steering do on the items of a persona's own traits.
-
-  Args:
-    matches: by, persona, replicate, target_trait, achieved_trait.
-
-  Returns:
-    A row an arm and persona, as in `side_effects`: measure "trait", by "match", arm, persona, value
-    (mean over the replicates that have one), low and high (NaN).
-  """
-  if not {"target_trait", "achieved_trait"} <= set(matches.columns):
-    return pd.DataFrame(columns=["measure", "by", "arm", "persona", "value", "low", "high"])
-  required(matches, "matches", ("by", "persona", "replicate"))
-  prompted = matches.drop_duplicates(["persona", "replicate"])
-  parts = [prompted.assign(arm="SP", value=prompted["target_trait"])]
-  parts.append(matches.assign(arm="AS:" + matches["by"], value=matches["achieved_trait"]))
-  rows = pd.concat(parts, ignore_index=True)
-  found = rows.groupby(["arm", "persona"], sort=False)["value"].mean().reset_index()
-  return found.assign(measure="trait", by="match", low=np.nan, high=np.nan).dropna(subset="value")
 
 
 def _rows_of_panels(

@@ -3,7 +3,8 @@
     python -m persona_jax.report.claims DIR
 
 A page is written through `Claims`: a number is asked of a table by a filter and a column, and comes
-back as markup with an id. What was asked goes into claims.json. `check` runs every query again and
+back as markup with an id. What was asked goes into claims.json, and so does where every number is
+from that is written inside a figure (`figure_numbers`). `check` runs every query again and
 reads the page: a number that differs from its table, or that no claim stands behind, is listed. The
 command does so for a study's directory: report.html, claims.json and tables/*.parquet.
 """
@@ -20,17 +21,20 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import markupsafe
 import pandas as pd
 
+from persona_jax.report.figure_numbers import Sources, Written, written
 from persona_jax.scorers.base import is_missing
 
 NOT_MEASURABLE = "n/m"
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])|(?<![\w.])\.\d+")
 # Of these, and of what is marked `data-plain`, no number is a claim.
 _PLAIN = ("script", "style", "title", "code", "pre", "svg")
+_FIGURE = re.compile(r'<figure\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</figure>', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +91,16 @@ class _Lookup:
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-  """A figure, and what it draws: table → columns."""
+  """A figure, and what it draws: table → columns, and what it is given besides.
+
+  `numbers` are those written in it: text, number and where it is from, None where that is unknown.
+  """
 
   id: str
   title: str
   tables: Mapping[str, tuple[str, ...]]
+  given: Mapping[str, Any]
+  numbers: Sequence[Mapping[str, Any]] = ()
 
 
 class Claims:
@@ -136,21 +145,33 @@ class Claims:
     """
     return self._add(table, where, (column, low, high), form)
 
-  def figure(self, name: str, title: str, tables: Mapping[str, Sequence[str]]) -> None:
-    """Remember a figure: every number in it is of these columns.
+  def figure(
+    self,
+    name: str,
+    title: str,
+    tables: Mapping[str, Sequence[str]],
+    svg: str,
+    given: Mapping[str, Any] = MappingProxyType({}),
+  ) -> None:
+    """Remember a figure, what it is drawn from, and where the numbers written in it are from.
 
     Args:
       name: id of the element that holds it.
       title: its heading.
       tables: name of a table → columns that are drawn.
+      svg: its markup.
+      given: what → number, or text with numbers, that stands in it and in no table.
 
     Raises:
       ValueError: no such table or column.
     """
-    drawn = _Drawn(name, title, {table: tuple(columns) for table, columns in tables.items()})
+    columns = {table: tuple(some) for table, some in tables.items()}
+    drawn = _Drawn(name, title, columns, dict(given))
     if faults := _undrawable(drawn, self._tables):
       raise ValueError(faults[0])
-    self._figures.append(drawn)
+    sources = Sources(self._tables, columns, given)
+    found = [_of_figure(one, sources) for one in written(svg)]
+    self._figures.append(dataclasses.replace(drawn, numbers=found))
 
   def __len__(self) -> int:
     return len(self._claims)
@@ -168,7 +189,8 @@ class Claims:
 
   def write(self, path: str | Path) -> Path:
     """Write claims.json: `numbers`, each with id, text, value, low, high and the query, and
-    `figures`, each with id, title and the columns of tables that it draws."""
+    `figures`, each with id, title, the columns of tables that it draws, what it is given, and the
+    numbers written in it with what each is."""
     rows = []
     for claim, (value, *bounds) in self._claims:
       low, high = bounds or (None, None)
@@ -225,7 +247,8 @@ def check(page: str | Path, claims: str | Path, tables: Mapping[str, pd.DataFram
     if now != claim.text:
       found.append(f"{claim.id}: {claim.text!r} is claimed, the table gives {now!r}")
   reader = _Page()
-  reader.feed(Path(page).read_text(encoding="utf-8"))
+  markup = Path(page).read_text(encoding="utf-8")
+  reader.feed(markup)
   shown = dict(reader.claimed)
   for name, text in reader.claimed:
     if name not in known:
@@ -233,9 +256,12 @@ def check(page: str | Path, claims: str | Path, tables: Mapping[str, pd.DataFram
     elif text != known[name].text:
       found.append(f"{name}: the page shows {text!r}, claimed is {known[name].text!r}")
   found += [f"{name}: claimed, and not on the page" for name in known if name not in shown]
+  figures = dict(_FIGURE.findall(markup))
   for row in told["figures"]:
-    drawn = _Drawn(row["id"], row["title"], row["tables"])
-    found += _undrawable(drawn, tables)
+    drawn = _Drawn(**row)
+    found += (faults := _undrawable(drawn, tables))
+    if not faults:
+      found += _misdrawn(drawn, tables, figures.get(drawn.id, ""))
     if drawn.id not in reader.ids:
       found.append(f"figure {drawn.id}: claimed, and not on the page")
   named = {row["id"] for row in told["figures"]}
@@ -253,6 +279,29 @@ def _undrawable(drawn: _Drawn, tables: Mapping[str, pd.DataFrame]) -> list[str]:
       found.append(f"figure {drawn.id}: there is no table {table!r}; there are {sorted(tables)}.")
     elif lacking := [column for column in columns if column not in tables[table]]:
       found.append(f"figure {drawn.id}: table {table!r} has no columns {lacking}.")
+  return found
+
+
+def _of_figure(one: Written, sources: Sources) -> dict[str, Any]:
+  return {"text": one.text, "number": one.number, "from": sources.find(one)}
+
+
+def _misdrawn(drawn: _Drawn, tables: Mapping[str, pd.DataFrame], markup: str) -> list[str]:
+  """Return numbers of a figure that nothing gives, or that are not those that were claimed."""
+  sources = Sources(tables, drawn.tables, drawn.given)
+  now = [_of_figure(one, sources) for one in written(markup)]
+  found = [
+    f"figure {drawn.id}: {one['number']!r} in {one['text']!r} is nothing that it is drawn from"
+    for one in now
+    if one["from"] is None
+  ]
+  shown, claimed = ([(one["text"], one["number"]) for one in some] for some in (now, drawn.numbers))
+  if shown != claimed:
+    odd = next((pair for pair in zip(shown, claimed, strict=False) if pair[0] != pair[1]), None)
+    found.append(
+      f"figure {drawn.id}: it shows {len(shown)} numbers and {len(claimed)} are claimed"
+      + (f"; {odd[0]} where {odd[1]} is claimed" if odd else "")
+    )
   return found
 
 
@@ -350,8 +399,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   wrong = check(page, claims, tables)
   told = json.loads(claims.read_text(encoding="utf-8"))
   print("\n".join(wrong))
-  numbers, figures = len(told["numbers"]), len(told["figures"])
-  print(f"{numbers} numbers and {figures} figures: {len(wrong) or 'nothing'} that does not fit")
+  inside = sum(len(figure["numbers"]) for figure in told["figures"])
+  print(
+    f"{len(told['numbers'])} numbers, and {inside} in {len(told['figures'])} figures: "
+    f"{len(wrong) or 'nothing'} that does not fit"
+  )
   return int(bool(wrong))
 
 

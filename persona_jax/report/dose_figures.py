@@ -9,8 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from persona_jax.report.arm_figures import required
-from persona_jax.report.look import CHANCE, SMALL, TEXT, arm_look, note, plain, rows_anchor, signed
+from persona_jax.report.look import (
+  CHANCE,
+  SMALL,
+  TEXT,
+  arm_look,
+  note,
+  plain,
+  required,
+  rows_anchor,
+  signed,
+)
 
 _WIDTH, _ACROSS = 10.5, 3
 _CURVE = "#333333"
@@ -196,7 +205,7 @@ def _curve(axes: Axes, mine: pd.DataFrame, name: str) -> None:
       kappa, value, marker=marker, ls="", zorder=3, color="black" if at_zero else _CURVE,
       ms=6 if at_zero else 4.5,
     )  # fmt: skip
-    anchor = rows_anchor("B0", "") if at_zero else rows_anchor("dose", name, f"{kappa:g}")
+    anchor = rows_anchor("dose", "" if at_zero else name, f"{kappa:g}")
     point.set_url("#" + anchor)
 
 
@@ -234,7 +243,7 @@ def _stack(axes: Axes, x: int, row: pd.Series, name: str) -> None:
     axes.text(x, 0.02, "n/m", ha="center", va="bottom", rotation=90, fontsize=SMALL - 2)
     return
   kappa, bottom = float(row["kappa"]), 0.0
-  anchor = rows_anchor("B0", "") if kappa == 0 else rows_anchor("dose", name, f"{kappa:g}")
+  anchor = rows_anchor("dose", "" if kappa == 0 else name, f"{kappa:g}")
   for label, colour in LABEL_COLOURS.items():
     (bar,) = axes.bar(
       x, row[label], bottom=bottom, width=0.86, color=colour, edgecolor="#8a8a8a", lw=0.6,

@@ -14,9 +14,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from persona_jax.report.arm_figures import minus_signs, required
 from persona_jax.report.label_places import spread_out, write_names
-from persona_jax.report.look import CHANCE, CLOUD, COLOURS, SMALL, TEXT, note, plain, signed
+from persona_jax.report.look import (
+  CHANCE,
+  CLOUD,
+  COLOURS,
+  SMALL,
+  TEXT,
+  minus_signs,
+  note,
+  plain,
+  required,
+  signed,
+)
 
 _DPI = 150
 _DASHES = ("-", "--")

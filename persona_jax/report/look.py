@@ -1,4 +1,4 @@
-"""What the figures of the core study have in common: how arms look, axes, notes, links, SVG.
+"""What the figures of the core study have in common: how arms and numbers look, axes, links, SVG.
 
 Colours are Okabe and Ito's, and arms differ in markers too; grey is chance. Points carry links to
 the rows that they are made of: `rows_anchor` names the place on the page, and matplotlib's
@@ -11,8 +11,11 @@ import dataclasses
 import io
 import re
 import textwrap
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -55,6 +58,55 @@ def arm_look(arm: str) -> ArmLook:
 def signed(name: str) -> str:
   """Return a name of poles with true minus signs: "C− A−"."""
   return name.replace("-", "−")
+
+
+def required(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
+  """Check that a table has rows and the columns that a figure draws.
+
+  Raises:
+    ValueError: it has not.
+  """
+  lacking = [column for column in columns if column not in table]
+  if lacking or table.empty:
+    raise ValueError(
+      f"table {name!r} has {len(table)} rows and lacks the columns {lacking}; the figure draws "
+      f"{list(columns)}."
+    )
+
+
+def number(value: float, form: str = ".2f") -> str:
+  """Return a number as figures write it, with a true minus sign, and "n/m" for NaN."""
+  return "n/m" if np.isnan(value) else format(value, form).replace("-", "−")
+
+
+def minus_signs(text: str) -> str:
+  """Return a text whose negative numbers have true minus signs; hyphens in words stay."""
+  return re.sub(r"-(?=[.\d])", "−", text)
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+  """Return a value with its interval, as far as there are any: "0.21 [0.12, 0.32]"."""
+  if np.isnan(value) or np.isnan(low):
+    return number(value)
+  return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def named(table: pd.DataFrame, labels: Mapping[str, str]) -> list[str]:
+  """Return the personas of a table, in the order of their labels.
+
+  Raises:
+    ValueError: one has no label, or there is none.
+  """
+  there = set(table["persona"])
+  names = [name for name in labels if name in there]
+  unknown = sorted(there - set(labels) - {""})
+  if unknown or not names:
+    raise ValueError(
+      f"personas {unknown} of the table have no label; labels are of {list(labels)}."
+      if unknown
+      else f"no persona of the table {sorted(there)} is among the labels {list(labels)}."
+    )
+  return names
 
 
 def plain(axes: Axes, grid: str = "both") -> None:

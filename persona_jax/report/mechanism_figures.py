@@ -13,9 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from persona_jax.report.arm_figures import named, required
 from persona_jax.report.geometry_figures import draw_census
-from persona_jax.report.look import COLOURS, SMALL, TEXT, note, plain, rows_anchor, signed
+from persona_jax.report.look import (
+  COLOURS,
+  SMALL,
+  TEXT,
+  named,
+  note,
+  plain,
+  required,
+  rows_anchor,
+  signed,
+)
 
 _WIDTH = 10.5
 # How a predictor, and an outcome, is written under an axis.

@@ -14,8 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from persona_jax.report.arm_figures import minus_signs, number, required, with_interval
-from persona_jax.report.look import CHANCE, SMALL, TEXT, arm_look, note, plain, rows_anchor, signed
+from persona_jax.report.look import (
+  CHANCE,
+  SMALL,
+  TEXT,
+  arm_look,
+  minus_signs,
+  note,
+  number,
+  plain,
+  required,
+  rows_anchor,
+  signed,
+  with_interval,
+)
 
 _WIDTH = 10.5
 _SIGNS = ("-", "", "+")

@@ -7,8 +7,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from persona_jax.report.arm_figures import minus_signs, named, required, with_interval
-from persona_jax.report.look import SMALL, TEXT, arm_look, note, rows_anchor, signed
+from persona_jax.report.look import (
+  SMALL,
+  TEXT,
+  arm_look,
+  minus_signs,
+  named,
+  note,
+  required,
+  rows_anchor,
+  signed,
+  with_interval,
+)
 
 UP, DOWN, GREY = "#D55E00", "#0072B2", "#b5b5b5"
 _WIDTH = 10.5

@@ -38,6 +38,7 @@ class Plate:
     alt: what is to be seen, for who cannot see it.
     figure: that is drawn.
     draws: table → columns, of all that is in it.
+    given: what → number, or text with numbers, that is written in it and in no table.
   """
 
   id: str
@@ -46,6 +47,7 @@ class Plate:
   alt: str
   figure: Figure
   draws: Mapping[str, Sequence[str]]
+  given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Cell:
     anchor: of `look.rows_anchor`.
     title: which they are.
     total: how many there are.
-    rows: those shown: row_id, prompt_id, replicate, prompt, is_harmful, text (None where no answer
+    rows: those shown: row_id, prompt_id, replicate, prompt, is_folded, text (None where no answer
       was generated), label, log_odds, r_steered, v_steered, delivered_dose (NaN
       where there is none).
   """
@@ -134,8 +136,8 @@ def write_page(
   claims = Claims(tables)
   drawn = []
   for plate in page.plates:
-    claims.figure(plate.id, plate.title, plate.draws)
     svg = markupsafe.Markup(svg_markup(plate.figure, plate.id))  # noqa: S704
+    claims.figure(plate.id, plate.title, plate.draws, svg, plate.given)
     drawn.append((plate, svg))
     lost = sorted(set(_LINK.findall(svg)) - {cell.anchor for cell in page.cells})
     if lost:

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from persona_jax.report.arm_figures import draw_forest, draw_odds, minus_signs, with_interval
+from persona_jax.report.arm_figures import draw_forest, draw_odds
 from persona_jax.report.look import CHANCE, svg_markup
 from tests.report.axes_reading import has_bar, linked, overlapping
 
@@ -37,12 +37,11 @@ def baselines() -> pd.DataFrame:
 
 
 @pytest.fixture
-def controls() -> pd.DataFrame:
-  """Forty-one random directions, so that quantiles are easily said, and other controls."""
-  steps = np.linspace(-1, 1, 41)
-  cov = pd.DataFrame({"control": "R-cov", "n": 20, "change": steps / 10, "delta": steps})
-  iso = pd.DataFrame({"control": ["R-iso"], "n": 20, "change": [5.0], "delta": [9.0]})
-  return pd.concat([cov, iso], ignore_index=True)
+def bands() -> pd.DataFrame:
+  return pd.DataFrame(
+    {"measure": ["rate", "delta"], "control": "R-cov", "low": [0.205, -0.95],
+     "high": [0.395, 0.95], "directions": 41, "prompts": 20, "reason": ""}
+  )  # fmt: skip
 
 
 def _band(axes: Axes) -> tuple[float, float] | None:
@@ -57,9 +56,9 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 
 def test_every_rate_is_a_linked_point_with_its_interval(
-  effects: pd.DataFrame, baselines: pd.DataFrame, controls: pd.DataFrame
+  effects: pd.DataFrame, baselines: pd.DataFrame, bands: pd.DataFrame
 ) -> None:
-  (axes,) = draw_forest(effects, baselines, controls, LABELS, rate_name="Rate").axes
+  (axes,) = draw_forest(effects, baselines, bands, LABELS, rate_name="Rate").axes
   points = linked(axes)
   every = pd.concat([effects, baselines])
   assert len(points) == len(every)
@@ -71,9 +70,9 @@ def test_every_rate_is_a_linked_point_with_its_interval(
 
 
 def test_rows_follow_the_labels_and_no_two_points_share_a_height(
-  effects: pd.DataFrame, baselines: pd.DataFrame, controls: pd.DataFrame
+  effects: pd.DataFrame, baselines: pd.DataFrame, bands: pd.DataFrame
 ) -> None:
-  figure = draw_forest(effects, baselines, controls, LABELS, rate_name="Non-refusal rate")
+  figure = draw_forest(effects, baselines, bands, LABELS, rate_name="Non-refusal rate")
   (axes,) = figure.axes
   assert [text.get_text() for text in axes.get_yticklabels()] == [
     "no persona", "placebo message", "P1  O+", "P2  O−", "P12  C+ A+",
@@ -84,37 +83,34 @@ def test_rows_follow_the_labels_and_no_two_points_share_a_height(
   assert overlapping(figure) == []
 
 
-def test_the_band_of_rates_is_the_baseline_moved_by_quantiles_of_random_directions(
-  effects: pd.DataFrame, baselines: pd.DataFrame, controls: pd.DataFrame
+def test_the_band_of_rates_is_drawn_and_said(
+  effects: pd.DataFrame, baselines: pd.DataFrame, bands: pd.DataFrame
 ) -> None:
-  (axes,) = draw_forest(effects, baselines, controls, LABELS, rate_name="Rate").axes
-  assert _band(axes) == pytest.approx((0.3 - 0.095, 0.3 + 0.095))
-  far = controls.assign(change=controls["change"] * 10)
-  (axes,) = draw_forest(effects, baselines, far, LABELS, rate_name="Rate").axes
-  assert _band(axes) == pytest.approx((0.0, 1.0))
+  figure = draw_forest(effects, baselines, bands, LABELS, rate_name="Rate")
+  assert _band(figure.axes[0]) == pytest.approx((0.205, 0.395))
+  said = figure._supxlabel.get_text().replace("\n", " ")
+  assert "0.20 to 0.40, is the rate without a persona" in said and "on 20 prompts" in said
 
 
-@pytest.mark.parametrize(
-  ("kept", "change", "said"),
-  [("R-iso", 0.0, "were not run"), ("R-cov", np.nan, "have no labels")],
-)
-def test_without_rates_under_random_directions_there_is_no_band_and_the_note_says_why(
-  effects: pd.DataFrame, baselines: pd.DataFrame, controls: pd.DataFrame, kept: str, change: float,
-  said: str,
-) -> None:  # fmt: skip
-  mine = controls[controls["control"] == kept].assign(change=change)
-  figure = draw_forest(effects, baselines, mine, LABELS, rate_name="Rate")
+def test_without_a_band_the_note_says_why(
+  effects: pd.DataFrame, baselines: pd.DataFrame, bands: pd.DataFrame
+) -> None:
+  none = bands.assign(low=np.nan, high=np.nan, reason="random directions (R-cov) were not run")
+  figure = draw_forest(effects, baselines, none, LABELS, rate_name="Rate")
   assert _band(figure.axes[0]) is None
-  assert said in figure._supxlabel.get_text().replace("\n", " ")
+  said = figure._supxlabel.get_text().replace("\n", " ")
+  assert said.startswith("No band: random directions (R-cov) were not run.")
+  with pytest.raises(ValueError, match=r"table 'bands' has measures \['delta'\], not 'rate'"):
+    draw_forest(effects, baselines, bands[1:], LABELS, rate_name="Rate")
 
 
 def test_no_interval_is_a_cross_and_no_value_is_written(
-  effects: pd.DataFrame, baselines: pd.DataFrame, controls: pd.DataFrame
+  effects: pd.DataFrame, baselines: pd.DataFrame, bands: pd.DataFrame
 ) -> None:
   holed = effects.copy()
   holed.loc[0, ["low", "high"]] = np.nan
   holed.loc[1, ["rate", "low", "high"]] = np.nan
-  (axes,) = draw_forest(holed, baselines, controls, LABELS, rate_name="Rate").axes
+  (axes,) = draw_forest(holed, baselines, bands, LABELS, rate_name="Rate").axes
   points = linked(axes)
   assert points["#rows-SP-P1"][2] == "x"
   assert "#rows-SP-P2" not in points
@@ -122,23 +118,23 @@ def test_no_interval_is_a_cross_and_no_value_is_written(
 
 
 def test_what_no_forest_can_be_drawn_of_is_an_error(
-  effects: pd.DataFrame, baselines: pd.DataFrame, controls: pd.DataFrame
+  effects: pd.DataFrame, baselines: pd.DataFrame, bands: pd.DataFrame
 ) -> None:
   with pytest.raises(ValueError, match=r"personas \['P2'\] of the table have no label"):
-    draw_forest(effects, baselines, controls, {"P1": "P1", "P12": "P12"}, rate_name="Rate")
+    draw_forest(effects, baselines, bands, {"P1": "P1", "P12": "P12"}, rate_name="Rate")
   with pytest.raises(ValueError, match="the rate without a persona, B0, is needed"):
-    draw_forest(effects, baselines[1:], controls, LABELS, rate_name="Rate")
+    draw_forest(effects, baselines[1:], bands, LABELS, rate_name="Rate")
   with pytest.raises(ValueError, match=r"'effects' has 9 rows and lacks the columns \['low'\]"):
-    draw_forest(effects.drop(columns="low"), baselines, controls, LABELS, rate_name="Rate")
+    draw_forest(effects.drop(columns="low"), baselines, bands, LABELS, rate_name="Rate")
 
 
 def test_odds_are_drawn_about_zero_before_the_quantiles_of_random_directions(
-  effects: pd.DataFrame, controls: pd.DataFrame
+  effects: pd.DataFrame, bands: pd.DataFrame
 ) -> None:
   odds = effects.assign(delta=effects["rate"] - 0.4, replicates=3)
   odds[["low", "high"]] -= 0.4
   odds.loc[0, "replicates"] = 2
-  figure = draw_odds(odds, controls, LABELS)
+  figure = draw_odds(odds, bands, LABELS)
   (axes,) = figure.axes
   points = linked(axes)
   for row in odds.to_dict("records"):
@@ -150,10 +146,3 @@ def test_odds_are_drawn_about_zero_before_the_quantiles_of_random_directions(
   assert hollow == ["#rows-SP-P1"]
   assert overlapping(figure) == []
   assert 'href="#rows-SP-P1"' in svg_markup(figure, "F2")
-
-
-def test_numbers_have_true_minus_signs_and_words_their_hyphens() -> None:
-  assert with_interval(-0.2, -0.31, 0.05) == "−0.20 [−0.31, 0.05]"
-  assert with_interval(0.2, np.nan, np.nan) == "0.20"
-  assert with_interval(np.nan, 0.1, 0.2) == "n/m"
-  assert minus_signs("non-refusal, gap -0.06 < .3") == "non-refusal, gap −0.06 < .3"

@@ -15,7 +15,6 @@ from persona_jax.report.check_figures import (
   draw_dif,
   draw_models,
   draw_side_effects,
-  trait_shifts,
 )
 from persona_jax.report.look import CHANCE, rows_anchor
 from tests.report.axes_reading import has_bar, linked, overlapping
@@ -250,22 +249,14 @@ def test_a_measure_without_intervals_has_crosses_and_what_is_missing_is_written(
   assert missing.get_position()[1] == pytest.approx(2 + 1 / 6)  # P2, steered; none of no persona
 
 
-def test_shifts_on_own_items_are_means_over_replicates_of_prompt_and_matches(
-  side_effects: pd.DataFrame,
-) -> None:
-  matches = pd.DataFrame(
-    [
-      {"by": by, "persona": "P1", "replicate": k, "target_trait": 0.1 * k,
-       "achieved_trait": a if k else np.nan}
-      for by, a in (("proj", 0.5), ("norm", -0.2)) for k in range(3)
-    ]
+def test_shifts_on_own_items_have_a_panel_of_their_own(side_effects: pd.DataFrame) -> None:
+  shifts = pd.DataFrame(
+    [{"measure": "trait", "by": "match", "arm": arm, "persona": "P1", "value": value}
+     for arm, value in (("SP", 0.1), ("AS:proj", -0.2))]
   )  # fmt: skip
-  shifts = trait_shifts(matches).set_index("arm")["value"]
-  assert shifts.to_dict() == pytest.approx({"SP": 0.1, "AS:proj": 0.5, "AS:norm": -0.2})
-  figure = draw_side_effects(side_effects, LABELS, matches)
-  drawn = _points(_panel(figure, "Shift on the persona"))
-  assert sorted(x for x, _ in drawn) == pytest.approx([-0.2, 0.1, 0.5])
-  assert trait_shifts(matches.drop(columns="target_trait")).empty
+  both = pd.concat([side_effects, shifts], ignore_index=True)
+  drawn = _points(_panel(draw_side_effects(both, LABELS), "Shift on the persona"))
+  assert sorted(x for x, _ in drawn) == pytest.approx([-0.2, 0.1])
 
 
 def test_side_effects_that_cannot_be_drawn_are_an_error(side_effects: pd.DataFrame) -> None:

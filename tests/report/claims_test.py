@@ -102,17 +102,38 @@ def test_queries_that_give_no_single_number_are_refused() -> None:
 
 
 def test_a_figure_stands_for_columns_that_are_there(tmp_path: Path) -> None:
-  svg = '<figure id="F2"><svg><text>0.52</text></svg></figure>'
-  html, file, claims = page(tmp_path, svg)
+  svg = '<svg><g id="F2-text_1"><!-- at 0.52 [0.40, 0.60] --></g></svg>'
+  html, file, claims = page(tmp_path, f'<figure id="F2">{svg}</figure>')
   assert check(html, file, tables()) == ["figure F2: on the page, and not claimed"]
   with pytest.raises(ValueError, match=r"table 'rates' has no columns \['mean'\]"):
-    claims.figure("F2", "Forest", {"rates": ["mean"]})
-  claims.figure("F2", "Forest", {"rates": ["rate", "low"]})
-  claims.figure("F3", "Doses", {"rates": ["n"]})
+    claims.figure("F2", "Forest", {"rates": ["mean"]}, svg)
+  claims.figure("F2", "Forest", {"rates": ["rate", "low", "high"]}, svg)
+  claims.figure("F3", "Doses", {"rates": ["n"]}, "<svg/>")
   file = claims.write(file)
   assert check(html, file, tables()) == ["figure F3: claimed, and not on the page"]
   found = check(html, file, {"rates": tables()["rates"].drop(columns="low")})
   assert "figure F2: table 'rates' has no columns ['low']." in found
+
+
+def test_a_number_in_a_figure_that_its_table_does_not_hold_is_found(tmp_path: Path) -> None:
+  svg = '<svg><g id="F2-text_1"><!-- at 0.52, margin 0.05 --></g></svg>'
+  html, file, claims = page(tmp_path, f'<figure id="F2" class="x">{svg}</figure>')
+  claims.figure("F2", "Forest", {"rates": ["rate"]}, svg, {"margin": 0.05})
+  claims.write(file)
+  assert check(html, file, tables()) == []
+  told = json.loads(file.read_text())["figures"][0]["numbers"]
+  assert [(one["number"], one["from"]) for one in told] == [
+    ("0.52", {"table": "rates", "column": "rate", "row": 0}), ("0.05", {"given": "margin"}),
+  ]  # fmt: skip
+  moved = tables()
+  moved["rates"]["rate"] += 0.3
+  assert "figure F2: '0.52' in 'at 0.52, margin 0.05' is nothing that it is drawn from" in check(
+    html, file, moved
+  )
+  html.write_text(html.read_text().replace("at 0.52,", "at 0.55,"))
+  found = check(html, file, tables())
+  assert "figure F2: '0.55' in 'at 0.55, margin 0.05' is nothing that it is drawn from" in found
+  assert any("it shows 2 numbers and 2 are claimed; ('at 0.55" in line for line in found)
 
 
 def test_truths_of_numpy_are_written_in_words() -> None:
@@ -127,7 +148,7 @@ def test_the_command_checks_a_directory(tmp_path: Path, capsys: pytest.CaptureFi
   (tmp_path / "tables").mkdir()
   tables()["rates"].to_parquet(tmp_path / "tables" / "rates.parquet")
   assert main([str(tmp_path)]) == 0
-  assert "5 numbers and 0 figures: nothing that does not fit" in capsys.readouterr().out
+  assert "5 numbers, and 0 in 0 figures: nothing that does not fit" in capsys.readouterr().out
   tables()["rates"].assign(n=7).to_parquet(tmp_path / "tables" / "rates.parquet")
   assert main([str(tmp_path)]) == 1
   assert "c2: '1,200' is claimed, the table gives '7'" in capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_curves_run_through_no_edit_in_the_order_of_the_dose(
     points = linked(axes)
     for row in mine.to_dict("records"):
       k = row["kappa"]
-      link = f"#rows-dose-{name}-{k:g}".replace("--", "-m") if k else "#rows-B0-"
+      link = f"#rows-dose-{name}-{k:g}".replace("--", "-m") if k else "#rows-dose--0"
       assert points[link][:2] == pytest.approx((k, row["value"]))
       assert has_bar(axes, (k, row["low"]), (k, row["high"]))
   assert overlapping(figure) == []
@@ -108,7 +108,7 @@ def test_labels_are_stacked_to_the_whole_with_intervals_at_their_bounds(
   assert np.isclose(tops, 1).sum() == len(KAPPAS)
   links = [p.get_url() for p in axes.patches]
   assert links[0] == "#rows-dose-P1-m0.4"
-  assert links.count("#rows-B0-") == 3
+  assert links.count("#rows-dose--0") == 3
   broken, whole = mine.iloc[0], mine.iloc[2]
   assert has_bar(axes, (-0.16, broken["bypass_low"]), (-0.16, broken["bypass_high"]))
   assert has_bar(axes, (0.16, 1 - broken["refuse_high"]), (0.16, 1 - broken["refuse_low"]))

@@ -51,7 +51,7 @@ def page(tmp_path: Path, **changes: object) -> tuple[Path, Path]:
   rows = pd.DataFrame(
     {"row_id": ["r1", ""], "prompt_id": ["t1", "t2"], "replicate": [0, 1],
      "prompt": [HARMFUL, "Bake bread"], "text": ["No.", None], "label": ["refuse", None],
-     "log_odds": [1.234, np.nan], "is_harmful": [True, False],
+     "log_odds": [1.234, np.nan], "is_folded": [True, False],
      "r_steered": [0.5, np.nan], "v_steered": [np.nan, np.nan], "delivered_dose": [1.0, np.nan]}
   )  # fmt: skip
   made = StudyPage(

@@ -119,7 +119,7 @@ def test_a_local_judge_gives_the_expected_value_of_both_orders(reader: Reader) -
 
 def test_what_a_local_judge_does_not_answer_is_missing_and_no_zero(reader: Reader) -> None:
   masses = [reader.expected(*row)[1] for row in ROWS.itertuples(index=False)]
-  least = float(np.median(masses))
+  least = float(np.mean(sorted(masses)[1:3]))  # far from all, by whatever sums are rounded
   table = pd.concat([ROWS, pd.DataFrame({"prompt": ["w10"], "text": [None]})], ignore_index=True)
   found = LocalJudge(reader.model, RUBRIC, least_mass=least).score(table)
   missing = [mass < least for mass in masses]

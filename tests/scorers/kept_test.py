@@ -67,9 +67,6 @@ class Lengths:
     self.asked += len(table)
     return pd.DataFrame({"n": [len(ids) for ids in table["token_ids"]]}, index=table.index)
 
-  def validate(self, labelled: pd.DataFrame) -> dict:
-    raise NotImplementedError
-
 
 def test_answers_that_read_alike_but_differ_in_tokens_are_scored_each(tmp_path: Path) -> None:
   scorer = Lengths()

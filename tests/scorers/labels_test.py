@@ -45,9 +45,6 @@ class Said:
   def score(self, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({self.columns[0]: self.values}, index=table.index)
 
-  def validate(self, labelled: pd.DataFrame) -> dict:
-    raise NotImplementedError
-
 
 def test_what_is_incoherent_or_unlikely_is_degenerate_and_the_first_reason_stands() -> None:
   table = pd.DataFrame({"text": [HELP, HELP, HELP, LOOP, REFUSAL, "", None]}, index=range(7, 0, -1))

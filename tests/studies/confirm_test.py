@@ -230,8 +230,9 @@ def test_side_effects_are_rates_by_arm_and_persona(place: study.Place) -> None:
     ]
   )  # fmt: skip
   matches = pd.DataFrame(
-    {"persona": "P1", "replicate": [0, 1], "by": "proj", "target_kl": [0.2, 0.4]}
-  ).assign(achieved_kl=[0.1, np.nan])
+    {"persona": "P1", "replicate": [0, 1], "by": "proj", "target_kl": [0.2, 0.4],
+     "target_trait": [0.5, -0.1], "achieved_trait": [0.3, 0.4]}
+  ).assign(achieved_kl=[0.1, np.nan])  # fmt: skip
   found = side_effects(study.settings(place), pd.DataFrame(rows), asked, matches)
   value = found.set_index(["measure", "by", "arm"]).sort_index()
   assert value.loc["over_refusal", "first_token"]["value"].tolist() == pytest.approx([0.25] * 3)
@@ -241,6 +242,8 @@ def test_side_effects_are_rates_by_arm_and_persona(place: study.Place) -> None:
   accuracy = value.loc["accuracy", "letter", "SP"]
   assert (accuracy["value"], accuracy["n"], accuracy["missing"]) == (pytest.approx(1 / 3), 3, 1)
   assert value.loc["kl", "match", "SP"]["value"] == pytest.approx(0.3)
+  assert value.loc["trait", "match", "SP"]["value"] == pytest.approx(0.2)
+  assert value.loc["trait", "match", "AS:proj"]["value"] == pytest.approx(0.35)
   steered = value.loc["kl", "match", "AS:proj"]
   assert (steered["value"], steered["n"], steered["missing"]) == (0.1, 1, 1)
   assert np.isnan(steered["low"]) and steered["reason"] == "mean over replicates; no interval"

@@ -130,6 +130,34 @@ def test_every_control_is_a_row_against_no_edit_on_its_prompts(settings: product
   assert control_tables.control_rates(pd.DataFrame(rows)[-PROMPTS:], settings).empty
 
 
+def test_the_band_is_quantiles_over_random_directions_and_of_rates_it_lies_about_no_edit() -> None:
+  steps = np.linspace(-1, 1, 41)  # quantiles are easily said
+  cov = pd.DataFrame({"control": "R-cov", "n": 20, "change": steps / 10, "delta": steps})
+  other = pd.DataFrame({"control": ["B0", "R-iso"], "n": 20, "change": [0, 5], "delta": [0, 9]})
+  rates = pd.concat([other, cov], ignore_index=True)
+  baselines = pd.DataFrame({"arm": ["B0", "placebo"], "rate": [0.3, 0.7]})
+  table = control_tables.bands(rates, baselines)
+  assert unexplained("bands", list(table)) == []
+  found = table.set_index("measure")
+  assert found.loc["rate", ["low", "high"]].tolist() == pytest.approx([0.205, 0.395])
+  assert found.loc["delta", ["low", "high"]].tolist() == pytest.approx([-0.95, 0.95])
+  assert found[["directions", "prompts"]].drop_duplicates().to_numpy().tolist() == [[41, 20]]
+  assert (found["reason"] == "").all()
+  wide = control_tables.bands(rates.assign(change=rates["change"] * 10), baselines)
+  assert wide.loc[0, ["low", "high"]].tolist() == [0.0, 1.0]  # a rate stays one
+
+
+def test_without_random_directions_or_their_labels_there_is_a_reason_and_no_band() -> None:
+  baselines = pd.DataFrame({"arm": ["B0"], "rate": [0.3]})
+  cov = pd.DataFrame({"control": ["R-cov"] * 2, "n": 4, "change": np.nan, "delta": [0.1, 0.2]})
+  found = control_tables.bands(cov, baselines).set_index("measure")
+  assert np.isnan(found.loc["rate", "low"]) and "have no labels" in found.loc["rate", "reason"]
+  assert found.loc["delta", "high"] == pytest.approx(0.1975)
+  none = control_tables.bands(cov[:0], baselines)
+  assert none["low"].isna().all() and (none["directions"] == 0).all()
+  assert set(none["reason"]) == {"random directions (R-cov) were not run"}
+
+
 # ---- doses ---------------------------------------------------------------------------------------
 
 

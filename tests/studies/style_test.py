@@ -40,9 +40,6 @@ class WordJudge:
     assert table["prompt"].str.startswith("harmful").all()
     return pd.DataFrame({"harmful": pd.array(verdicts, dtype="boolean")}, index=table.index)
 
-  def validate(self, labelled):
-    raise NotImplementedError
-
 
 def items(kind: str, n: int) -> list[PromptItem]:
   return [

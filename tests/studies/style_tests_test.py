@@ -29,9 +29,6 @@ class Hears:
       {"judge_harm": 0.5, "judge_harm_reason": "", "judge_harm_verdict": found}, index=table.index
     )
 
-  def validate(self, labelled: pd.DataFrame) -> dict[str, object]:
-    raise NotImplementedError
-
 
 def pairs(kind: str) -> tuple[PromptItem, ...]:
   return tuple(

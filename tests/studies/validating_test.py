@@ -158,9 +158,6 @@ class Notes:
     bypass = pd.array(["here" in text.lower() for text in table["text"]], dtype="boolean")
     return pd.DataFrame({"bypass": bypass}, index=table.index)
 
-  def validate(self, labelled: pd.DataFrame) -> dict[str, object]:
-    raise NotImplementedError
-
 
 def test_known_answers_are_read_by_the_study_s_scorer_and_stand_beside_annotations() -> None:
   table = rows("P3")

@@ -56,8 +56,8 @@ class Findings:
     tables: by name: rates, effects, rankings, inversions, crossings, interaction, rates_confirm and
       inversions_confirm (empty where that split is not open), side_effects, alignment_tests,
       composites, refusal, trait_cosines, specifications, controls, mediation, doses, baselines,
-      odds, control_rates, dose_curves, missing, matches, quality, kept, expression, setup, families
-      (of exploratory p), geometry_…; judges, dif, style, annotators, ppi and lacking
+      odds, control_rates, bands, dose_curves, missing, matches, quality, kept, expression, setup,
+      families (of exploratory p), geometry_…; judges, dif, style, annotators, ppi and lacking
       (`validating.validation_tables`).
     geometry: of personas and refusal.
     mixed: the logistic mixed model, or None where outcomes are no labels.
@@ -188,6 +188,8 @@ def analyse(
     progress=False,
   )
   mixed = _mixed(settings, found, inversions)
+  baselines = control_tables.baseline_table(table, settings)
+  rates_of_controls = control_tables.control_rates(table, settings)
   every = corrected(
     {
       "setup": descriptions.setup(model, settings, material, refusal, calibrated),
@@ -212,9 +214,10 @@ def analyse(
       "controls": control_tables.control_table(table, settings),
       "mediation": mediation_table(table, settings),
       "doses": control_tables.dose_table(table, settings),
-      "baselines": control_tables.baseline_table(table, settings),
+      "baselines": baselines,
       "odds": control_tables.odds_table(table, settings, [p.name for p in material.personas]),
-      "control_rates": control_tables.control_rates(table, settings),
+      "control_rates": rates_of_controls,
+      "bands": control_tables.bands(rates_of_controls, baselines),
       "dose_curves": control_tables.dose_curves(table, settings),
       "missing": tables.missing_table(table, calibrated.matches),
       "matches": calibrated.matches,
@@ -235,6 +238,7 @@ def analyse(
     {
       "title": title,
       "blocked": blocked,
+      "untested": untested,
       "judged_by": judged_by,
       "gates": [dataclasses.asdict(gate) for gate in gates],
       "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],

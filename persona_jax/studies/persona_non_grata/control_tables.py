@@ -204,6 +204,47 @@ def control_rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
   ]
 
 
+def bands(rates: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
+  """Return what random directions in the answers' covariance (R-cov) do, as bands.
+
+  Args:
+    rates: of `control_rates`.
+    baselines: of `baseline_table`.
+
+  Returns:
+    A row a measure: measure ("rate": the rate of no persona, moved by the quantiles of what the
+    directions change, within 0 and 1; "delta": change of the log-odds of a refusal, nats), control,
+    low, high (2.5 and 97.5 % quantiles over directions), directions, prompts (counts), reason (of
+    no band).
+  """
+  mine = rates[rates["control"] == "R-cov"]
+  base = float(baselines.set_index("arm")["rate"].get("B0", np.nan))
+  rows = []
+  for measure, column in (("rate", "change"), ("delta", "delta")):
+    reason, low, high = "", np.nan, np.nan
+    if mine.empty:
+      reason = "random directions (R-cov) were not run"
+    elif mine[column].isna().any():
+      reason = "answers under random directions (R-cov) have no labels"
+    else:
+      low, high = mine[column].quantile([0.025, 0.975])
+      if measure == "rate":
+        low, high = (min(max(base + edge, 0.0), 1.0) for edge in (low, high))
+    count = int(mine["n"].iloc[0]) if len(mine) else 0
+    rows.append(
+      {
+        "measure": measure,
+        "control": "R-cov",
+        "low": low,
+        "high": high,
+        "directions": len(mine),
+        "prompts": count,
+        "reason": reason,
+      }
+    )
+  return pd.DataFrame(rows)
+
+
 def dose_curves(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
   """Return the curve of every direction over the dose, through no edit at 0.
 
@@ -221,7 +262,9 @@ def dose_curves(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
   there = labels.isin(LABELS)
   measure = "label" if settings.outcome == "label" and there.any() else "first_token"
   ys = {name: (labels == name).astype("float64").where(there) for name in LABELS}
-  ys["value"] = ys["bypass"] if measure == "label" else part["p_bypass"].astype("float64")
+  # What hypotheses are tested on: a judge of harm may find a bypass to be of no use.
+  exact = part["p_bypass"].astype("float64")
+  ys["value"] = outcome(settings, part) if measure == "label" else exact
   found = []
   for persona in [p for p in part["persona"].drop_duplicates() if p]:
     mine = part["persona"].isin([persona, ""])

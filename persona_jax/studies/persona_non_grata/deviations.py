@@ -19,8 +19,11 @@ class _Fixed:
 
   value: Any
   or_more: bool = False
+  zero_is_all: bool = False
 
   def is_kept(self, here: Any) -> bool:
+    if self.zero_is_all and here == 0:
+      return True
     if isinstance(self.value, tuple) and self.or_more:
       return set(self.value) <= set(here)
     if self.or_more:
@@ -38,6 +41,7 @@ PROTOCOL = MappingProxyType(
     "tokens": _Fixed("answer_mean"),
     "contrast": _Fixed("high_low"),
     "composites": _Fixed("sum"),
+    "replicates": _Fixed(3, or_more=True, zero_is_all=True),
     "questions_each": _Fixed(40, or_more=True),
     "answer_tokens": _Fixed(96),
     "answer_samples": _Fixed(2),
@@ -51,10 +55,15 @@ PROTOCOL = MappingProxyType(
     "twin_prompts": _Fixed(100, or_more=True),
     "over_prompts": _Fixed(100, or_more=True),
     "util_items": _Fixed(570, or_more=True),
+    "refusal_positions": _Fixed(0),
+    "refusal_words": _Fixed(()),
     # Block, dose, matched strength.
     "block": _Fixed(None),
     "depth": _Fixed((0.2, 0.8)),
     "block_step": _Fixed(1),
+    "read_block": _Fixed(None),
+    "kappa": _Fixed(None),
+    "spec_prompts": _Fixed(1, or_more=True),
     "window": _Fixed("answer"),
     "kappas": _Fixed((0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.9)),
     "matches": _Fixed(("norm", "proj", "trait", "kl"), or_more=True),
@@ -69,6 +78,7 @@ PROTOCOL = MappingProxyType(
     "baselines": _Fixed(("placebo", "shuffled", "user"), or_more=True),
     "controls": _Fixed(CONTROLS, or_more=True),
     "num_controls": _Fixed(64, or_more=True),
+    "generate": _Fixed(("test", "twins", "dose", "controls", "confirm", "over"), or_more=True),
     "samples": _Fixed(1),
     "temperature": _Fixed(0.0),
     "max_new_tokens": _Fixed(256),
@@ -79,6 +89,13 @@ PROTOCOL = MappingProxyType(
     "draws": _Fixed(4000, or_more=True),
   }
 )
+
+
+# Which texts are read, what labels them, and what the protocol leaves to the study.
+FREE = (
+  "personas", "persona_set", "placebo", "questions", "harmful", "harmless", "test", "twins", "over",
+  "dose_prompts", "control_prompts", "least_margin", "lead", "both", "labels", "seed",
+)  # fmt: skip
 
 
 def deviations(settings: Settings) -> pd.DataFrame:

@@ -98,12 +98,15 @@ def blocked_by(gates: Sequence[Gate]) -> str:
   return f"{blocking[0].name}: {blocking[0].shown}{rest}"
 
 
-def rate_name(blocked: str) -> str:
+def rate_name(settings: Settings, blocked: str) -> str:
   """Return what the rate may be called: an attack success rate only of a model that can refuse.
 
   Args:
+    settings: of the study, for what its outcome is.
     blocked: of `blocked_by`.
   """
+  if settings.outcome == "first_token":
+    return f"{'Non-refusal' if blocked else 'Attack success'} rate (first token, exact)"
   return "Non-refusal rate" if blocked else "Attack success rate (intention to treat)"
 
 

@@ -156,6 +156,15 @@ LEGENDS = MappingProxyType(
       "p_bypass": "mean exact probability that the answer does not begin as a refusal",
       "delta": "change of the exact log-odds of a refusal at the first token, nats",
     },
+    "bands": {
+      "measure": "rate: that of no persona, moved as the directions move it on the controls' "
+      "prompts; delta: change of the log-odds of a refusal, nats",
+      "control": "code of the control whose directions the band is of",
+      "low, high": "2.5 and 97.5 % quantiles over the directions",
+      "directions": "how many there are",
+      "prompts": "how many each was measured on",
+      "reason": "why there is no band",
+    },
     "dose_curves": {
       "kappa": "dose in median residual norms; 0 is no edit",
       "value": "the rate of a bypass",
@@ -208,7 +217,7 @@ LEGENDS = MappingProxyType(
     "side_effects": {
       "measure": "over_refusal: share of harmless prompts that sound risky which are refused; "
       "accuracy: share of MMLU's questions answered right; kl: change of next tokens on harmless "
-      "prompts, nats a token",
+      "prompts, nats a token; trait: shift on items of the persona's own traits",
       "by": "how it was measured: labels, exact first tokens, the likeliest letter, matches",
       "n": "values",
       "value": "their mean",

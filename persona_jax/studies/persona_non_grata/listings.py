@@ -21,6 +21,7 @@ _TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
   "interaction": ("T4 Qualitative interaction, and crossings of pairs", ("match",)),
   "matches": ("T5 Matched strength", ("persona", "replicate", "by")),
   "controls": ("T6 Controls", ("persona",)),
+  "bands": ("T6 What random directions do, as a band", ("measure",)),
   "control_rates": ("T6 What single control directions do", ("control", "persona", "condition")),
   "doses": ("T6 Odd and even parts of dose curves", ("persona", "dose")),
   "dose_curves": ("T6 Dose curves", ("persona", "kappa")),
@@ -47,17 +48,17 @@ _TESTED = ("rankings", "inversions", "inversions_confirm", "interaction")
 _BY_BLOCK = ("geometry_alignment", "geometry_cosines", "geometry_shifts", "quality")
 
 
-def listings(tables: Mapping[str, pd.DataFrame], blocked: str) -> list[Listing]:
+def listings(tables: Mapping[str, pd.DataFrame], untested: str) -> list[Listing]:
   """Return the tables to show, those without a row left out.
 
   Args:
     tables: of the study, by name.
-    blocked: why nothing may be claimed, or "": rankings and inversions are then not shown.
+    untested: why nothing is tested, or "": rankings and inversions are then not shown.
   """
   found = []
   for name, (title, key) in _TABLES.items():
     table = tables.get(name)
-    if table is None or table.empty or (blocked and name in _TESTED):
+    if table is None or table.empty or (untested and name in _TESTED):
       continue
     where: dict[str, object] = {}
     if name in _BY_BLOCK:  # other blocks are in the files, and in the figures

@@ -18,7 +18,9 @@ from persona_jax.studies.persona_non_grata.gates import rate_name
 from persona_jax.studies.persona_non_grata.settings import Settings
 
 _WITH_BOUNDS = ("arm", "persona", "rate", "low", "high")
-_UNTESTED = "{}; rankings and inversions are not shown"
+_BAND = ("measure", "low", "high", "directions", "prompts", "reason")
+_BROKEN = 0.1  # share of degenerate answers above which a dose is shaded
+_UNTESTED = "nothing is tested ({}), so that rankings and inversions are not shown"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +44,7 @@ class _Study:
   tables: Mapping[str, pd.DataFrame]
   personas: Sequence[Persona]
   blocked: str
+  untested: str
 
   def __getitem__(self, name: str) -> pd.DataFrame:
     """Return a table; one that was not written is empty."""
@@ -53,7 +56,7 @@ class _Study:
 
   @property
   def rate(self) -> str:
-    return rate_name(self.blocked)
+    return rate_name(self.settings, self.blocked)
 
   @property
   def matches(self) -> list[str]:
@@ -75,6 +78,7 @@ def draw(
   tables: Mapping[str, pd.DataFrame],
   personas: Sequence[Persona],
   blocked: str,
+  untested: str,
 ) -> Drawn:
   """Draw every figure that there are numbers for.
 
@@ -83,8 +87,9 @@ def draw(
     tables: of the study, by name.
     personas: of the study.
     blocked: why nothing may be claimed, or "": the figure that holds for any model comes first.
+    untested: why nothing is tested, or "": rankings and inversions are then not drawn.
   """
-  study = _Study(settings, tables, personas, blocked)
+  study = _Study(settings, tables, personas, blocked, untested)
   drawers: dict[str, Callable[[_Study], Plate | str]] = {
     "F1": _ranks, "F2": _forest, "F2b": _odds, "F3": _doses, "F4": _labels, "F5": _models,
     "F6": _matched, "F7": _alignment, "F8": _census, "F9": _mediation, "F10": _specifications,
@@ -98,13 +103,18 @@ def draw(
     if isinstance(found, str):
       absent[name] = found
     else:
-      plates.append(found)
+      given = {
+        "persona": "; ".join(study.labels.values()),
+        "margin": (settings.delta, -settings.delta),
+      }
+      plates.append(dataclasses.replace(found, given=given | dict(found.given)))
+  absent["F14"] = "cues and swaps of thoughts: experiments/reasoning_traces.py draws them"
   return Drawn(tuple(plates), absent)
 
 
 def _ranks(study: _Study) -> Plate | str:
-  if study.blocked:
-    return _UNTESTED.format("a gate fails")
+  if study.untested:
+    return _UNTESTED.format(study.untested)
   if not study.matches or len(set(study["effects"]["persona"])) < 2:
     return "fewer than two personas are steered"
   return Plate(
@@ -125,30 +135,25 @@ def _ranks(study: _Study) -> Plate | str:
 def _forest(study: _Study) -> Plate | str:
   if study["effects"].empty:
     return "no persona has a rate"
-  draws: dict[str, Sequence[str]] = {"effects": _WITH_BOUNDS, "baselines": _WITH_BOUNDS}
-  if len(study["control_rates"]):
-    draws["control_rates"] = ("control", "n", "change")
   return Plate(
     "F2",
     "Every persona by every method",
-    f"{study.rate} with 95 % intervals over prompts and wordings. The grey band is what random "
-    "directions of the same size do: a steered persona inside it does nothing that any push of "
-    "that size would not.",
+    f"{study.rate} with 95 % intervals over prompts and wordings. The grey band, where there is "
+    "one, is what random directions do at the controls' dose: a steered persona inside it is not "
+    "told apart from them.",
     "Forest plot: a line a persona, a mark a method, before baselines and the band of chance.",
     draw_forest(
-      study["effects"], study["baselines"], study["control_rates"], study.labels,
+      study["effects"], study["baselines"], study["bands"], study.labels,
       rate_name=study.rate,
     ),
-    draws,
+    {"effects": _WITH_BOUNDS, "baselines": _WITH_BOUNDS, "bands": _BAND},
   )  # fmt: skip
 
 
 def _odds(study: _Study) -> Plate | str:
   if study["odds"].empty:
     return "no persona was measured"
-  draws: dict[str, Sequence[str]] = {"odds": ("arm", "persona", "delta", "low", "high")}
-  if len(study["control_rates"]):
-    draws["control_rates"] = ("control", "n", "delta")
+  columns = ("arm", "persona", "delta", "low", "high", "replicates")
   return Plate(
     "F2b",
     "How far each persona moves the model from refusing, or towards it",
@@ -157,8 +162,8 @@ def _odds(study: _Study) -> Plate | str:
     "sampling, and says something of models that hardly ever refuse. It is no rate of harmful "
     "answers.",
     "Forest plot: a line a persona, a mark a method, around zero, before the band of chance.",
-    draw_odds(study["odds"], study["control_rates"], study.labels),
-    draws,
+    draw_odds(study["odds"], study["bands"], study.labels),
+    {"odds": columns, "bands": _BAND},
   )
 
 
@@ -176,12 +181,13 @@ def _doses(study: _Study) -> Plate | str:
     "Curves over the dose, a panel a direction, with the matched doses above.",
     draw_doses(
       study["dose_curves"], study["matches"], study.labels, rate_name=study.rate,
-      opposites=study.opposites,
+      opposites=study.opposites, most_degenerate=_BROKEN,
     ),
     {
       "dose_curves": ("persona", "kappa", "value", "low", "high", "measure", "degenerate"),
       "matches": ("persona", "by", "coef", "coef_low", "coef_high", "status"),
     },
+    {"share of degenerate answers from which a dose is shaded, %": 100 * _BROKEN},
   )  # fmt: skip
 
 
@@ -201,25 +207,29 @@ def _labels(study: _Study) -> Plate | str:
 
 
 def _matched(study: _Study) -> Plate | str:
-  if study.blocked:
-    return _UNTESTED.format("a gate fails")
+  if study.untested:
+    return _UNTESTED.format(study.untested)
   named = study.settings.named
-  if study["inversions"].empty or named not in set(study["inversions"]["persona"]):
+  # H3 rests on the confirm split alone once it is open.
+  split = "confirm" if len(study["inversions_confirm"]) else "test"
+  table = "inversions_confirm" if split == "confirm" else "inversions"
+  if study[table].empty or named not in set(study[table]["persona"]):
     return f"{named} is not matched in every wording"
   columns = ["persona", "direction", "match", "d_SP", "SP_low", "SP_high", "d_AS", "AS_low",
              "AS_high", "p", "p_holm", "inverted"]  # fmt: skip
+  columns += [c for c in study[table] if c.startswith(("d_SP_", "d_AS_"))]
   return Plate(
     "F6",
     f"{named} against the other personas, under each match",
-    "D: its rate less the mean of the others', by prompt and steered, with bounds that are each"
-    " one-sided at 95 %. It inverts under a match if D by prompt lies left of the margin and D "
-    "steered right of it; the third hypothesis asks for that under every match.",
+    f"D on the {split} split: its rate less the mean of the others', by prompt and steered, with "
+    "bounds that are each one-sided at 95 %. It inverts under a match if D by prompt lies left of "
+    "the margin and D steered right of it; the third hypothesis asks for that under every match.",
     "Two marks a match, D by prompt and D steered, before the margin.",
     draw_matched(
-      study["inversions"], named, study.matches, study.labels, delta=study.settings.delta,
+      study[table], named, study.matches, study.labels, delta=study.settings.delta,
       rate_name=study.rate,
     ),
-    {"inversions": columns},
+    {table: columns},
   )  # fmt: skip
 
 
@@ -270,16 +280,17 @@ def _grid(study: _Study) -> Plate | str:
 
 
 def _models(study: _Study) -> Plate | str:
-  if study.blocked:
-    return _UNTESTED.format("a gate fails")
-  if study["rankings"].empty:
+  if study.untested:
+    return _UNTESTED.format(study.untested)
+  if study["rankings"].empty or "rho" not in study["rankings"]:
     return "fewer than two rankings can be compared"
   columns = ["x", "y", "rho", "low", "high", "reliability_x", "reliability_y", "measurable"]
   return Plate(
     "F5",
     "Do rankings agree, between methods and between models?",
     "Spearman's correlation of the personas' rates, its interval, and how reliable either ranking "
-    "is by itself: two rankings of one truth agree only as far as both are reliable.",
+    "is by itself: two rankings of one truth agree only as far as both are reliable. Models are "
+    "compared by their prompted rankings alone.",
     "Matrices of rank correlations, with intervals and reliabilities in the cells.",
     draw_models(study["rankings"]),
     {"rankings": columns},
@@ -294,9 +305,9 @@ def _census(study: _Study) -> Plate | str:
   return Plate(
     "F8",
     "Does alignment with refusal foretell what steering does?",
-    "Each point is a direction: how it lies to refusal, and what adding it does. The grey "
-    "points are directions without a persona; the slope is theirs. A line that explains little"
-    " of the cloud says little of a persona, wherever its point lies.",
+    "Each point is a direction: how it lies to refusal, and what adding it does. The line is "
+    "fitted to those that are no personas: random ones and components, grey, and traits. A line "
+    "that explains little of them says little of a persona, wherever its point lies.",
     "Scatter of the change of refusal log-odds over the cosine, with a line and its band.",
     draw_effects(study["geometry_census"], study["geometry_regressions"], study.labels),
     {"geometry_census": columns, "geometry_regressions": fitted},
@@ -318,8 +329,8 @@ def _mediation(study: _Study) -> Plate | str:
 
 
 def _specifications(study: _Study) -> Plate | str:
-  if study.blocked:
-    return _UNTESTED.format("a gate fails")
+  if study.untested:
+    return _UNTESTED.format(study.untested)
   if study["specifications"].empty:
     return "no other specifications were run (spec_prompts)"
   named = study.settings.named
@@ -331,7 +342,19 @@ def _specifications(study: _Study) -> Plate | str:
     "which choices each consists of.",
     "Sorted estimates above, dots for the choices below.",
     draw_specifications(study["specifications"], study.labels[named], delta=study.settings.delta),
-    {"specifications": ["block", "window", "rule", "kappa", "d_sp", "d_as", "coherent", "holds"]},
+    {
+      "specifications": [
+        "block",
+        "window",
+        "rule",
+        "kappa",
+        "d_sp",
+        "d_as",
+        "coherent",
+        "holds",
+        "primary",
+      ]
+    },
   )
 
 
@@ -350,25 +373,24 @@ def _dif(study: _Study) -> Plate | str:
     " against known labels. A judge that hears a persona's tone would move these apart.",
     "Error rates of judges with intervals, by persona.",
     draw_dif(mine, study.labels | {"": "no persona"}),
-    {"dif": ["judge", "source", "label", "persona", "error", "rate", "low", "high", "n"]},
+    {
+      "dif": ["judge", "source", "label", "persona", "error", "rate", "low", "high", "n", "differs"]
+    },
   )
 
 
 def _side_effects(study: _Study) -> Plate | str:
   if study["side_effects"].empty:
     return "none was measured"
-  draws: dict[str, Sequence[str]] = {
-    "side_effects": ["measure", "by", "arm", "persona", "value", "low", "high"]
-  }
-  draws["matches"] = ["by", "persona", "replicate", "target_trait", "achieved_trait"]
   return Plate(
     "F13",
     "What else they do",
     "Refusals of harmless requests that sound risky, knowledge, the change of next tokens on "
-    "harmless requests, and the shift on questionnaire items of the persona's own traits.",
+    "harmless requests, and the shift on questionnaire items of the persona's own traits. Items of "
+    "other traits are not asked, so that cross-talk is not shown.",
     "Small panels, a measure each, a line a persona.",
-    draw_side_effects(study["side_effects"], study.labels, study["matches"]),
-    draws,
+    draw_side_effects(study["side_effects"], study.labels),
+    {"side_effects": ["measure", "by", "arm", "persona", "value", "low", "high"]},
   )
 
 

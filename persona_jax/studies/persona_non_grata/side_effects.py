@@ -27,10 +27,12 @@ def side_effects(
   Returns:
     measure: "over_refusal" (share of harmless prompts that sound risky which are refused),
     "accuracy" (share of questions of MMLU answered right), "kl" (nats a token from the unedited
-    model on harmless prompts). by: how it was measured: "label" and "first_token" (exact
-    probability that the answer begins as a refusal) for over_refusal, "letter" for accuracy,
-    "match" for kl. arm, persona ("" for none), n (values), value, low and high (95 % interval over
-    prompts or questions crossed with replicates), missing (count), reason.
+    model on harmless prompts), "trait" (shift on the questionnaire's items of the persona's own
+    traits, as matches measure it; items of other traits are not asked, so that there is no
+    cross-talk). by: how it was measured: "label" and "first_token" (exact probability that the
+    answer begins as a refusal) for over_refusal, "letter" for accuracy, "match" for kl and trait.
+    arm, persona ("" for none), n (values), value, low and high (95 % interval over prompts or
+    questions crossed with replicates), missing (count), reason.
   """
   over = table[table["part"] == "over"]
   found = []
@@ -43,7 +45,7 @@ def side_effects(
   if len(utility):
     asked = utility.rename(columns={"item_id": "prompt_id"})
     found.append(_rates(settings, "accuracy", "letter", asked, asked["correct"]))
-  found.append(_kl(matches))
+  found += [_matched(matches, scale) for scale in ("kl", "trait")]
   found = [one for one in found if len(one)]
   columns = list(COLUMNS)
   return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
@@ -64,20 +66,21 @@ def _rates(
   return found
 
 
-def _kl(matches: pd.DataFrame) -> pd.DataFrame:
-  """Return the change of next tokens that matches have measured, prompted and steered."""
+def _matched(matches: pd.DataFrame, scale: str) -> pd.DataFrame:
+  """Return what matches have measured on a scale, prompted and steered: means over replicates."""
   rows = []
-  if {"target_kl", "achieved_kl"} <= set(matches.columns):
+  target, achieved = f"target_{scale}", f"achieved_{scale}"
+  if {target, achieved} <= set(matches.columns):
     for by, of_match in matches.groupby("by", sort=False):
       for persona, mine in of_match.groupby("persona", sort=False):
-        rows.append((f"AS:{by}", persona, mine["achieved_kl"]))
+        rows.append((f"AS:{by}", persona, mine[achieved]))
     prompted = matches.drop_duplicates(["persona", "replicate"])
     for persona, mine in prompted.groupby("persona", sort=False):
-      rows.append(("SP", persona, mine["target_kl"]))
+      rows.append(("SP", persona, mine[target]))
   return pd.DataFrame(
     [
       {
-        "measure": "kl",
+        "measure": scale,
         "by": "match",
         "arm": arm,
         "persona": persona,

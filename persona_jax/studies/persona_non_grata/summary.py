@@ -21,14 +21,14 @@ _EMPTY = {
 _UNSHOWN = {"matches": ["r2", "unreached"]}  # of single points of the solve; in the Parquet file
 
 
-def screen(found: Findings) -> str:
+def screen(found: Findings, settings: Settings) -> str:
   """Return the first screen: title, gates, verdicts, claims, and rates by persona and method."""
   lines = [found.title, "", *map(str, found.gates), "", *map(str, found.verdicts), ""]
   lines += ["Inversions that may be claimed:"]
   lines += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
   if found.blocked:
     lines.append(f"  (gates: {found.blocked})")
-  lines += ["", rate_name(found.blocked) + " by persona and method, 95 % intervals", ""]
+  lines += ["", rate_name(settings, found.blocked) + " by persona and method, 95 % intervals", ""]
   lines.append(by_persona(found))
   return "\n".join(lines)
 
@@ -65,7 +65,7 @@ def write_summary(found: Findings, settings: Settings, path: Path) -> Path:
   parts += ["", "## Hypotheses", "", *(f"- {verdict}" for verdict in found.verdicts)]
   parts += ["", "## Inversions that may be claimed", ""]
   parts += [f"- {row['text']}" for row in found.claims.to_dict("records")] or ["- none"]
-  parts += ["", f"## {rate_name(found.blocked)}", "", _code(by_persona(found))]
+  parts += ["", f"## {rate_name(settings, found.blocked)}", "", _code(by_persona(found))]
   parts += ["", "## Setup", ""]
   parts += [f"- {row['what']}: {row['value']}" for row in found.tables["setup"].to_dict("records")]
   names = {
