@@ -32,7 +32,11 @@ from persona_jax.studies.persona_non_grata.geometry import examine
 from persona_jax.studies.persona_non_grata.hypotheses import judge
 from persona_jax.studies.persona_non_grata.judged_rates import with_corrected
 from persona_jax.studies.persona_non_grata.legends import LEGENDS, unexplained
-from persona_jax.studies.persona_non_grata.reporting import read_tables
+from persona_jax.studies.persona_non_grata.reporting import (
+  read_tables,
+  with_prompts,
+  write_sheets,
+)
 from persona_jax.studies.persona_non_grata.style import StyleInvariance
 from persona_jax.studies.persona_non_grata.validating import readings
 from tests.planted import law, study
@@ -816,8 +820,10 @@ def test_sheets_of_annotators_are_blind_and_are_kept(
   assert list(sheet) == ["id", "question", "answer", "label", "note"]
   sheet.loc[0, "label"] = "refuse"
   sheet.to_csv(written.sheets[0], index=False)
-  again = product.report(w1.settings, w1.material, answered, w1.out)
-  assert pd.read_csv(again.sheets[0]).loc[0, "label"] == "refuse"
+  rows = with_prompts(answered, w1.material)
+  again = write_sheets(rows, written.sheets[0].parent, w1.settings.seed)
+  assert again == written.sheets
+  assert pd.read_csv(again[0]).loc[0, "label"] == "refuse"
 
 
 def test_the_page_says_how_settings_differ_from_the_protocol(

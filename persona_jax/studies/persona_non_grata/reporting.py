@@ -85,7 +85,7 @@ def report(settings: Settings, material: Material, table: pd.DataFrame, director
     raise ValueError(f"{path}: {len(wrong)} numbers are not those of their tables: {wrong[:5]}.")
   return Report(
     path, claims, directory / "rows.parquet", directory / "draws.parquet",
-    _sheets(rows, directory / "annotation", settings.seed), len(written),
+    write_sheets(rows, directory / "annotation", settings.seed), len(written),
   )  # fmt: skip
 
 
@@ -255,8 +255,14 @@ def _shown(rows: pd.DataFrame, most: int) -> pd.DataFrame:
   return found.assign(is_folded=~is_plain)
 
 
-def _sheets(rows: pd.DataFrame, directory: Path, seed: int) -> tuple[Path, ...]:
-  """Write sheets for annotators, unless they are there: someone may have filled them in."""
+def write_sheets(rows: pd.DataFrame, directory: Path, seed: int) -> tuple[Path, ...]:
+  """Write sheets for annotators, unless they are there: someone may have filled them in.
+
+  Args:
+    rows: of `with_prompts`; without answers there are no sheets.
+    directory: that they are written into.
+    seed: of which rows are drawn.
+  """
   there = sorted(directory.glob("annotate-[0-9]*.csv"))
   if there or "text" not in rows:
     return tuple(there)
