@@ -31,9 +31,10 @@ def test_equal_effects_are_neither_inverted_nor_unpredictable_and_no_slope_is_fo
 
 
 def test_independent_effects_are_not_inverted_and_intervals_cover() -> None:
-  parts = ("coverage", "H1", "H2", "H3", "H4")
+  # H2 and the family are asked of above; of this scenario `make planted` asks them.
+  parts = ("coverage", "H1", "H3", "H4")
   seen = simulations.rejection_rates("independent", STUDIES, parts=parts, draws=DRAWS, halves=10)
-  holds(seen, "H1", "H2", "H3", "H3 any", "H4", "one-sided D", "family")
+  holds(seen, "H1", "H3", "H3 any", "H4", "one-sided D")
   holds(seen, "cover ASR", "cover D", "cover method", "cover slope")
 
 
