@@ -82,7 +82,10 @@ def main(argv: list[str]) -> None:
     logging.warning("%s", note)
 
   # Read before anything runs: a mistake in a flag must not be found at the end.
-  others = {o: study.prompt_arm(settings, material, Path(o), judges.key) for o in _OTHERS.value}
+  directories = [Path(other) for other in _OTHERS.value]
+  others, left_out = study.prompt_arms(settings, material, directories, judges.key)
+  for name, why in left_out.items():
+    logging.warning("%s %s: it is left out of the comparison of models.", name, why)
   labelled = annotations = None
   if _LABELLED.value is not None:
     labelled = study.read_labelled(settings, _LABELLED.value, with_prompts=judges.read_prompts)
@@ -144,6 +147,7 @@ def main(argv: list[str]) -> None:
       judged.table,
       workdir,
       others=others,
+      left_out=left_out,
       labelled=labelled,
       annotations=annotations,
       scorer=judged.labels or study.labeller(model, settings, refusal.ids),

@@ -35,6 +35,7 @@ from persona_jax.report.look import (
 
 _WIDTH = 10.5
 _ITSELF = "this model"
+_LEAST_WIDE = 3  # columns that a matrix has room for, so that one cell alone does not fill it
 _MARKERS = "osD^vP"
 # (measure, how it was measured) → title of the panel
 MEASURES = {
@@ -70,7 +71,7 @@ def draw_models(rankings: pd.DataFrame) -> Figure:
   figure = Figure(figsize=(_WIDTH, 1.1 + sum(heights)), layout="constrained")
   grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
   for axes, (title, cells) in zip(grid, panels.items(), strict=True):
-    _matrix(axes, cells, most=max(columns for _, columns in sizes))
+    _matrix(axes, cells, most=max(_LEAST_WIDE, *(columns for _, columns in sizes)))
     axes.set_title(title, fontsize=TEXT, loc="left", pad=8)
   note(
     figure,

@@ -104,8 +104,8 @@ def draw_effects(
     "slope. Bars: 95 % over prompts."
   )
   said += (
-    " Opposite poles share one direction, and of personas that do one is measured; "
-    f"{_OPPOSITE} before a name: its direction is subtracted."
+    " Opposite poles share one direction: of such personas one is named, and measured with either "
+    f"sign; {_OPPOSITE} before a name: its direction is subtracted."
     if len(people)
     else " No persona is among them: none has a direction that may be tested."
   )

@@ -247,7 +247,10 @@ def test_h3_rests_on_the_confirm_split_alone_once_it_is_open(w1: Study, folder: 
   swapped = test["persona"].replace({"P11": "P12", "P12": "P11"})
   confirm = test.assign(part="confirm", persona=swapped)
   both = dataclasses.replace(w1, table=pd.concat([w1.table, confirm], ignore_index=True))
-  found = both.analysed(w1.settings, folder / "confirm")
+  left_out = {"runs/other": "fails its gates (G1)"}
+  found = both.analysed(w1.settings, folder / "confirm", left_out=left_out)
+  setup = found.tables["setup"].set_index("what")["value"]
+  assert setup["other models left out"] == "runs/other: fails its gates (G1)"
   assert [v.split for v in found.verdicts] == ["test", "test", "confirm", "test"]
   h3, before = found.verdicts[2], w1.found.verdicts[2]
   assert (before.status, h3.status) == ("supported", "not supported")

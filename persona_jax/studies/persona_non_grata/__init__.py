@@ -8,12 +8,13 @@ method, not replication: layers, coefficients, judge and prompts of that paper a
     generate   every arm on the same prompts                                     DIR/grids
     judge      the answers read again, by judges that may change                 DIR/judgements
     analyse    gates, tables, the four hypotheses                                DIR/tables
+    report     a page that shows them, and where each of its numbers is from     DIR/report.html
 
 Each stage reads what the ones before it have written, so it can be run by itself; what is there is
 kept.
 """
 
-from persona_jax.studies.persona_non_grata.analysis import Findings, analyse, prompt_arm
+from persona_jax.studies.persona_non_grata.analysis import Findings, analyse
 from persona_jax.studies.persona_non_grata.calibrating import (
   Calibrated,
   calibrate,
@@ -26,6 +27,7 @@ from persona_jax.studies.persona_non_grata.extraction import Extracted, extract
 from persona_jax.studies.persona_non_grata.generation import generate, labeller, parts_of
 from persona_jax.studies.persona_non_grata.judging import Judged, Judges, judge
 from persona_jax.studies.persona_non_grata.material import Material, load_material, start
+from persona_jax.studies.persona_non_grata.other_models import prompt_arms
 from persona_jax.studies.persona_non_grata.progress import STAGES, require
 from persona_jax.studies.persona_non_grata.refusal import Refusal, find_refusal
 from persona_jax.studies.persona_non_grata.reporting import Report, report
@@ -38,6 +40,6 @@ __all__ = [
   "STAGES", "Calibrated", "Extracted", "Findings", "Judged", "Judges", "Material", "Refusal",
   "Report", "Settings", "analyse", "ask_items", "calibrate", "describe", "extract", "find_block",
   "find_refusal", "generate", "is_confirm_open", "judge", "labeller", "load_material",
-  "open_confirm", "parts_of", "prompt_arm", "read_annotated", "read_labelled", "report", "require",
+  "open_confirm", "parts_of", "prompt_arms", "read_annotated", "read_labelled", "report", "require",
   "residual_norms", "screen", "stages", "start", "unmeasured", "write_summary",
 ]  # fmt: skip

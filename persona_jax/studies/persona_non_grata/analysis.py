@@ -1,9 +1,9 @@
 """Stage "analyse": gates, tables, hypotheses, and what may be claimed."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -97,6 +97,7 @@ def analyse(
   directory: Path,
   *,
   others: Mapping[str, Outcomes] | None = None,
+  left_out: Mapping[str, str] = MappingProxyType({}),
   labelled: pd.DataFrame | None = None,
   annotations: pd.DataFrame | None = None,
   scorer: Scorer | None = None,
@@ -109,7 +110,8 @@ def analyse(
   Args:
     table: of `generation.generate`.
     others: prompt arms of other models over the same personas and prompts, for H1 and H2
-      (`prompt_arm`).
+      (`other_models.prompt_arms`).
+    left_out: studies of other models that nothing may rest on → why; said in the setup.
     labelled: answers whose labels are known (`validating.read_labelled`), for gate G5 and T8.
     annotations: people's labels of rows of this study (`validating.read_annotated`): for gate G5,
       T8, and rates that are corrected for the judge's errors.
@@ -192,7 +194,7 @@ def analyse(
   rates_of_controls = control_tables.control_rates(table, settings)
   every = corrected(
     {
-      "setup": descriptions.setup(model, settings, material, refusal, calibrated),
+      "setup": descriptions.setup(model, settings, material, refusal, calibrated, left_out),
       "rates": with_corrected(tables.rates(table), table, people),
       "effects": tables.effects(found, settings),
       "rankings": _not_tested(tables.rankings(found, others or {}), untested, measurable=False),
@@ -309,44 +311,6 @@ def _elicited_traits(material: Material, extracted: Extracted) -> list[str]:
     return material.traits
   by_name = extracted.kept.set_index("contrast")["elicited"]
   return [trait for trait in material.traits if by_name[f"{trait}+"]]
-
-
-def prompt_arm(
-  settings: Settings, material: Material, directory: Path, judged_by: str = ""
-) -> Outcomes:
-  """Return the prompt arm of another model's run, for comparison.
-
-  Args:
-    settings, material: of this study.
-    directory: of the other, analysed.
-    judged_by: `Judges.key` of this study.
-
-  Raises:
-    FileNotFoundError: the directory holds no analysed run.
-    ValueError: it is over other prompts or personas, measures another outcome, fails a gate, or
-      lacks a persona.
-  """
-  if not (directory / "tables" / "verdicts.json").exists():
-    raise FileNotFoundError(f"{directory} holds no analysed study; run its stages first.")
-  personas = [p.name for p in material.personas]
-  there = json.loads((directory / "config.json").read_text())
-  hashes = material.hashes()
-  differing = [name for name in ("personas", "test") if there["inputs"].get(name) != hashes[name]]
-  for name in ("outcome", "labels", "samples", "temperature", "max_new_tokens"):
-    if there["settings"].get(name) != getattr(settings, name):
-      differing.append(name)
-  verdicts = json.loads((directory / "tables" / "verdicts.json").read_text())
-  if settings.outcome == "label" and verdicts.get("judged_by", "") != judged_by:
-    differing.append("judges")
-  if differing:
-    raise ValueError(f"{directory} differs in {differing}; its ranking cannot be compared.")
-  if verdicts["blocked"]:
-    raise ValueError(f"{directory} fails its gates ({verdicts['blocked']}); nothing rests on it.")
-  table = pd.read_parquet(directory / "tables" / "outcomes.parquet")
-  lacking = sorted(set(personas) - set(table["persona"]))
-  if lacking:
-    raise ValueError(f"{directory} has no outcomes of {lacking} (not elicited there).")
-  return Outcomes.of(table, "y", arms=["SP"], personas=list(personas))
 
 
 def _expression(

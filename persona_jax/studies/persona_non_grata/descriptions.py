@@ -1,5 +1,7 @@
 """Tables that describe a study and its directions, and test nothing."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -61,9 +63,14 @@ def refusal_table(refusal: Refusal) -> pd.DataFrame:
 
 
 def setup(
-  model: Model, settings: Settings, material: Material, refusal: Refusal, calibrated: Calibrated
+  model: Model,
+  settings: Settings,
+  material: Material,
+  refusal: Refusal,
+  calibrated: Calibrated,
+  left_out: Mapping[str, str],
 ) -> pd.DataFrame:
-  """Return T1: what was run with what."""
+  """Return T1: what was run with what; and which studies of other models are left out, and why."""
   lines = {
     "model": f"{model.identity.name} {model.identity.sha256[:12]} ({model.identity.quantisation})",
     "dtype": f"{model.dtype}, residual stream {model.resid_dtype}",
@@ -90,6 +97,8 @@ def setup(
     "outcome": settings.outcome,
     "margin": f"{settings.delta}",
   }
+  if left_out:
+    lines["other models left out"] = "; ".join(f"{name}: {why}" for name, why in left_out.items())
   return pd.DataFrame({"what": list(lines), "value": list(lines.values())})
 
 
