@@ -165,6 +165,10 @@ def cosine_table(
           (f"{r.concept!r} has no vector here", not r_norm > 0),
           ("a reliability is unknown or not above 0", not both_R[i] > 0),
           (f"{r.concept!r} has no class gap here", not gap > 0),
+          (
+            "no interval: what is drawn again cancels but for rounding",
+            not np.isnan(cos_R[i]) and mine[i] is not None and np.isnan(rows["low"][i]),
+          ),
         )
         if holds
       )

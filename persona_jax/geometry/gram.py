@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 _Floats = NDArray[np.float64]
+_ROUNDING = 1e-12  # of squared lengths, float32 rows
 
 
 class Resampled(abc.ABC):
@@ -249,15 +250,25 @@ def _drawn(number_N: NDArray[np.intp], draws: int, rng: np.random.Generator) -> 
   return rng.multinomial(count, np.full(count, 1 / count), draws)[:, number_N].astype(float)
 
 
+def _square(weight_BN: _Floats, gram_NN: _Floats) -> _Floats:
+  """Return squared lengths of weighted sums of rows, [B]; 0 of what is left of rows that cancel.
+
+  Rows are float32: sums of equal ones, with weights of sum 0, leave rounding and no direction.
+  """
+  square_B: _Floats = ((weight_BN @ gram_NN) * weight_BN).sum(axis=1)
+  largest_B = (np.abs(weight_BN) @ np.sqrt(np.diagonal(gram_NN))) ** 2
+  return np.where(square_B > _ROUNDING * largest_B, square_B, 0.0)
+
+
 def _size(weight_BN: _Floats, gram_NN: _Floats) -> _Floats:
   """Return the lengths of weighted sums of rows, [B]; NaN of a zero sum."""
-  square_B = ((weight_BN @ gram_NN) * weight_BN).sum(axis=1)
+  square_B = _square(weight_BN, gram_NN)
   return np.sqrt(np.where(square_B > 0, square_B, np.nan))
 
 
 def cosines(x_ND: _Floats, r_D: _Floats, weight_BN: _Floats) -> _Floats:
   """Return the cosines of weighted sums of rows with one vector, [B]; NaN of a zero sum."""
-  square_B = ((weight_BN @ (x_ND @ x_ND.T)) * weight_BN).sum(axis=1)
+  square_B = _square(weight_BN, x_ND @ x_ND.T)
   return _ratio(weight_BN @ (x_ND @ r_D), square_B, np.full(len(weight_BN), r_D @ r_D))
 
 
@@ -265,8 +276,9 @@ def cosines_of_both(
   x_ND: _Floats, weight_BN: _Floats, y_MD: _Floats, weight_BM: _Floats
 ) -> _Floats:
   """Return the cosines of weighted sums of rows with weighted sums of others, draw by draw, [B]."""
-  square_B = ((weight_BN @ (x_ND @ x_ND.T)) * weight_BN).sum(axis=1)
-  other_B = ((weight_BM @ (y_MD @ y_MD.T)) * weight_BM).sum(axis=1)
+  square_B, other_B = (
+    _square(weight_BX, z_XD @ z_XD.T) for weight_BX, z_XD in ((weight_BN, x_ND), (weight_BM, y_MD))
+  )
   return _ratio(((weight_BN @ (x_ND @ y_MD.T)) * weight_BM).sum(axis=1), square_B, other_B)
 
 

@@ -351,3 +351,15 @@ def test_shifting_both_moves_the_cosines_and_shifting_one_mends_a_slip() -> None
   slipped = shift_table([shifted(R, -1)], R, moved="v")
   np.testing.assert_allclose(slipped["cos_plus_1"][1:], 1, atol=1e-6)
   assert (slipped["cos_0"][:2].abs() < 0.99).all()
+
+
+def test_samples_that_cancel_but_for_rounding_give_no_interval_and_the_reason() -> None:
+  same = np.random.default_rng(5).normal(size=(1, 1, D)).astype(np.float32) * 100
+  noise = np.random.default_rng(6).normal(size=(2, 20, 1, D)) * 1e-6  # the last bit of float32
+  r_pairs = TwoSamples(*(same + noise).astype(np.float32))
+  z = np.random.default_rng(7).normal(size=(N, 1, D)) + 1.0
+  v, r = direction(z.mean(axis=0)[None], "v"), direction(r_pairs.mean(0)[None, None], "refusal")
+  table = cosine_table([v], r, pairs={"v": PairDifferences(z)}, r_pairs=r_pairs, draws=200)
+  assert np.isfinite(table["cos"][0])
+  assert np.isnan(table[["low", "high"]].to_numpy()).all()
+  assert "no interval: what is drawn again cancels but for rounding" in table["reason"][0]
