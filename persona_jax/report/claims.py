@@ -31,6 +31,7 @@ from persona_jax.report.figure_numbers import Sources, Written, written
 from persona_jax.scorers.base import is_missing
 
 NOT_MEASURABLE = "n/m"
+IN_FIGURE = "inside figure"  # how `check` begins on a number that a figure's tables do not hold
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])|(?<![\w.])\.\d+")
 # Of these, and of what is marked `data-plain`, no number is a claim.
 _PLAIN = ("script", "style", "title", "code", "pre", "svg")
@@ -291,7 +292,7 @@ def _misdrawn(drawn: _Drawn, tables: Mapping[str, pd.DataFrame], markup: str) ->
   sources = Sources(tables, drawn.tables, drawn.given)
   now = [_of_figure(one, sources) for one in written(markup)]
   found = [
-    f"figure {drawn.id}: {one['number']!r} in {one['text']!r} is nothing that it is drawn from"
+    f"{IN_FIGURE} {drawn.id}: {one['number']!r} in {one['text']!r} is nothing that it is drawn from"
     for one in now
     if one["from"] is None
   ]

@@ -25,6 +25,7 @@ _NUMBER = re.compile(
 _TICKS = re.compile(r"(?:^|-)[xy]tick_\d+$")
 # The level of intervals, which captions and legends name: 95 %, and 90 % of two one-sided bounds.
 _LEVELS = {"level of an interval": (95.0, 90.0)}
+_FEW_MASKS = 40  # sets of rows, of which three are taken together
 _MOST_VALUES = 80  # of a column that rows are counted by
 
 
@@ -141,16 +142,18 @@ class Sources:
     return None
 
   def _counted(self) -> dict[int, dict[str, Any]]:
-    """Return {number of rows: which rows}, of rows that have one value, or two."""
+    """Return {number of rows: which rows}, of rows that have, or have not, up to three values."""
     if self._counts is None:
       self._counts = {}
       for table, frame in self._frames.items():
         masks = sorted(_masks(frame), key=lambda one: str(one[1]).startswith("not "))
         self._counts.setdefault(len(frame), {"table": table, "rows where": {}})
-        for k in (1, 2):
+        for k in range(1, 1 + (3 if len(masks) <= _FEW_MASKS else 2)):
           for some in itertools.combinations(masks, k):
             count = int(np.logical_and.reduce([mask for _, _, mask in some]).sum())
-            where = {column: value for column, value, _ in some}
+            where: dict[str, list[Any]] = {}
+            for column, value, _ in some:
+              where.setdefault(column, []).append(value)
             self._counts.setdefault(count, {"table": table, "rows where": where})
     return self._counts
 

@@ -127,12 +127,15 @@ def test_a_number_in_a_figure_that_its_table_does_not_hold_is_found(tmp_path: Pa
   ]  # fmt: skip
   moved = tables()
   moved["rates"]["rate"] += 0.3
-  assert "figure F2: '0.52' in 'at 0.52, margin 0.05' is nothing that it is drawn from" in check(
-    html, file, moved
+  assert (
+    "inside figure F2: '0.52' in 'at 0.52, margin 0.05' is nothing that it is drawn from"
+    in check(html, file, moved)
   )
   html.write_text(html.read_text().replace("at 0.52,", "at 0.55,"))
   found = check(html, file, tables())
-  assert "figure F2: '0.55' in 'at 0.55, margin 0.05' is nothing that it is drawn from" in found
+  assert (
+    "inside figure F2: '0.55' in 'at 0.55, margin 0.05' is nothing that it is drawn from" in found
+  )
   assert any("it shows 2 numbers and 2 are claimed; ('at 0.55" in line for line in found)
 
 

@@ -45,7 +45,12 @@ def test_a_cell_is_found_as_it_is_rounded_and_signed() -> None:
 def test_texts_counts_and_constants_are_found_and_nothing_else() -> None:
   assert _found("0.06") == [{"table": "rates", "column": "why", "row": 1}]
   assert _found("3") == [{"table": "rates", "rows where": {}}]
-  assert _found("2") == [{"table": "rates", "rows where": {"arm": "AS"}}]
+  assert _found("2") == [{"table": "rates", "rows where": {"arm": ["AS"]}}]
+  kinds = pd.DataFrame({"kind": ["a"] * 4 + ["b"] * 3 + ["c"] * 9 + ["d"] * 2, "y": 0.5})
+  (seven,) = numbers("a cloud of 7")
+  assert Sources({"points": kinds}, {"points": ("kind",)}, {}).find(seven) == {
+    "table": "points", "rows where": {"kind": ["not c", "not d"]}
+  }  # fmt: skip
   assert _found("95 %") == [{"given": "level of an interval"}]
   assert _found("±0.05 of 4.5", margin=0.05, name="model 4.5") == [
     {"given": "margin"}, {"given": "name"}]  # fmt: skip
