@@ -25,7 +25,7 @@ _NUMBER = re.compile(
 _TICKS = re.compile(r"(?:^|-)[xy]tick_\d+$")
 # The level of intervals, which captions and legends name: 95 %, and 90 % of two one-sided bounds.
 _LEVELS = {"level of an interval": (95.0, 90.0)}
-_FEW_MASKS = 40  # sets of rows, of which three are taken together
+_FEW_VALUES = 8  # of a column, for which three sets of rows are taken together
 _MOST_VALUES = 80  # of a column that rows are counted by
 
 
@@ -148,8 +148,9 @@ class Sources:
       for table, frame in self._frames.items():
         masks = sorted(_masks(frame), key=lambda one: str(one[1]).startswith("not "))
         self._counts.setdefault(len(frame), {"table": table, "rows where": {}})
-        for k in range(1, 1 + (3 if len(masks) <= _FEW_MASKS else 2)):
-          for some in itertools.combinations(masks, k):
+        few = [one for one in masks if frame[one[0]].nunique() <= _FEW_VALUES]
+        for k, sets in ((1, masks), (2, masks), (3, few)):
+          for some in itertools.combinations(sets, k):
             count = int(np.logical_and.reduce([mask for _, _, mask in some]).sum())
             where: dict[str, list[Any]] = {}
             for column, value, _ in some:
