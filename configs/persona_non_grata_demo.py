@@ -29,6 +29,7 @@ def get_config(model: str = "smollm2-135m-instruct") -> ml_collections.ConfigDic
   # Directions are read at the last token of prompts: no answers are generated and rated for them.
   config.source = "prompts"
   config.refusal_positions = 1
+  config.block_step = 4
   config.questions_each = 2
   config.placebo = ""
 

@@ -28,7 +28,7 @@ from persona_jax.engine.capture import Capture
 from persona_jax.engine.encode import encode_rows
 from persona_jax.engine.forward import forward
 from persona_jax.engine.model import Model
-from persona_jax.engine.next_tokens import next_logits
+from persona_jax.engine.next_tokens import next_logits_and_reads
 from persona_jax.geometry.cosines import means
 from persona_jax.geometry.gradients import (
   LAST,
@@ -161,21 +161,14 @@ def finite_differences(
   cells = [None, *edits]
   chats = prompts * len(cells)
   rows = encode_rows(model, chats, [cell for cell in cells for _ in prompts])
-  odds_M = np.concatenate(
-    [
-      log_odds(next_logits(model, rows[first : first + _LOGIT_ROWS]), ids)
-      for first in range(0, len(rows), _LOGIT_ROWS)
-    ]
-  )
-  reads = model.capture(chats, capture, edits=[cell for cell in cells for _ in prompts])
-  odds_C = odds_M.reshape(len(cells), -1).mean(axis=1)
-  mean_CJ = np.stack(
-    [
-      reads[r.site, j][:, 0].reshape(len(cells), -1).mean(axis=1, dtype=np.float64)
-      for j in at_zero.read
-    ],
-    axis=1,
-  )
+  odds, reads = [], []
+  for first in range(0, len(rows), _LOGIT_ROWS):
+    logits_NV, seen = next_logits_and_reads(model, rows[first : first + _LOGIT_ROWS], capture)
+    odds.append(log_odds(logits_NV, ids))
+    reads.append(np.stack([seen[r.site, j][:, 0] for j in at_zero.read], axis=1))
+  odds_C = np.concatenate(odds).reshape(len(cells), -1).mean(axis=1)
+  read_MJ = np.concatenate(reads).astype(np.float64)
+  mean_CJ = read_MJ.reshape(len(cells), len(prompts), -1).mean(axis=1)
   table = []
   for c, (coef, edit) in enumerate(zip(coefs, edits, strict=True), start=1):
     assert edit.factor_LX is not None
