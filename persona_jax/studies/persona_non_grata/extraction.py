@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from persona_jax.studies.persona_non_grata.settings import Settings
 LEAST_RELIABILITY = 0.5  # below which geometry is not tested on a direction
 
 _METHOD = "diff_means"
+_PAIRS_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,24 +146,44 @@ def pair_differences(
   table = None
   if settings.source == "answers":
     table = pd.read_parquet(directory / "directions" / "answers.parquet")
+  pairs = {
+    name: prompt_pairs(contrasts[name], material.questions, settings.persona_in)
+    if table is None
+    else answer_pairs(table, name, settings.context, settings.persona_in)
+    for name in names
+  }
   found = {}
-  for name in names:
-    if table is None:
-      pairs = prompt_pairs(contrasts[name], material.questions, settings.persona_in)
-    else:
-      pairs = answer_pairs(table, name, settings.context, settings.persona_in)
-    sides = [
-      model.capture(chats, capture_at("resid_post", tokens))
-      for chats in (pairs.positive, pairs.negative)
-    ]
-    z_NLD = np.stack([sides[0]["resid_post", b] - sides[1]["resid_post", b] for b in blocks], 1)
-    # A direction is the mean of its replicates, which may have kept different numbers of pairs.
-    count = collections.Counter(pairs.replicate)
-    weight_N = np.asarray([len(pairs.replicate) / count[k] for k in pairs.replicate]) / len(count)
-    z_NLD *= weight_N[:, None, None].astype(z_NLD.dtype)
-    questions = list(zip(pairs.replicate, pairs.question, strict=True))
-    found[name] = PairDifferences(z_NLD, questions)
+  for some in _together(pairs):
+    chats = [chat for name in some for chat in (*pairs[name].positive, *pairs[name].negative)]
+    reads = model.capture(chats, capture_at("resid_post", tokens))
+    first = 0
+    for name in some:
+      own = pairs[name]
+      n = len(own.replicate)
+      positive, negative = slice(first, first + n), slice(first + n, first + 2 * n)
+      first += 2 * n
+      at = [reads["resid_post", b] for b in blocks]
+      z_NLD = np.stack([x_ND[positive] - x_ND[negative] for x_ND in at], 1)
+      # A direction is the mean of its replicates, which may have kept different numbers of pairs.
+      count = collections.Counter(own.replicate)
+      weight_N = np.asarray([n / count[k] for k in own.replicate]) / len(count)
+      z_NLD *= weight_N[:, None, None].astype(z_NLD.dtype)
+      found[name] = PairDifferences(z_NLD, list(zip(own.replicate, own.question, strict=True)))
   return found
+
+
+def _together(pairs: Mapping[str, Pairs]) -> Iterator[list[str]]:
+  """Yield the names of contrasts that are read in one call: one, or several of few pairs."""
+  some: list[str] = []
+  count = 0
+  for name, own in pairs.items():
+    if some and count + len(own.replicate) > _PAIRS_AT_ONCE:
+      yield some
+      some, count = [], 0
+    some.append(name)
+    count += len(own.replicate)
+  if some:
+    yield some
 
 
 def _sources(persona: Persona, found: Mapping[str, Direction], rule: str) -> tuple[str, ...]:
