@@ -1,6 +1,6 @@
 """One planted world after another, through the product; `python -m tests.planted.seeds` counts.
 
-  python -m tests.planted.seeds [--worlds 20] [--nulls 100]
+  python -m tests.planted.seeds [--worlds 20] [--nulls 100] [--jobs N]
 
 W1 with noise: is P12 found, and is anything claimed that is not so? N0 and N1 with noise: how often
 is an inversion confirmed? Slopes: how often does the interval hold the slope of the population? And
@@ -8,11 +8,17 @@ is a random direction as specific as any other?
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
+import functools
 import json
+import multiprocessing
+import os
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -256,11 +262,28 @@ def build_is_right(label: str, directory: Path, **build: float) -> bool:
   )
 
 
+def _one(made: Mapping[str, Any], name: str, place: Path, seed: int) -> Found:
+  return one(name, place, seed, **made)
+
+
+def _slope(place: Path, seed: int) -> bool:
+  return slope_is_held("W1", place, seed, noise=0.5)
+
+
+def _prediction(place: Path, seed: int) -> Prediction:
+  return prediction(place, seed, noise=0.5)
+
+
+def _specificity(name: str, place: Path, seed: int) -> float:
+  return specificity_p(name, place, seed, noise=0.5)
+
+
 def main() -> None:
   """Runs all worlds and prints one line of counts."""
   parser = argparse.ArgumentParser(description="Counts what the study finds in planted worlds.")
   parser.add_argument("--worlds", type=int, default=20)
   parser.add_argument("--nulls", type=int, default=100)
+  parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="worlds at once")
   options = parser.parse_args()
   begun = time.monotonic()
   lines, failed = [], []
@@ -273,18 +296,28 @@ def main() -> None:
     if not holds:
       failed.append(what)
 
-  with tempfile.TemporaryDirectory() as folder:
+  # A process each: JAX is not to be forked, and of such small models a world takes one core.
+  spawn = multiprocessing.get_context("spawn")
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    concurrent.futures.ProcessPoolExecutor(options.jobs, spawn) as pool,
+  ):
     root = Path(folder)
+
+    def worlds(name: str, what: str, seeds: Sequence[int], **made: float) -> list[Found]:
+      places = [root / f"{what}-{seed}" for seed in seeds]
+      return list(pool.map(functools.partial(_one, made), [name] * len(places), places, seeds))
+
     builds: dict[str, dict[str, float]] = {"grouped queries": {"kv_heads": 2}, "MLP": {"mlp": 1.0}}
-    right = sum(build_is_right(k, root / k, **build) for k, build in builds.items())
+    sampled = pool.submit(cells_in_band, root / "sampled")  # the longest of all
+    made = [pool.submit(build_is_right, k, root / k, **build) for k, build in builds.items()]
+    right = sum(future.result() for future in made)
     check("builds with every cell right:", right, len(builds), right == len(builds))
     n = options.worlds
     # With noise 1.5 three wordings differ too much for more than some worlds to be found: as many
     # as by labels drawn from the law's own probabilities, two or less apart.
     for noise, needed in ((0.5, 0.95), (1.5, 0.2)):
-      found = [
-        one("W1", root / f"w1-{noise}-{seed}", seed, prompts=200, noise=noise) for seed in range(n)
-      ]
+      found = worlds("W1", f"w1-{noise}", range(n), prompts=200, noise=noise)
       hits = sum(world.is_named_found for world in found)
       lawful = sum(world.found_by_law for world in found)
       holds = hits >= needed * n and abs(hits - lawful) <= 2
@@ -293,24 +326,27 @@ def main() -> None:
       check(f"something confirmed in W1, noise {noise}:", some, n, some >= needed * n)
       free = sum(world.is_free_of_false for world in found)
       check(f"no false inversion in W1, noise {noise}:", free, n, free >= 0.95 * n)
-    held = sum(slope_is_held("W1", root / f"slope-{seed}", seed, noise=0.5) for seed in range(n))
+    places = [root / f"slope-{seed}" for seed in range(n)]
+    held = sum(pool.map(_slope, places, range(n)))
     check("slope in its interval:", held, n, held >= 0.9 * n)
-    foretold = [prediction(root / f"poles-{seed}", seed, noise=0.5) for seed in range(n)]
+    places = [root / f"poles-{seed}" for seed in range(n)]
+    foretold = list(pool.map(_prediction, places, range(n)))
     near = sum(line.is_right for line in foretold)
     check("P12's effect there, and predicted from poles:", near, n, near >= 0.9 * n)
-    inside, cells = cells_in_band(root / "sampled")
+    inside, cells = sampled.result()
     check("sampled cells in their band:", inside, cells, inside == cells == 72)
     # As many prompts as the null worlds have: with these something is found where it is there.
-    power = [one("W1", root / f"power-{seed}", seed, prompts=60, noise=0.5) for seed in range(n)]
+    power = worlds("W1", "power", range(n), prompts=60, noise=0.5)
     some = sum(bool(world.confirmed) for world in power)
     check("something confirmed in W1, 60 prompts:", some, n, some >= 0.9 * n)
     p_W: list[float] = []
     for k, name in enumerate(("N0", "N1")):
       seeds = range(k * options.nulls, (k + 1) * options.nulls)
-      found = [one(name, root / f"{name}-{seed}", seed, prompts=60, noise=0.5) for seed in seeds]
+      found = worlds(name, name, seeds, prompts=60, noise=0.5)
       false = sum(not world.is_free_of_false for world in found)
       check(f"false inversions in {name}:", false, options.nulls, false <= 0.11 * options.nulls)
-      p_W += [specificity_p(name, root / f"{name}-p-{seed}", seed, noise=0.5) for seed in seeds]
+      places = [root / f"{name}-p-{seed}" for seed in seeds]
+      p_W += pool.map(_specificity, [name] * len(places), places, seeds)
     most = int(scipy.stats.binom.ppf(0.999, len(p_W), ALPHA))
     low = sum(p <= ALPHA for p in p_W)
     check(f"specificity p <= .05 in N0 and N1 (at most {most}):", low, len(p_W), low <= most)
