@@ -142,7 +142,8 @@ aot: fetch $(AOT_STAMP)
 planted: fetch
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m pytest -q tests/planted tests/stats
 	OPENBLAS_NUM_THREADS=1 $(RUN) -m tests.stats.simulations
-	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(RUN) -m tests.planted.seeds $(ARGS)
+	OPENBLAS_NUM_THREADS=1 JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" \
+	  $(RUN) -m tests.planted.seeds $(ARGS)
 
 bench-kernels: $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python benchmarks/kernels.py $(ARGS)
