@@ -1,6 +1,6 @@
 """What the figures of the core study have in common: how arms and numbers look, axes, links, SVG.
 
-Colours are Okabe and Ito's, and arms differ in markers too; grey is chance. Points carry links to
+Colours are Okabe and Ito's and a violet, and arms differ in markers too; grey is chance. Points carry links to
 the rows that they are made of: `rows_anchor` names the place on the page, and matplotlib's
 `set_url("#" + …)` makes the link, which `svg_markup` keeps.
 """
@@ -40,7 +40,7 @@ _LOOKS = {
   "B0": ArmLook("no persona", "#000000", "v"),
   "placebo": ArmLook("placebo message", "#56B4E9", "^"),
   "shuffled": ArmLook("persona text, words shuffled", "#999933", "<"),
-  "user": ArmLook("persona text in the user turn", "#CC79A7", ">"),
+  "user": ArmLook("persona text in the user turn", "#7A4FBF", ">"),
   "SP": ArmLook("system prompt", "#0072B2", "o"),
 }
 _STEERED = {"norm": ("#E69F00", "D"), "proj": ("#D55E00", "s"), "trait": ("#009E73", "P"),
