@@ -1,8 +1,8 @@
 """What the figures of the core study have in common: how arms and numbers look, axes, links, SVG.
 
-Colours are Okabe and Ito's and a violet, and arms differ in markers too; grey is chance. Points carry links to
-the rows that they are made of: `rows_anchor` names the place on the page, and matplotlib's
-`set_url("#" + …)` makes the link, which `svg_markup` keeps.
+Colours are Okabe and Ito's and a violet, and arms differ in markers too; grey is chance. Points
+carry links to the rows that they are made of: `rows_anchor` names the place on the page, and
+matplotlib's `set_url("#" + …)` makes the link, which `svg_markup` keeps.
 """
 
 from __future__ import annotations
